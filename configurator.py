@@ -1,0 +1,322 @@
+"""Configuration: one flat, frozen, typed dataclass per command; files of overrides; --key=value.
+
+    python train.py config/palindrome.py config/mine.py --batch_size=32 --show
+
+Every positional argument is a Python file, run from left to right in an empty namespace; the
+public names that it leaves behind, if they are plain data, override the defaults. A file may build
+on another by an ordinary `from config.palindrome import *`. The command line always has the last
+word, wherever it stands. Config files are programs and are executed: run only those you trust.
+
+A mistake of the user's is a `UserError`: one line on stderr and exit code 2, raised before
+anything is written. `run(main)` at the bottom of every command turns it into that.
+"""
+
+import dataclasses
+import difflib
+import inspect
+import json
+import math
+import os
+import runpy
+import sys
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Literal, NoReturn
+
+ROOT = Path(__file__).resolve().parent
+PLAIN = (bool, int, float, str, type(None))  # what a config value may be
+
+
+class UserError(Exception):
+    """Something that the user can put right; its text is one line and names the fix."""
+
+
+class ConfigError(UserError):
+    """A bad value, raised by `__post_init__`; `load` adds where the value came from."""
+
+    def __init__(self, key: str, rule: str, value: Any):
+        super().__init__(f"{key} must be {rule}, got {value!r}")
+        self.key = key
+
+
+def require(cfg: Any, key: str, ok: bool, rule: str) -> None:
+    """Raise ConfigError(`key` must be `rule`, got its value) unless `ok`."""
+    if not ok:
+        raise ConfigError(key, rule, getattr(cfg, key))
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that `train.py` can be told. Saved in each checkpoint as plain data."""
+
+    # corpus
+    dataset: str = "palindrome"  # folder of the corpus, below data_dir
+    data_dir: str = "data"  # where prepared corpora live
+    prepare: str = ""  # command that makes the corpus; run when its folder is missing
+    block_size: int = 32  # positions per row
+    # the run
+    out_dir: str = "out"  # checkpoints, config.json and log.jsonl go here
+    init_from: str = "scratch"  # scratch | resume | auto | a checkpoint, folder or hub id
+    seed: int = 1337  # every draw derives from it: init, data order, noise, dropout
+    device: str = "auto"  # auto | cpu | cuda | cuda:N | mps
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on GPUs with it
+    compile: Literal["auto", "true", "false"] = "auto"  # per block; auto: on CUDA only
+    threads: int = 0  # CPU threads of torch; 0 leaves torch's own choice
+    demo: str = ""  # command run on the finished checkpoint, which is added as --ckpt=
+    # the objective
+    objective: str = "sedd"  # a name listed in build.py
+    graph: Literal["uniform", "absorb"] = "absorb"  # where noise takes a token: any token, or MASK
+    noise: Literal["loglinear", "geometric"] = "loglinear"  # total noise sigma(t)
+    sigma_min: float = 1e-4  # geometric noise at t = 0
+    sigma_max: float = 20.0  # geometric noise at t = 1
+    scale_by_sigma: bool = True  # absorb: subtract log(e^sigma - 1) + log n
+    normalize: bool = False  # absorb: scores from a softmax (RADD): a cross-entropy loss
+    # the network
+    n_layer: int = 12  # transformer blocks
+    n_head: int = 12  # attention heads
+    n_embd: int = 768  # width
+    time_input: bool = True  # condition every block on the noise level (adaLN)
+    cond_dim: int = 128  # width of the time embedding
+    positions: Literal["rotary", "learned", "both"] = "rotary"  # how a block knows where it is
+    dropout: float = 0.0  # on both residual branches; slow on CPU
+    # optimisation
+    max_iters: int = 20000  # optimiser steps
+    batch_size: int = 64  # rows per micro-batch
+    gradient_accumulation_steps: int = 1  # micro-batches per step, counted over all processes
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: block matrices by Muon, the rest by AdamW
+    learning_rate: float = 3e-4  # peak, AdamW
+    muon_lr: float = 0.01  # peak, Muon
+    muon_momentum: float = 0.95  # Nesterov momentum of Muon
+    weight_decay: float = 0.0  # AdamW, on all parameters
+    beta1: float = 0.9  # AdamW
+    beta2: float = 0.95  # AdamW
+    grad_clip: float = 1.0  # global gradient norm; 0 turns clipping off
+    # learning rate, as a multiple of the peak
+    schedule: Literal["constant", "cosine", "linear", "flat_cosine"] = "cosine"  # after the warm-up
+    warmup_iters: int = 0  # linear from 1/warmup_iters to 1
+    lr_decay_iters: int | None = None  # where the decay ends; None: max_iters
+    min_lr: float = 0.1  # final multiple of the peak
+    # average of the weights, used for evaluation and sampling
+    ema_decay: float = 0.999  # 0 turns it off
+    ema_warmup: bool = True  # decay no larger than (1 + k) / (10 + k) after k updates
+    # evaluation, checkpoints, logs
+    eval_interval: int = 1000  # steps between evaluations, each with a checkpoint before it
+    eval_iters: int = 10  # validation batches, with fixed noise
+    eval_only: bool = False  # evaluate the checkpoint of init_from and stop
+    always_save_checkpoint: bool = True  # False: only when the validation bound is the best so far
+    log_interval: int = 100  # steps between lines of log.jsonl and of the terminal
+    wandb_log: bool = False  # also log to Weights & Biases
+    wandb_project: str = "anyorder"  # its project
+    wandb_run_name: str = ""  # its run; empty: the name of out_dir
+
+    def __post_init__(self):
+        sizes = "block_size n_layer n_head n_embd cond_dim batch_size gradient_accumulation_steps"
+        for key in (sizes + " max_iters eval_interval eval_iters log_interval").split():
+            require(self, key, getattr(self, key) >= 1, "at least 1")
+        for key in "learning_rate muon_lr weight_decay grad_clip warmup_iters threads seed".split():
+            require(self, key, getattr(self, key) >= 0, "at least 0")
+        for key in "dropout ema_decay beta1 beta2 muon_momentum".split():
+            require(self, key, 0 <= getattr(self, key) < 1, "at least 0 and below 1")
+        require(self, "min_lr", 0 <= self.min_lr <= 1, "between 0 and 1, a multiple of the peak")
+        step = self.n_head * (1 if self.positions == "learned" else 2)  # rotary turns pairs
+        require(
+            self, "n_embd", self.n_embd % step == 0, f"a multiple of {step} (n_head={self.n_head})"
+        )
+        above = f"above 0 and below sigma_max={self.sigma_max}"
+        require(self, "sigma_min", 0 < self.sigma_min < self.sigma_max, above)
+        end, above = self.lr_decay_iters, f"above warmup_iters={self.warmup_iters}"
+        require(self, "lr_decay_iters", end is None or end > self.warmup_iters, above)
+
+
+# ---- reading values ----------------------------------------------------------------------------
+
+
+def _parts(kind: Any) -> tuple[list, tuple]:
+    """Annotation -> (plain types, literal choices): `int | None` -> ([int, NoneType], ())."""
+    if typing.get_origin(kind) is Literal:
+        return [], typing.get_args(kind)
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return list(typing.get_args(kind)), ()
+    return [kind], ()
+
+
+def _describe(kind: Any) -> str:
+    members, choices = _parts(kind)
+    if choices:
+        return "one of " + ", ".join(choices)
+    return " or ".join("None" if m is type(None) else m.__name__ for m in members)
+
+
+def _from_text(text: str, kind: Any) -> Any:
+    """Command-line text -> value of type `kind`. Raises ValueError if it is none."""
+    members, choices = _parts(kind)
+    if choices:
+        if text.lower() in choices:  # --compile=False as everybody writes it
+            return text.lower()
+        raise ValueError(text)
+    if type(None) in members and text.lower() == "none":
+        return None
+    if str in members:
+        return text  # raw: `12`, `a=b` and the empty string are good strings
+    if bool in members:
+        return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+    value = (int if int in members else float)(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
+
+
+def _from_data(value: Any, kind: Any) -> Any:
+    """Value from a config file -> the same, checked. int serves as float. Raises ValueError."""
+    members, choices = _parts(kind)
+    if choices:
+        value = str(value).lower() if isinstance(value, bool) else value
+        if isinstance(value, str) and value in choices:
+            return value
+    elif type(value) in members:
+        return value
+    elif type(value) is int and float in members:
+        return float(value)
+    raise ValueError(value)
+
+
+def _refuse(origin: str, message: str) -> NoReturn:
+    raise UserError(f"config error: {origin}: {message}")
+
+
+def _convert(cls: type, origin: str, key: str, value: Any, reader: Callable) -> Any:
+    kinds = typing.get_type_hints(cls)
+    if key not in kinds:
+        near = difflib.get_close_matches(key, kinds, 1)
+        hint = f"; did you mean {near[0]}?" if near else "; -h lists all keys"
+        _refuse(origin, f"unknown key {key}{hint}")
+    try:
+        return reader(value, kinds[key])
+    except (ValueError, KeyError):
+        _refuse(origin, f"{key} must be {_describe(kinds[key])}, got {value!r}")
+
+
+def _read_file(path: str) -> dict[str, Any]:
+    """Run one override file -> its public names that are plain data."""
+    found = next((p for p in (Path(path), ROOT / path) if p.is_file()), None)
+    if found is None:
+        raise UserError(f"config error: no such config file: {path}")
+    try:
+        names = runpy.run_path(str(found))
+    except UserError:
+        raise
+    except Exception as e:  # whatever a user's program may raise; told in one line
+        raise UserError(f"config error: {path}: {type(e).__name__}: {e}") from e
+    skip = (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type)
+    return {k: v for k, v in names.items() if not k.startswith("_") and not isinstance(v, skip)}
+
+
+def load(cls: type, argv: list[str]) -> tuple[Any, dict[str, str]]:
+    """Arguments -> (frozen instance of `cls`, {key: origin} of all values that were given).
+
+    Files apply from left to right and the command line last. Raises UserError; `-h` prints the
+    fields with their comments and exits 0.
+    """
+    if "-h" in argv or "--help" in argv:
+        print(usage(cls))
+        raise SystemExit(0)
+    values, origins = {}, {}
+    for path in [a for a in argv if not a.startswith("-")]:
+        if not path.endswith(".py"):
+            _refuse("command line", f"{path!r} is neither a .py file nor --key=value")
+        for key, value in _read_file(path).items():
+            values[key] = _convert(cls, path, key, value, _from_data)
+            origins[key] = path
+    kinds = typing.get_type_hints(cls)
+    for arg in [a for a in argv if a.startswith("-")]:
+        key, equals, text = arg.lstrip("-").partition("=")
+        key = key.replace("-", "_")
+        if not equals and kinds.get(key) is bool:
+            text = "true"  # --show is --show=true
+        elif not equals or not arg.startswith("--"):
+            _refuse("command line", f"write --{key}=value instead of {arg}")
+        values[key] = _convert(cls, "command line", key, text, _from_text)
+        origins[key] = "command line"
+    return build(cls, values, origins), origins
+
+
+def build(cls: type, values: dict[str, Any], origins: dict[str, str] | None = None) -> Any:
+    """Values -> instance of `cls`; a broken rule is a UserError that names where it came from."""
+    try:
+        return cls(**values)
+    except ConfigError as e:
+        _refuse((origins or {}).get(e.key, "default"), str(e))
+
+
+def from_saved(cls: type, saved: dict[str, Any], origin: str) -> Any:
+    """The plain dict of a checkpoint -> instance of `cls`; unknown or bad keys are refused."""
+    values = {k: _convert(cls, origin, k, v, _from_data) for k, v in saved.items()}
+    return build(cls, values, dict.fromkeys(values, origin))
+
+
+# ---- telling about them ------------------------------------------------------------------------
+
+
+def comments(cls: type) -> dict[str, str]:
+    """Field -> the comment that trails it in the source of `cls`."""
+    found = {}
+    for line in inspect.getsource(cls).splitlines():
+        code, _, comment = line.partition("  # ")
+        name, colon, _ = code.strip().partition(":")
+        if colon and comment and name.isidentifier():
+            found[name] = comment.strip()
+    return found
+
+
+def usage(cls: type) -> str:
+    """The text of -h: what the command does, then every field with default and comment."""
+    script = Path(sys.argv[0]).name
+    about = (sys.modules[cls.__module__].__doc__ if cls is not Config else None) or ""
+    head = f"usage: python {script} [config/FILE.py ...] [--key=value ...]"
+    lines = [head, *about.splitlines(), ""]
+    told = comments(cls)
+    for field in dataclasses.fields(cls):
+        shown = f"--{field.name}={field.default}"
+        lines.append(f"  {shown:<38} {told.get(field.name, '')}".rstrip())
+    return "\n".join(lines)
+
+
+def describe(cfg: Any, origins: dict[str, str]) -> str:
+    """The values that differ from the defaults, one per line, each with its origin."""
+    changed = [f for f in dataclasses.fields(cfg) if getattr(cfg, f.name) != f.default]
+    rows = [(f"{f.name} = {getattr(cfg, f.name)!r}", origins.get(f.name, "")) for f in changed]
+    return "\n".join(f"  {value:<50} {origin}".rstrip() for value, origin in rows)
+
+
+def save_json(cfg: Any, path: Path) -> None:
+    """Write the full resolved set of values beside the run, whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(dataclasses.asdict(cfg), indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+def optional(module: str, package: str | None = None) -> Any:
+    """Import an optional library where it is used; one line with the install command if absent."""
+    try:
+        return __import__(module, fromlist=["_"])
+    except ImportError as e:
+        raise UserError(f"{module} is not installed: pip install {package or module}") from e
+
+
+def run(main: Callable[[list[str]], None]) -> NoReturn:
+    """Call a command's `main` and exit: 0 when done, 2 after a one-line UserError."""
+    try:
+        main(sys.argv[1:])
+        sys.stdout.flush()
+    except UserError as e:
+        print(str(e).replace("\n", " "), file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:  # `| head` has read enough; nothing is wrong
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
+    raise SystemExit(0)

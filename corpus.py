@@ -1,0 +1,357 @@
+"""Corpora: rows of token ids, on disk and in batches.
+
+A corpus is a folder:
+
+    meta.json   format, dtype, vocabulary size, special ids, tokenizer, source, counts, checksums
+    train.bin   every id of the split in one flat array, uint16 or uint32 (meta.json says which)
+    train.idx   int64 (N, 3): start, prompt, length of each row; absent for a continuous stream
+    val.bin, val.idx, and the file of the tokenizer if it needs one
+
+A split may be several shards (train_000.bin ...), read as one. Nothing is pickled. The writer
+builds the folder under a temporary name and renames it when complete; the reader refuses whatever
+does not fit together, in one line that names the file.
+"""
+
+import json
+import os
+import shutil
+import zlib
+from pathlib import Path
+from typing import Any, Callable, Iterable, Iterator, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from configurator import UserError
+from tokenizer import Tokenizer, tokenizer_from
+
+FORMAT = 1  # of meta.json and the files that it describes
+CHECKED = 1 << 28  # bytes: files up to this size have their checksum verified when opened
+
+
+class Batch(NamedTuple):
+    """B rows of T positions. The first `prompt` ids of a row are given: conditioned on, never
+    corrupted, scored or changed. Positions from `length` on hold the pad id."""
+
+    ids: Tensor  # (B, T) int64
+    given: Tensor  # (B, T) bool
+    length: Tensor  # (B,) int64
+
+
+# ---- writing -----------------------------------------------------------------------------------
+
+
+class CorpusWriter:
+    """Context manager that writes a corpus folder, complete or not at all.
+
+        with CorpusWriter(folder, Bytes(), source="palindrome") as out:
+            out.row("train", [257, 97, 258], prompt=1)
+
+    The folder appears under its name when the block ends without an exception. `info` lands in
+    meta.json as it is. Raises UserError if the folder exists, a split is empty, or an id does not
+    fit the vocabulary.
+    """
+
+    def __init__(self, folder: str | Path, tokenizer: Tokenizer, **info: Any):
+        self.folder, self.tokenizer, self.info = Path(folder), tokenizer, info
+        self.dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
+        self.partial = self.folder.with_name(f".{self.folder.name}.{os.getpid()}.partial")
+        self.files: dict[str, Any] = {}
+        self.counts: dict[str, dict[str, int]] = {}
+
+    def __enter__(self) -> "CorpusWriter":
+        if self.folder.exists():
+            raise UserError(f"{self.folder} exists already; remove it to prepare the corpus anew")
+        try:
+            self.partial.mkdir(parents=True)
+        except OSError as e:
+            raise UserError(f"cannot write {self.folder}: {e.strerror}") from e
+        return self
+
+    def _write(self, name: str, array: np.ndarray) -> None:
+        if name not in self.files:
+            self.files[name] = open(self.partial / name, "wb")
+        self.files[name].write(array.tobytes())
+
+    def tokens(self, split: str, ids: Iterable[int] | np.ndarray) -> int:
+        """Append ids to the flat array of `split`; returns where they start."""
+        array = np.asarray(ids, dtype=np.int64)
+        if array.size and not 0 <= array.min() <= array.max() < self.tokenizer.vocab_size:
+            bad = int(array.max() if array.min() >= 0 else array.min())
+            raise UserError(f"id {bad} is outside the vocabulary of {self.tokenizer.vocab_size}")
+        count = self.counts.setdefault(split, {"tokens": 0, "rows": 0, "longest": 0})
+        self._write(f"{split}.bin", array.astype(self.dtype))
+        count["tokens"] += array.size
+        return count["tokens"] - array.size
+
+    def row(self, split: str, ids: Iterable[int] | np.ndarray, prompt: int = 0) -> None:
+        """Append one row whose first `prompt` ids are given."""
+        array = np.asarray(ids, dtype=np.int64)
+        assert 0 <= prompt <= array.size and array.size > 0, (prompt, array.size)
+        start = self.tokens(split, array)
+        self._write(f"{split}.idx", np.array([start, prompt, array.size], np.int64))
+        count = self.counts[split]
+        count["rows"] += 1
+        count["longest"] = max(count["longest"], array.size)
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
+        for file in self.files.values():
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            shutil.rmtree(self.partial, ignore_errors=True)
+
+    def _finish(self) -> None:
+        empty = [s for s in ("train", "val") if not self.counts.get(s, {}).get("tokens")]
+        if empty:
+            raise UserError(f"nothing to write: the {empty[0]} split of {self.folder} is empty")
+        for name, text in self.tokenizer.files.items():
+            (self.partial / name).write_text(text, encoding="utf-8")
+        names = [*self.files, *self.tokenizer.files]
+        meta = {
+            "format": FORMAT,
+            "dtype": np.dtype(self.dtype).name,
+            "vocab_size": self.tokenizer.vocab_size,
+            "specials": self.tokenizer.specials,
+            "tokenizer": self.tokenizer.spec(),
+            **self.info,
+            "splits": self.counts,
+            "files": {n: _fingerprint(self.partial / n) for n in names},
+        }
+        (self.partial / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
+        os.rename(self.partial, self.folder)
+
+
+def _fingerprint(path: Path) -> dict[str, int]:
+    """Size in bytes and CRC-32 of a file, read in pieces."""
+    crc = 0
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            crc = zlib.crc32(piece, crc)
+    return {"bytes": path.stat().st_size, "crc32": crc}
+
+
+# ---- reading -----------------------------------------------------------------------------------
+
+
+class Shard(NamedTuple):
+    """One .bin with its .idx; memory-mapped anew for each batch, so that resident memory does not
+    grow with the part of a corpus that a long run has touched."""
+
+    path: Path
+    dtype: str
+    tokens: int
+    rows: int  # 0 for a stream
+
+    def data(self) -> np.ndarray:
+        return np.memmap(self.path, dtype=self.dtype, mode="r")
+
+    def index(self) -> np.ndarray:
+        return np.memmap(self.path.with_suffix(".idx"), np.int64, "r").reshape(-1, 3)
+
+
+class Corpus:
+    """A prepared corpus, opened and checked. Raises UserError naming the file that is at fault.
+
+    verify=True checks the checksums of files of any size, not only of small ones.
+    """
+
+    def __init__(self, folder: str | Path, verify: bool = False):
+        self.folder = Path(folder)
+        self.meta = _read_meta(self.folder)
+        self.vocab_size: int = self.meta["vocab_size"]
+        self.specials: dict[str, int] = self.meta["specials"]
+        self.pad_id = self.specials.get("pad", 0)
+        names = self.meta["files"]
+        for name, told in names.items():
+            _check_file(self.folder / name, told, verify)
+        self.splits = {s: self._shards(s) for s in ("train", "val")}
+        texts = [n for n in names if not n.endswith((".bin", ".idx"))]
+        self.files = {n: (self.folder / n).read_text(encoding="utf-8") for n in texts}
+        self.tokenizer = tokenizer_from(self.meta["tokenizer"], self.files)
+        if self.tokenizer.vocab_size != self.vocab_size:
+            self._refuse(f"vocab_size {self.vocab_size}, tokenizer {self.tokenizer.vocab_size}")
+
+    def _refuse(self, message: str) -> None:
+        raise UserError(f"{self.folder / 'meta.json'}: {message}")
+
+    def _shards(self, split: str) -> list[Shard]:
+        bins = sorted(n for n in self.meta["files"] if n.startswith(split) and n.endswith(".bin"))
+        if not bins:
+            self._refuse(f"the split {split} has no .bin file")
+        shards, size = [], np.dtype(self.meta["dtype"]).itemsize
+        for name in bins:
+            index = self.meta["files"].get(name[:-4] + ".idx")
+            tokens = self.meta["files"][name]["bytes"] // size
+            rows = index["bytes"] // 24 if index else 0
+            shard = Shard(self.folder / name, self.meta["dtype"], tokens, rows)
+            _check_shard(shard, self.vocab_size)
+            shards.append(shard)
+        if len({s.rows > 0 for s in shards}) > 1:
+            self._refuse(f"the split {split} mixes rows and streams")
+        return shards
+
+    def rows(self, split: str) -> int:
+        """Number of rows; 0 if the split is a continuous stream."""
+        return sum(s.rows for s in self.splits[split])
+
+    def require_block(self, block_size: int) -> None:
+        """Refuse a block size that rows do not fit into or a stream cannot fill."""
+        for split, shards in self.splits.items():
+            tokens, longest = min(s.tokens for s in shards), self._longest(split)
+            if not self.rows(split) and tokens < block_size + 1:
+                raise UserError(
+                    f"{shards[0].path}: {tokens} tokens, but block_size={block_size} "
+                    f"needs at least {block_size + 1}"
+                )
+            if longest > block_size:
+                raise UserError(
+                    f"{shards[0].path}: the longest row has {longest} tokens; "
+                    f"block_size={block_size} is too small"
+                )
+
+    def _longest(self, split: str) -> int:
+        return self.meta.get("splits", {}).get(split, {}).get("longest", 0)
+
+    def batch(self, split: str, rows: np.ndarray, block_size: int) -> Batch:
+        """Rows (B,) by number -> Batch of T = block_size. In a stream, a number is the offset of
+        a window: any integer in [0, windows(split, block_size))."""
+        shards = self.splits[split]
+        sizes = [s.rows or s.tokens - block_size + 1 for s in shards]
+        ends = np.cumsum(sizes)
+        ids = np.full((len(rows), block_size), self.pad_id, np.int64)  # (B, T)
+        spans = np.empty((len(rows), 2), np.int64)  # prompt, length
+        owner = np.searchsorted(ends, rows, side="right")
+        for k in np.unique(owner):
+            here = np.flatnonzero(owner == k)
+            local = rows[here] - (ends[k] - sizes[k])
+            if shards[k].rows:
+                start, prompt, length = shards[k].index()[local].T
+            else:
+                start, prompt, length = local, np.zeros_like(local), np.full_like(local, block_size)
+            place = np.arange(block_size)
+            inside = place < length[:, None]  # (b, T)
+            taken = shards[k].data()[np.where(inside, start[:, None] + place, 0)]
+            ids[here] = np.where(inside, taken, self.pad_id)
+            spans[here] = np.stack([prompt, length], 1)
+        if ids.max() >= self.vocab_size:
+            raise UserError(f"{self.folder}: id {ids.max()} >= vocab_size {self.vocab_size}")
+        given = np.arange(block_size) < spans[:, :1]
+        return Batch(*map(torch.from_numpy, (ids, given, spans[:, 1].copy())))
+
+    def windows(self, split: str, block_size: int) -> int:
+        """How many row numbers `batch` knows: rows, or windows of a stream."""
+        return sum(s.rows or s.tokens - block_size + 1 for s in self.splits[split])
+
+    def texts(self, split: str) -> Iterator[str]:
+        """Every row of a split, decoded, in order."""
+        for shard in self.splits[split]:
+            data = shard.data()
+            for start, _, length in shard.index() if shard.rows else [(0, 0, shard.tokens)]:
+                yield self.tokenizer.decode(data[start : start + length].tolist())
+
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint keeps of its corpus: meta.json and the files of the tokenizer."""
+        return {"meta": self.meta, "files": self.files}
+
+
+def _read_meta(folder: Path) -> dict[str, Any]:
+    """meta.json of a corpus folder, checked field by field."""
+    path = folder / "meta.json"
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no corpus at {folder}: {path.name} is missing") from None
+    except (OSError, ValueError) as e:
+        raise UserError(f"{path}: not readable as JSON: {e}") from None
+    fields: dict[str, Callable[[Any], bool]] = {
+        "format": lambda v: v == FORMAT,
+        "dtype": lambda v: v in ("uint16", "uint32"),
+        "vocab_size": lambda v: type(v) is int and v >= 1,
+        "specials": lambda v: isinstance(v, dict) and all(type(i) is int for i in v.values()),
+        "tokenizer": lambda v: isinstance(v, dict),
+        "files": lambda v: isinstance(v, dict) and all(isinstance(f, dict) for f in v.values()),
+    }
+    for key, good in fields.items():
+        if not isinstance(meta, dict) or key not in meta or not good(meta[key]):
+            found = meta.get(key, "nothing") if isinstance(meta, dict) else "no object"
+            raise UserError(f"{path}: bad {key}: {found!r}")
+    check_specials(meta["specials"], meta["vocab_size"], str(path))
+    return meta
+
+
+def check_specials(specials: dict[str, int], vocab_size: int, where: str) -> None:
+    """Refuse special ids outside the vocabulary, and MASK sharing its id with another."""
+    for name, i in specials.items():
+        if not 0 <= i < vocab_size:
+            raise UserError(f"{where}: special {name}={i} is outside vocab_size {vocab_size}")
+        if name != "mask" and i == specials.get("mask"):
+            raise UserError(f"{where}: mask and {name} share the id {i}")
+
+
+def _check_file(path: Path, told: dict[str, int], verify: bool) -> None:
+    """Refuse a file that is absent, empty, of another size, or (if small) of another checksum."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing; prepare the corpus anew")
+    size = path.stat().st_size
+    if size == 0:
+        raise UserError(f"{path} is empty; prepare the corpus anew")
+    if size != told.get("bytes"):
+        raise UserError(f"{path}: {size} bytes, but meta.json says {told.get('bytes')}")
+    if (verify or size <= CHECKED) and _fingerprint(path)["crc32"] != told.get("crc32"):
+        raise UserError(f"{path} is damaged: its checksum is not the one in meta.json")
+
+
+def _check_shard(shard: Shard, vocab_size: int) -> None:
+    """Refuse odd sizes, rows that point outside, and ids outside the vocabulary (a sample of up to
+    a million of each; `Corpus.batch` checks every id that it hands out)."""
+    path, size = shard.path, np.dtype(shard.dtype).itemsize
+    if path.stat().st_size % size:
+        raise UserError(f"{path}: {path.stat().st_size} bytes are not whole {shard.dtype} ids")
+    largest = int(shard.data()[:: max(1, shard.tokens // 1_000_000)].max())
+    if largest >= vocab_size:
+        raise UserError(f"{path}: id {largest} >= vocab_size {vocab_size}")
+    if shard.rows:
+        if path.with_suffix(".idx").stat().st_size % 24:
+            raise UserError(f"{path.with_suffix('.idx')}: not whole rows of three int64")
+        start, prompt, length = shard.index()[:: max(1, shard.rows // 1_000_000)].T
+        good = (start >= 0) & (prompt >= 0) & (prompt <= length) & (length >= 1)
+        if not np.all(good & (start + length <= shard.tokens)):
+            raise UserError(f"{path.with_suffix('.idx')}: a row points outside {path.name}")
+
+
+# ---- order -------------------------------------------------------------------------------------
+
+
+def shuffled(places: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """Places (N,) in an endless shuffled reading of `size` rows -> row numbers (N,).
+
+    Each epoch is a permutation of its own, computed place by place (a four-round Feistel network
+    on the smallest even number of bits, walked until it lands inside), so that the order of a
+    trillion rows takes no memory and any place can be reached at once.
+    """
+    half = max(1, (int(size - 1).bit_length() + 1) // 2)
+    low = np.uint64((1 << half) - 1)
+    epoch, value = np.divmod(places.astype(np.uint64), np.uint64(size))
+    key = epoch * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed % (1 << 63))
+    pending = np.ones(len(places), bool)
+    while pending.any():
+        left, right = value[pending] >> np.uint64(half), value[pending] & low
+        for turn in range(4):
+            mixed = _mix(right + (key[pending] ^ np.uint64(turn << 56)))
+            left, right = right, left ^ (mixed & low)
+        value[pending] = (left << np.uint64(half)) | right
+        pending = value >= size
+    return value.astype(np.int64)
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """splitmix64: a well-mixed 64-bit hash of each element; arithmetic wraps around."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

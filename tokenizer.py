@@ -1,0 +1,175 @@
+"""Tokenizers: text to ids and back. Four kinds: bytes, a list of symbols, GPT-2's, a tokenizer.json.
+
+A tokenizer has `vocab_size`, `specials` (name -> id), `encode(text) -> ids`, `decode(ids) -> text`
+(which stops at the first EOS), and can be rebuilt from `spec()`, plain data for JSON, and `files`,
+name -> text. Corpora and checkpoints carry both, so each is enough by itself.
+"""
+
+import base64
+from pathlib import Path
+from typing import Any, Iterable
+
+from configurator import UserError, optional
+
+
+class Bytes:
+    """One id per byte of UTF-8: 0-255, then PAD 256, BOS 257, EOS 258."""
+
+    kind = "bytes"
+    vocab_size = 259
+    specials = {"pad": 256, "bos": 257, "eos": 258}  # noqa: RUF012, a constant
+    files: dict[str, str] = {}  # noqa: RUF012
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode("utf-8", "surrogateescape"))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text up to the first EOS; ids that are no bytes and broken UTF-8 are left out."""
+        kept = bytes(i for i in _until(ids, 258) if i < 256)
+        return kept.decode("utf-8", "ignore")
+
+    def spec(self) -> dict[str, Any]:
+        return {"kind": self.kind}
+
+
+class Symbols:
+    """A closed list of symbols, single characters (sep="") or words (sep=" "), then PAD BOS EOS."""
+
+    kind = "symbols"
+    files: dict[str, str] = {}  # noqa: RUF012
+
+    def __init__(self, symbols: list[str], sep: str = ""):
+        n = len(symbols)
+        if n == 0 or len(set(symbols)) != n:
+            raise UserError("a symbol vocabulary needs at least one symbol and none twice")
+        self.symbols, self.sep, self.vocab_size = list(symbols), sep, n + 3
+        self.specials = {"pad": n, "bos": n + 1, "eos": n + 2}
+        self.ids = {s: i for i, s in enumerate(symbols)}
+
+    def encode(self, text: str) -> list[int]:
+        """Raises UserError naming the first symbol that the vocabulary lacks."""
+        parts = text.split() if self.sep else list(text)
+        try:
+            return [self.ids[p] for p in parts]
+        except KeyError as e:
+            raise UserError(f"{e.args[0]!r} is not in the vocabulary of this corpus") from None
+
+    def decode(self, ids: Iterable[int]) -> str:
+        kept = _until(ids, self.specials["eos"])
+        return self.sep.join(self.symbols[i] for i in kept if i < len(self.symbols))
+
+    def spec(self) -> dict[str, Any]:
+        return {"kind": self.kind, "symbols": self.symbols, "sep": self.sep}
+
+
+class GPT2:
+    """OpenAI's byte pair encoding through tiktoken: 50257 ids, <|endoftext|> = 50256 as EOS.
+
+    The merges travel with the corpus and the checkpoint, so neither needs the network again.
+    """
+
+    kind = "gpt2"
+    vocab_size = 50257
+    specials = {"eos": 50256}  # noqa: RUF012
+    # splits text into words before merging (GPT-2's published rule)
+    words = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+
+    def __init__(self, merges: str):
+        tiktoken = optional("tiktoken")
+        pairs = (line.split() for line in merges.splitlines())
+        ranks = {base64.b64decode(token): int(rank) for token, rank in pairs}
+        if len(ranks) != 50256:
+            raise UserError(f"gpt2 merges: expected 50256 tokens, found {len(ranks)}")
+        special = {"<|endoftext|>": 50256}
+        self.codec = tiktoken.Encoding(
+            "gpt2", pat_str=self.words, mergeable_ranks=ranks, special_tokens=special
+        )
+        self.files = {"gpt2.tiktoken": merges}
+
+    @classmethod
+    def create(cls, bpe_dir: str = "") -> "GPT2":
+        """From a folder with vocab.bpe and encoder.json, or else tiktoken's cache or download."""
+        if bpe_dir:
+            load = optional("tiktoken.load", "tiktoken").data_gym_to_mergeable_bpe_ranks
+            names = [str(Path(bpe_dir) / n) for n in ("vocab.bpe", "encoder.json")]
+            for name in names:
+                if not Path(name).is_file():
+                    raise UserError(f"bpe_dir: no such file: {name}")
+            ranks = load(*names)
+        else:
+            try:
+                ranks = optional("tiktoken").get_encoding("gpt2")._mergeable_ranks
+            except OSError as e:
+                raise UserError(
+                    "the gpt2 merges are neither cached nor reachable; "
+                    "pass --bpe_dir=FOLDER with vocab.bpe and encoder.json"
+                ) from e
+        ordered = sorted(ranks.items(), key=lambda pair: pair[1])
+        return cls("\n".join(f"{base64.b64encode(t).decode()} {r}" for t, r in ordered))
+
+    def encode(self, text: str) -> list[int]:
+        return self.codec.encode_ordinary(text)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self.codec.decode([i for i in _until(ids, 50256) if i < 50256])
+
+    def spec(self) -> dict[str, Any]:
+        return {"kind": self.kind}
+
+
+class HF:
+    """Any tokenizer.json of the `tokenizers` library; special tokens are found by their usual names
+    unless given: {"pad": "[PAD]", ...}."""
+
+    kind = "hf"
+    usual = {  # noqa: RUF012
+        "pad": ("[PAD]", "<pad>", "<|endoftext|>"),
+        "bos": ("<BOS>", "<s>", "[CLS]"),
+        "eos": ("<EOS>", "</s>", "[SEP]", "<|endoftext|>"),
+        "mask": ("[MASK]", "<mask>"),
+    }
+
+    def __init__(self, text: str, names: dict[str, str] | None = None):
+        self.codec = optional("tokenizers").Tokenizer.from_str(text)
+        self.files = {"tokenizer.json": text}
+        self.vocab_size = self.codec.get_vocab_size(with_added_tokens=True)
+        vocabulary = self.codec.get_vocab(with_added_tokens=True)
+        if names is None:
+            found = {k: next((n for n in v if n in vocabulary), "") for k, v in self.usual.items()}
+            names = {k: n for k, n in found.items() if n}
+        absent = [n for n in names.values() if n not in vocabulary]
+        if absent:
+            raise UserError(f"tokenizer.json has no token {absent[0]!r}")
+        self.names, self.specials = names, {k: vocabulary[n] for k, n in names.items()}
+
+    def encode(self, text: str) -> list[int]:
+        return self.codec.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self.codec.decode(_until(ids, self.specials.get("eos", -1)))
+
+    def spec(self) -> dict[str, Any]:
+        return {"kind": self.kind, "names": self.names}
+
+
+Tokenizer = Bytes | Symbols | GPT2 | HF
+
+
+def _until(ids: Iterable[int], end: int) -> list[int]:
+    ids = [int(i) for i in ids]
+    return ids[: ids.index(end)] if end in ids else ids
+
+
+def tokenizer_from(spec: dict[str, Any], files: dict[str, str]) -> Tokenizer:
+    """The tokenizer that `spec` and the texts of its files describe."""
+    kind = spec.get("kind")
+    if kind == "bytes":
+        return Bytes()
+    if kind == "symbols":
+        return Symbols(spec.get("symbols", []), spec.get("sep", ""))
+    name = {"gpt2": "gpt2.tiktoken", "hf": "tokenizer.json"}.get(kind)
+    if name is None:
+        raise UserError(f"unknown tokenizer kind {kind!r}; known: bytes, symbols, gpt2, hf")
+    if name not in files:
+        raise UserError(f"the {kind} tokenizer needs {name}, which is missing")
+    return GPT2(files[name]) if kind == "gpt2" else HF(files[name], spec.get("names"))
