@@ -1,4 +1,4 @@
-"""Tokenizers: text to ids and back. Four kinds: bytes, a list of symbols, GPT-2's, a tokenizer.json.
+"""Tokenizers: text to ids and back. Four kinds: bytes, symbols, GPT-2's, any tokenizer.json.
 
 A tokenizer has `vocab_size`, `specials` (name -> id), `encode(text) -> ids`, `decode(ids) -> text`
 (which stops at the first EOS), and can be rebuilt from `spec()`, plain data for JSON, and `files`,
