@@ -32,6 +32,8 @@ PLAIN = (bool, int, float, str, type(None))  # what a config value may be
 class UserError(Exception):
     """Something that the user can put right; its text is one line and names the fix."""
 
+    code = 2  # of the process
+
 
 class ConfigError(UserError):
     """A bad value, raised by `__post_init__`; `load` adds where the value came from."""
@@ -306,13 +308,14 @@ def optional(module: str, package: str | None = None) -> Any:
 
 
 def run(main: Callable[[list[str]], None]) -> NoReturn:
-    """Call a command's `main` and exit: 0 when done, 2 after a one-line UserError."""
+    """Call a command's `main` and exit: 0 when done, 2 after the one line of a UserError."""
     try:
         main(sys.argv[1:])
         sys.stdout.flush()
     except UserError as e:
-        print(str(e).replace("\n", " "), file=sys.stderr)
-        raise SystemExit(2) from None
+        if os.environ.get("RANK", "0") == "0":  # under torchrun, once is enough
+            print(str(e).replace("\n", " "), file=sys.stderr)
+        raise SystemExit(e.code) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None

@@ -95,6 +95,18 @@ class CorpusWriter:
         count["rows"] += 1
         count["longest"] = max(count["longest"], array.size)
 
+    def rows(self, split: str, ids: np.ndarray, lengths: np.ndarray, prompts: np.ndarray) -> None:
+        """Append N >= 1 rows at once: all their ids in one flat array, then the length and the
+        number of given ids of each (N,)."""
+        lengths, prompts = np.asarray(lengths, np.int64), np.asarray(prompts, np.int64)
+        assert lengths.sum() == len(ids) and lengths.shape == prompts.shape, (split, len(ids))
+        assert np.all((prompts >= 0) & (prompts <= lengths) & (lengths > 0)), split
+        starts = self.tokens(split, ids) + np.cumsum(lengths) - lengths
+        self._write(f"{split}.idx", np.stack([starts, prompts, lengths], 1))  # (N, 3)
+        count = self.counts[split]
+        count["rows"] += len(lengths)
+        count["longest"] = max(count["longest"], int(lengths.max()))
+
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
         for file in self.files.values():
             file.flush()

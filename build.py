@@ -1,0 +1,97 @@
+"""Every objective by name; network, objective and device from a Config and a corpus.
+
+To add an objective, write its class beside its relatives and a line in OBJECTIVES: a function from
+(config, vocabulary size, special ids) to the instance.
+"""
+
+import time
+from typing import Any, Callable
+
+import torch
+
+from configurator import Config, UserError
+from diffusion import Absorbing, Geometric, LogLinear, ScoreEntropy, Uniform
+from model import Transformer
+from objective import Objective
+
+
+def score_entropy(cfg: Config, vocab_size: int, specials: dict[str, int]) -> ScoreEntropy:
+    """SEDD or RADD on the graph and noise of the config."""
+    if cfg.graph == "uniform":
+        if cfg.normalize:
+            raise UserError("normalize=True needs graph=absorb: only masked places have a softmax")
+        if not cfg.time_input:
+            raise UserError("graph=uniform needs time_input=True: its score depends on the noise")
+        graph = Uniform(vocab_size)
+    else:
+        mask = specials.get("mask")
+        graph = Absorbing(vocab_size) if mask is None else Absorbing(vocab_size - 1, mask)
+    geometric = cfg.noise == "geometric"
+    noise = Geometric(cfg.sigma_min, cfg.sigma_max) if geometric else LogLinear()
+    if not cfg.time_input and not (cfg.normalize or cfg.scale_by_sigma):
+        raise UserError("time_input=False needs normalize or scale_by_sigma: scores grow with 1/t")
+    return ScoreEntropy(graph, noise, cfg.scale_by_sigma, cfg.normalize)
+
+
+OBJECTIVES: dict[str, Callable[[Config, int, dict[str, int]], Objective]] = {
+    "sedd": score_entropy,
+}
+
+
+def build_objective(cfg: Config, meta: dict[str, Any]) -> Objective:
+    """The objective of a config on the vocabulary of a corpus (its meta.json)."""
+    if cfg.objective not in OBJECTIVES:
+        known = ", ".join(OBJECTIVES)
+        raise UserError(f"config error: objective must be one of {known}, got {cfg.objective!r}")
+    return OBJECTIVES[cfg.objective](cfg, meta["vocab_size"], meta["specials"])
+
+
+def build_network(cfg: Config, objective: Objective) -> Transformer:
+    """The network that the objective needs, freshly initialised from torch's global generator."""
+    return Transformer(
+        vocab_size=objective.needs["vocab_size"],
+        n_layer=cfg.n_layer,
+        n_head=cfg.n_head,
+        n_embd=cfg.n_embd,
+        cond_dim=cfg.cond_dim if objective.needs["time"] and cfg.time_input else 0,
+        positions=cfg.positions,
+        block_size=cfg.block_size,
+        causal=objective.needs["causal"],
+        dropout=cfg.dropout,
+    )
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` (CUDA, then Apple's GPU, then CPU) or an explicit name, which must exist."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    found = [f"cuda:{i}" for i in range(gpus)]
+    found += ["mps"] if torch.backends.mps.is_available() else []
+    if name == "auto":
+        return torch.device((*found, "cpu")[0])
+    if name == "cuda" and found[:1] == ["cuda:0"]:
+        return torch.device("cuda:0")
+    if name not in (*found, "cpu"):
+        raise UserError(
+            f"device {name!r} is not available; this machine has {', '.join(found)} cpu"
+        )
+    return torch.device(name)
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of autocast: `auto` is bfloat16 on a GPU that has it, float32 anywhere else."""
+    if name == "auto":
+        good = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if good else torch.float32
+    return getattr(torch, name)
+
+
+def gemm_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a large matrix product here, the best of a few: what MFU is a share of."""
+    n = 8192 if device.type == "cuda" else 1024
+    a = torch.ones(n, n, device=device, dtype=dtype)
+    times = []
+    for _ in range(8):
+        start = time.perf_counter()
+        (a @ a)[0, 0].item()  # waits for the device
+        times.append(time.perf_counter() - start)
+    return 2 * n**3 / min(times)

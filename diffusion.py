@@ -1,0 +1,641 @@
+"""Diffusion over discrete tokens: noise schedules, graphs, score entropy, reverse steps, samplers.
+
+The forward process moves every token by a Markov chain, dp/dsigma = Q p, run up to the total noise
+sigma(t), t from 0 (text) to 1 (noise). A network estimates the ratios p_sigma(y) / p_sigma(x), the
+concrete score, and the chain is run backwards with them.
+
+    SEDD   Lou, Meng & Ermon 2024, Discrete Diffusion Modeling by Estimating the Ratios of the
+           Data Distribution, arXiv 2310.16834
+    RADD   Ou et al. 2024, Your Absorbing Discrete Diffusion Secretly Models the Conditional
+           Distributions of Clean Data, arXiv 2406.03736
+    FHS    Zheng et al. 2024, Masked Diffusion Models are Secretly Time-Agnostic Masked Models,
+           arXiv 2409.02908 (first hitting)
+
+n is the number of real tokens; the absorbing graph has one more state, MASK, and V = n + 1.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Callable, Iterator, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from configurator import UserError
+from corpus import Batch
+from objective import (
+    CHUNK,
+    Frame,
+    Loss,
+    Objective,
+    Rule,
+    SampleOptions,
+    cross_entropy_rule,
+    draw_tokens,
+    scored_rows,
+    stratified,
+)
+
+TRAIN_EPS = 1e-3  # smallest t in training (SEDD)
+SAMPLE_EPS = 1e-5  # smallest t of the sampling grid, where the denoiser takes over (SEDD)
+
+# ---- noise schedules ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LogLinear:
+    """1 - e^-sigma = (1 - eps) t: the share of moved tokens grows linearly in t."""
+
+    eps: float = 1e-3
+
+    def total(self, t: Tensor) -> Tensor:
+        return -torch.log1p(-(1 - self.eps) * t)
+
+    def rate(self, t: Tensor) -> Tensor:
+        """d total / dt."""
+        return (1 - self.eps) / (1 - (1 - self.eps) * t)
+
+
+@dataclass(frozen=True)
+class Geometric:
+    """sigma = sigma_min^(1 - t) sigma_max^t."""
+
+    sigma_min: float = 1e-4
+    sigma_max: float = 20.0
+
+    def total(self, t: Tensor) -> Tensor:
+        return self.sigma_min ** (1 - t) * self.sigma_max**t
+
+    def rate(self, t: Tensor) -> Tensor:
+        return self.total(t) * math.log(self.sigma_max / self.sigma_min)
+
+
+Noise = LogLinear | Geometric
+
+# ---- graphs ------------------------------------------------------------------------------------
+
+
+class Coefficients(NamedTuple):
+    """Score entropy of one row of outputs z as exp_sum * sum_y exp(z_y) + sum * sum_y z_y
+    + target * z_x0 + const, each (R,) float64; y runs over all states but `left_out` (R,)."""
+
+    left_out: Tensor
+    exp_sum: Tensor
+    sum: Tensor | None  # None: zero everywhere
+    target: Tensor
+    const: Tensor
+
+
+def _one_hot(i: Tensor, states: int) -> Tensor:
+    return F.one_hot(i, states).double()
+
+
+class Uniform:
+    """Q = 11^T / n - I: a token moves to any token, itself included. States: the n tokens."""
+
+    absorbing = False
+
+    def __init__(self, n: int):
+        self.n = self.states = n
+
+    def rate(self, i: Tensor) -> Tensor:
+        """Columns of Q at ids (...) -> (..., V); Q is symmetric."""
+        return 1 / self.n - _one_hot(i, self.n)
+
+    transp_rate = rate
+
+    def transition(self, i: Tensor, sigma: Tensor) -> Tensor:
+        """exp(sigma Q)[:, i] = P(x_sigma = . | x_0 = i): ids (...), sigma broadcast -> (..., V)."""
+        stay = torch.exp(-sigma.double())[..., None]
+        return stay * _one_hot(i, self.n) + (1 - stay) / self.n
+
+    transp_transition = transition
+
+    def move(self, x0: Tensor, sigma: Tensor, u: Tensor, other: Tensor) -> Tensor:
+        """Sample x_sigma: where u < 1 - e^-sigma, a token becomes `other` (uniform ids)."""
+        return torch.where(u < -torch.expm1(-sigma), other, x0)
+
+    def staggered_score(self, score: Tensor, dsigma: Tensor) -> Tensor:
+        """exp(-dsigma Q) score: the score at sigma - dsigma under Tweedie's rule (SEDD, Thm 4.2).
+        score (..., V) with 1 at the current token."""
+        grow = torch.exp(dsigma)[..., None]
+        return grow * score + (1 - grow) / self.n * score.sum(-1, keepdim=True)
+
+    def entropy(self, x: Tensor, x0: Tensor, sigma: Tensor) -> Coefficients:
+        """Score entropy (SEDD, Def. 3.1 with Thm 3.6) for rows in state x from x0, (R,) each.
+
+        Written with e/(e + n), e = e^sigma - 1, the true ratio at an unmoved token, which is exact
+        where 1 - n/(e + n) has lost every digit (n = 50257, sigma = 1e-4).
+        """
+        n, e = self.n, torch.expm1(sigma.double())
+        log_r = e.log() - (e + n).log()
+        r, same = log_r.exp(), x == x0
+        one = torch.ones_like(e)
+        const_same = (n - 1) / n * r * (log_r - 1)
+        const_moved = ((-log_r - 1) / r - (n - 2)) / n
+        return Coefficients(
+            left_out=x,
+            exp_sum=one / n,
+            sum=-torch.where(same, r, one) / n,
+            target=torch.where(same, 0 * one, -1 / e),
+            const=torch.where(same, const_same, const_moved),
+        )
+
+    def prior_nats(self, sigma: Tensor) -> Tensor:
+        """KL(x_sigma | x_0 || uniform) of one token, float64 nats."""
+        moved = -torch.expm1(-sigma.double()) / self.n
+        same = torch.exp(-sigma.double()) + moved
+        return math.log(self.n) + same * same.log() + (self.n - 1) * moved * moved.log()
+
+
+class Absorbing:
+    """A token moves to MASK and stays there. States: the n tokens and MASK, by default the last."""
+
+    absorbing = True
+
+    def __init__(self, n: int, mask_id: int | None = None):
+        self.n, self.states = n, n + 1
+        self.mask_id = n if mask_id is None else mask_id
+
+    def rate(self, i: Tensor) -> Tensor:
+        """Columns of Q at ids (...) -> (..., V)."""
+        return _one_hot(torch.full_like(i, self.mask_id), self.states) - _one_hot(i, self.states)
+
+    def transp_rate(self, i: Tensor) -> Tensor:
+        """Rows of Q at ids (...) -> (..., V)."""
+        return (i == self.mask_id).double()[..., None] - _one_hot(i, self.states)
+
+    def transition(self, i: Tensor, sigma: Tensor) -> Tensor:
+        """exp(sigma Q)[:, i] = P(x_sigma = . | x_0 = i): ids (...), sigma broadcast -> (..., V)."""
+        stay = torch.exp(-sigma.double())[..., None]
+        mask = _one_hot(torch.full_like(i, self.mask_id), self.states)
+        return stay * _one_hot(i, self.states) + (1 - stay) * mask
+
+    def transp_transition(self, i: Tensor, sigma: Tensor) -> Tensor:
+        """exp(sigma Q)[i, :] = P(x_sigma = i | x_0 = .)."""
+        stay = torch.exp(-sigma.double())[..., None]
+        masked = (i == self.mask_id).double()[..., None]
+        return stay * _one_hot(i, self.states) + (1 - stay) * masked
+
+    def move(self, x0: Tensor, sigma: Tensor, u: Tensor, other: Tensor | None = None) -> Tensor:
+        """Sample x_sigma: where u < 1 - e^-sigma, a token becomes MASK."""
+        return x0.masked_fill(u < -torch.expm1(-sigma), self.mask_id)
+
+    def staggered_score(self, score: Tensor, dsigma: Tensor) -> Tensor:
+        """exp(-dsigma Q) score, as in Uniform; score (..., V)."""
+        grow = torch.exp(dsigma)[..., None]
+        out = grow * score
+        out[..., self.mask_id] += ((1 - grow) * score.sum(-1, keepdim=True))[..., 0]
+        return out
+
+    def entropy(self, x: Tensor, x0: Tensor, sigma: Tensor) -> Coefficients:
+        """Score entropy of masked rows; every other row has none. The true ratio is 1/e at x0."""
+        log_e = torch.expm1(sigma.double()).log()
+        w = torch.exp(-log_e)
+        return Coefficients(x, torch.ones_like(w), None, -w, w * (-log_e - 1))
+
+
+Graph = Uniform | Absorbing
+
+
+def reverse_rate(graph: Graph, x: Tensor, score: Tensor) -> Tensor:
+    """Rate of the reversed chain from x (...) to every state: (..., V), rows sum to 0."""
+    rate = (graph.transp_rate(x) * score).scatter(-1, x[..., None], 0.0)
+    return rate.scatter_add(-1, x[..., None], -rate.sum(-1, keepdim=True))
+
+
+def euler_weights(graph: Graph, x: Tensor, score: Tensor, dsigma: Tensor) -> Tensor:
+    """One tau-leaping step of dsigma = dt sigma'(t): weights (..., V) of the next state. The entry
+    of x itself may be negative when the step is too long."""
+    return _one_hot(x, graph.states) + dsigma[..., None] * reverse_rate(graph, x, score)
+
+
+def analytic_weights(graph: Graph, x: Tensor, score: Tensor, dsigma: Tensor) -> Tensor:
+    """One step of dsigma = sigma(t) - sigma(t - dt) by Tweedie's rule (SEDD, Thm 4.2)."""
+    return graph.staggered_score(score, dsigma) * graph.transp_transition(x, dsigma)
+
+
+STEPS: dict[str, Callable] = {"euler": euler_weights, "analytic": analytic_weights}
+
+
+def denoise_weights(graph: Graph, x: Tensor, score: Tensor, sigma: Tensor) -> Tensor:
+    """The last step, all of the remaining noise at once: no MASK may be left."""
+    weights = analytic_weights(graph, x, score, sigma)
+    if graph.absorbing:
+        weights[..., graph.mask_id] = 0
+    return weights
+
+
+# ---- score entropy -----------------------------------------------------------------------------
+
+
+class ScoreEntropy(Objective):
+    """SEDD on either graph; with normalize=True on the absorbing one, RADD.
+
+    The network gives log p_sigma(y) / p_sigma(x). On the absorbing graph, scale_by_sigma takes
+    log(e^sigma - 1) + log n off its output, so that 0 is the uniform guess; normalize takes a
+    log-softmax first, which is the form of the true score (RADD, Thm 1) and turns score entropy
+    into cross entropy weighted by 1 / (e^sigma - 1). Padding is a token like any other: it is
+    learnt, and tells where a text ends.
+    """
+
+    def __init__(
+        self, graph: Graph, noise: Noise, scale_by_sigma: bool = True, normalize: bool = False
+    ):
+        assert graph.absorbing or not normalize, "only masked places have a softmax for a score"
+        self.graph, self.noise = graph, noise
+        self.scaled, self.normalize = scale_by_sigma and graph.absorbing, normalize
+        self.mask_id = graph.mask_id if graph.absorbing else None
+        self.needs = {"causal": False, "time": True, "vocab_size": graph.states}
+
+    # -- loss --
+
+    def loss(self, net: Any, batch: Batch, rng: torch.Generator) -> Loss:
+        """Denoising score entropy, integrated over t with one t per row (SEDD, Eq. 10), summed.
+        Nats; divided by `count` it bounds the nats per written position, padding included."""
+        x0, written = batch.ids, ~batch.given
+        t = TRAIN_EPS + (1 - TRAIN_EPS) * stratified(len(x0), rng)
+        sigma, rate = self.noise.total(t), self.noise.rate(t)
+        xt = self.corrupt(x0, batch.given, sigma, rng)
+        nats, _, _, ce = self.entropy(net, x0, xt, written, sigma, rate)
+        return Loss(nats, int(written.sum()), {} if ce is None else {"ce": ce})
+
+    def corrupt(self, x0: Tensor, given: Tensor, sigma: Tensor, rng: torch.Generator) -> Tensor:
+        """x_sigma from x0 (B, T); sigma (B,); given places stay."""
+        u = torch.rand(x0.shape, generator=rng)
+        other = None
+        if not self.graph.absorbing:
+            other = torch.randint(self.graph.n, x0.shape, generator=rng)
+        return torch.where(given, x0, self.graph.move(x0, sigma[:, None], u, other))
+
+    def entropy(
+        self, net: Any, x0: Tensor, xt: Tensor, written: Tensor, sigma: Tensor, weight: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Score entropy times weight (B,) at the written places -> (sum (), of each scored place
+        (R,), the row that it belongs to (R,), (sum, count) of its plain cross entropy or None).
+
+        All tensors but the network's live on the CPU, so that finding the scored places never
+        makes a GPU wait; they are moved once, here.
+        """
+        device = net.head.weight.device
+        scored = written & (xt == self.mask_id) if self.graph.absorbing else written
+        row, col = scored.nonzero(as_tuple=True)
+        h = net.features(xt.to(device, non_blocking=True), self.condition(net, sigma, device))
+        h = h.flatten(0, 1)[(row * x0.shape[1] + col).to(device, non_blocking=True)]  # (R, C)
+        target = x0[row, col].to(device, non_blocking=True)
+        sigma, weight = sigma.double()[row], weight.double()[row]
+        if self.normalize:
+            scale = (weight / torch.expm1(sigma)).float().to(device, non_blocking=True)
+            nats, each = scored_rows(net.head, h, cross_entropy_rule(target, scale, self.mask_id))
+            ce = (each / scale).sum() if len(each) else nats
+        else:
+            terms = self.graph.entropy(xt[row, col], x0[row, col], sigma)
+            shift = self.shift(sigma)
+            if shift is not None:  # log-score = z - shift: fold it into the coefficients
+                terms = terms._replace(
+                    exp_sum=terms.exp_sum * torch.exp(-shift),
+                    const=terms.const - terms.target * shift,
+                )
+            ce = torch.zeros((), device=device)
+            rule = score_entropy_rule(terms, target, weight, ce if self.graph.absorbing else None)
+            nats, each = scored_rows(net.head, h, rule)
+        metric = torch.stack([ce.detach(), torch.full_like(ce, len(each)).detach()])
+        return nats, each, row, metric if self.graph.absorbing else None
+
+    def condition(self, net: Any, sigma: Tensor, device: torch.device) -> Tensor | None:
+        """What the network is told of sigma (B,): nothing if it was built without time, and no
+        level beyond those of the sampling grid."""
+        if net.time is None:
+            return None
+        low, high = self.noise.total(torch.tensor([SAMPLE_EPS, 1.0])).tolist()
+        return sigma.float().clamp(low, high).to(device, non_blocking=True)
+
+    def shift(self, sigma: Tensor) -> Tensor | None:
+        """What is taken off the network's output to make it a log-score; None for nothing."""
+        if not (self.normalize or self.scaled):
+            return None
+        log_e = torch.expm1(sigma.double()).log()
+        return log_e if self.normalize else log_e + math.log(self.graph.n)
+
+    # -- bound --
+
+    @torch.no_grad()
+    def bound(self, net: Any, batch: Batch, rng: torch.Generator, samples: int = 1) -> Tensor:
+        """(B,) float64 nats: the evidence bound of the chain (SEDD, Thm 3.6), whatever the noise
+        schedule, which is only a clock. The integral runs over m = 1 - e^-sigma, the share of
+        moved tokens; the network is told sigma within the range that it was trained on."""
+        bounds = [self._bound_once(net, batch, rng, i, samples) for i in range(samples)]
+        return torch.stack(bounds).mean(0)
+
+    def _bound_once(self, net: Any, batch: Batch, rng: Any, i: int, samples: int) -> Tensor:
+        x0, written = batch.ids, ~batch.given
+        count, u = written.sum(1), torch.rand(x0.shape, generator=rng, dtype=torch.float64)
+        if self.graph.absorbing:
+            # k of the n written places are masked, k uniform on 1..n, and m is then the k-th
+            # smallest of n uniforms: far less spread than masking each place by itself
+            pick = (i + torch.rand(len(x0), generator=rng, dtype=torch.float64)) / samples
+            k = (pick * count).long().clamp(max=(count - 1).clamp(min=0))  # k - 1, (B,)
+            m = u.masked_fill(~written, 2.0).sort(1).values.gather(1, k[:, None])[:, 0]
+            m = m.clamp(1e-9, 1 - 1e-9)  # rows with nothing to write have no masked place at all
+            xt = x0.masked_fill(written & (u <= m[:, None]), self.mask_id)
+            weight, extra = count / (k + 1.0) * m / (1 - m), torch.zeros(len(x0)).double()
+        else:
+            end = self.noise.total(torch.tensor(1.0, dtype=torch.float64))
+            top = -torch.expm1(-end)
+            m = top * (i + stratified(len(x0), rng).double().clamp(min=1e-6)) / samples
+            other = torch.randint(self.graph.n, x0.shape, generator=rng)
+            xt = torch.where(written, self.graph.move(x0, -torch.log1p(-m)[:, None], u, other), x0)
+            weight, extra = top / (1 - m), count * self.graph.prior_nats(end)
+        _, each, row, _ = self.entropy(net, x0, xt, written, -torch.log1p(-m), weight)
+        return extra + torch.zeros(len(x0)).double().index_add_(0, row, each.double().cpu())
+
+    # -- sampling --
+
+    @torch.no_grad()
+    def sample(
+        self, net: Any, ids: Tensor, given: Tensor, rng: torch.Generator, options: SampleOptions
+    ) -> Iterator[Frame]:
+        """options.sampler: euler, analytic (both graphs, on a grid of `steps`); on the absorbing
+        graph also hop, first_hitting and confidence."""
+        known = MASKED if self.graph.absorbing else GRIDS
+        if options.sampler not in known:
+            choices = ", ".join(known)
+            raise UserError(f"sampler must be one of {choices} here, got {options.sampler!r}")
+        blank = self.mask_id if self.graph.absorbing else 0
+        walk = Walk(self, net, torch.where(given, ids, blank), given, rng, options)
+        length = torch.full_like(ids[:, 0], ids.shape[1])
+        before = walk.x.clone()
+        yield Frame(before, length, torch.zeros_like(given))
+        for _ in known[options.sampler](walk):
+            after = walk.x.clone()
+            yield Frame(after, length, after != before)
+            before = after
+
+    def log_score(self, net: Any, h: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+        """h (R, C), x (R,), sigma (R,) -> log-score (R, V) float32, 0 at the current token."""
+        z = net.logits(h).float()
+        if self.normalize:
+            z[:, self.mask_id] = -torch.inf
+            z = z.log_softmax(-1)
+        shift = self.shift(sigma)
+        if shift is not None:
+            z = z - shift.float()[:, None]
+        return z.scatter(1, x[:, None], 0.0)
+
+
+def score_entropy_rule(
+    terms: Coefficients, target: Tensor, weight: Tensor, ce: Tensor | None
+) -> Rule:
+    """The rule of score entropy (see Coefficients), times weight (R,). Adds the plain cross entropy
+    of every row to `ce` () unless it is None."""
+    device = target.device
+    columns = (
+        (weight * terms.exp_sum).log(),  # inside the exponential, where nothing can overflow
+        0 * weight if terms.sum is None else weight * terms.sum,
+        weight * terms.target,
+        weight * terms.const,
+    )
+    left_out = terms.left_out[:, None].to(device, non_blocking=True)
+    packed = torch.stack(columns, 1).float().to(device, non_blocking=True)  # (R, 4)
+    linear = terms.sum is not None
+
+    def rule(z: Tensor, part: slice) -> Tensor:
+        a, b, c, d = packed[part].unsqueeze(2).unbind(1)  # each (r, 1)
+        place, out = target[part, None], left_out[part]
+        at_target = z.gather(1, place)
+        loss = d + c * at_target
+        if linear:  # in the uniform graph the token itself may be the target: it has no score
+            z.scatter_(1, out, 0.0)
+            loss = d + c * z.gather(1, place) + b * z.sum(1, keepdim=True)
+        z.add_(a).exp_().scatter_(1, out, 0.0)
+        total = z.sum(1, keepdim=True)
+        if ce is not None:
+            ce.add_((total.log() - a - at_target).sum())
+        if linear:
+            z.add_(b).scatter_(1, out, 0.0)
+        z.scatter_add_(1, place, c)
+        return (loss + total)[:, 0]
+
+    return rule
+
+
+# ---- samplers ----------------------------------------------------------------------------------
+
+
+def grid(steps: int) -> Tensor:
+    """Times 1 = t_0 > ... > t_steps = SAMPLE_EPS, float64; the denoiser acts at the last."""
+    return torch.linspace(1, SAMPLE_EPS, steps + 1, dtype=torch.float64)
+
+
+class _At(NamedTuple):
+    """Places of the canvas: row, column, and column of the mirrored partner, (R,) each."""
+
+    row: Tensor
+    col: Tensor
+    mate: Tensor
+
+    def __getitem__(self, some: Any) -> "_At":
+        return _At(*(getattr(self, name)[some] for name in self._fields))
+
+
+class Walk:
+    """One run of a sampler: the canvas x (B, T), which steps change in place, and what they need.
+
+    Every sampler is a method that yields after each step. A mirrored pair is decided once, with
+    the mean of both weights and one draw, and written at both places, in every step and in the
+    last: it is equal by construction.
+    """
+
+    def __init__(self, process: ScoreEntropy, net: Any, x: Tensor, given: Tensor, rng: Any, o: Any):
+        self.process, self.net, self.x, self.rng, self.o = process, net, x, rng, o
+        self.noise, self.graph = process.noise, process.graph
+        places = torch.arange(x.shape[1], device=x.device).expand_as(x)  # (B, T)
+        self.mirror = places if o.mirror is None else o.mirror
+        self.open = ~given & (places <= self.mirror)  # one of each pair
+        if not self.graph.absorbing:  # random text to start from, equal in both of a pair
+            noise = torch.randint(self.graph.n, x.shape, generator=rng, device=x.device)
+            noise = noise.gather(1, torch.minimum(places, self.mirror))
+            self.x = torch.where(given, x, noise)
+
+    def uniforms(self, *shape: int) -> Tensor:
+        return torch.rand(shape, generator=self.rng, device=self.x.device, dtype=torch.float64)
+
+    def at(self, where: Tensor) -> _At:
+        row, col = where.nonzero(as_tuple=True)
+        return _At(row, col, self.mirror[row, col])
+
+    def undecided(self) -> _At:
+        """Places that still hold MASK, in row order."""
+        return self.at(self.open & (self.x == self.graph.mask_id))
+
+    def write(self, at: _At, token: Tensor) -> None:
+        self.x[at.row, at.col] = token
+        self.x[at.row, at.mate] = token
+
+    def visit(self, at: _At, sigma: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Run the network on the rows that `at` (in row order) touches; sigma (B,) float64 ->
+        features at the places and at their partners (None without mirror), (R, C) each."""
+        rows, slot = torch.unique_consecutive(at.row, return_inverse=True)
+        told = self.process.condition(self.net, sigma.to(rows.device)[rows], rows.device)
+        h = self.net.features(self.x[rows], told)
+        return h[slot, at.col], None if self.o.mirror is None else h[slot, at.mate]
+
+    # -- the uniform graph --
+
+    def uniform_grid(self) -> Iterator[None]:
+        """Euler or analytic steps, then the denoiser. Any place may change in any step, so all of
+        them are projected, a chunk at a time."""
+        times, at = grid(self.o.steps), self.at(self.open)
+        total = self.noise.total(times)
+        for i in range(self.o.steps + 1):
+            if i == self.o.steps:
+                step, dsigma = denoise_weights, total[i]
+            elif self.o.sampler == "euler":
+                step, dsigma = euler_weights, (times[i] - times[i + 1]) * self.noise.rate(times[i])
+            else:
+                step, dsigma = analytic_weights, total[i] - total[i + 1]
+            h, h_mate = self.visit(at, total[i].expand(len(self.x)))
+            drawn = [torch.empty_like(at.row[:0])]
+            for part in _chunks(len(at.row)):
+                x = self.x[at.row, at.col][part]
+                weights = self.step_weights(h[part], x, total[i], step, dsigma)
+                if h_mate is not None:
+                    weights = weights + self.step_weights(h_mate[part], x, total[i], step, dsigma)
+                drawn.append(self.draw(weights))
+            self.write(at, torch.cat(drawn))
+            yield
+
+    def step_weights(
+        self, h: Tensor, x: Tensor, sigma: Tensor, step: Callable, dsigma: Tensor
+    ) -> Tensor:
+        """Weights (r, V) float64 of the next state, from features h (r, C) and states x (r,)."""
+        each = sigma.to(x.device).expand(len(x))
+        score = self.process.log_score(self.net, h, x, each).double().exp()
+        return step(self.graph, x, score, dsigma.to(x.device).expand(len(x)))
+
+    def draw(self, weights: Tensor) -> Tensor:
+        """Step weights (r, V) -> ids (r,); temperature, top-k and top-p act on the whole row."""
+        weights[:, list(self.o.banned)] = 0
+        return draw_tokens(weights.clamp(min=0).log(), self.o, self.rng)
+
+    # -- the absorbing graph: where first, what second, and only what is still MASK --
+
+    def log_weights(self, h: Tensor, h_mate: Tensor | None) -> Tensor:
+        """Features (r, C) -> log-scores (r, V) float32, before the shift; of pairs, their mean."""
+        z = self.net.logits(h).float()
+        z[:, [self.graph.mask_id, *self.o.banned]] = -torch.inf
+        if self.process.normalize:
+            z = z.log_softmax(-1)
+        if h_mate is None:
+            return z
+        return torch.logaddexp(z, self.log_weights(h_mate, None)) - math.log(2)
+
+    def reveal(self, at: _At, h: Tensor, h_mate: Tensor | None, which: Tensor) -> None:
+        """Write tokens at the places that `which` (R,) bool selects, and project no others."""
+        at, h = at[which], h[which]
+        h_mate = None if h_mate is None else h_mate[which]
+        for part in _chunks(len(at.row)):
+            z = self.log_weights(h[part], None if h_mate is None else h_mate[part])
+            self.write(at[part], draw_tokens(z, self.o, self.rng))
+
+    def masked_grid(self) -> Iterator[None]:
+        """Euler or analytic steps, then the denoiser. In a step, a masked place is revealed with
+        probability gain * (sum of its scores), clipped to 1: the total weight of all moves in
+        `analytic_weights` (gain = e^dsigma - 1) or `euler_weights` (gain = dt sigma'(t)). Then its
+        token is drawn from the scores. The same law as a draw over all V states."""
+        times = grid(self.o.steps)
+        total = self.noise.total(times)
+        for i in range(self.o.steps + 1):
+            at = self.undecided()
+            if len(at.row) == 0:
+                return
+            h, h_mate = self.visit(at, total[i].expand(len(self.x)))
+            if i == self.o.steps:
+                self.reveal(at, h, h_mate, torch.ones_like(at.row, dtype=torch.bool))
+            else:
+                gain = torch.expm1(total[i] - total[min(i + 1, self.o.steps)])
+                if self.o.sampler == "euler":
+                    gain = (times[i] - times[i + 1]) * self.noise.rate(times[i])
+                for part in _chunks(len(at.row)):
+                    z = self.log_weights(h[part], None if h_mate is None else h_mate[part])
+                    shift = self.process.shift(total[i])
+                    mass = z.double().logsumexp(1) - (0 if shift is None else shift.item())
+                    fires = self.uniforms(len(z)) < gain.item() * mass.exp()
+                    self.write(at[part][fires], draw_tokens(z[fires], self.o, self.rng))
+            yield
+
+    def hop(self) -> Iterator[None]:
+        """The analytic grid when scores are normalised, as true ones are: the step in which a place
+        is revealed then does not depend on the network, so it is drawn first, and each row goes
+        from one of its own events to the next. T (1 - (1 - 1/T)^L) calls per row instead of T."""
+        total = self.noise.total(grid(self.o.steps))
+        moved = -torch.expm1(-total).to(self.x.device)  # share of masked places at each time
+        level = self.uniforms(*self.x.shape) * moved[0]
+        due = self.o.steps - torch.searchsorted(moved.flip(0).contiguous(), level, right=False)
+        due = due.clamp(min=0)  # (B, T): the step that takes the share below the level
+        while len((at := self.undecided()).row):
+            mine = due[at.row, at.col]
+            soonest = torch.full_like(due[:, 0], self.o.steps).scatter_reduce(
+                0, at.row, mine, "amin"
+            )
+            h, h_mate = self.visit(at, total.to(mine.device)[soonest])
+            self.reveal(at, h, h_mate, mine == soonest[at.row])
+            yield
+
+    def first_hitting(self) -> Iterator[None]:
+        """The continuous-time limit of the grid, one place per step (FHS, Prop. 4.1): with k places
+        masked, the share of masked ones falls by a factor u^(1/k) until the next reveal."""
+        share = -torch.expm1(-self.noise.total(torch.ones(len(self.x), dtype=torch.float64)))
+        share = share.to(self.x.device)
+        while len((at := self.undecided()).row):
+            left = torch.bincount(at.row, minlength=len(self.x))
+            share = share * self.uniforms(len(share)) ** (1 / left.clamp(min=1))
+            h, h_mate = self.visit(at, -torch.log1p(-share))
+            first = _highest(at.row, self.uniforms(len(at.row)), left.clamp(max=1))
+            self.reveal(at, h, h_mate, first)
+            yield
+
+    def confidence(self) -> Iterator[None]:
+        """The places whose best token is most probable first (ties: leftmost), ceil(left / steps
+        left) of them per step; each token is still drawn. Not the law of the process, but better
+        text. A network with time is told the noise at which as many places are masked."""
+        written = (self.open.sum(1)).clamp(min=1)
+        ends = -torch.expm1(-self.noise.total(grid(1))).to(self.x.device)
+        for i in range(self.o.steps):
+            at = self.undecided()
+            if len(at.row) == 0:
+                return
+            left = torch.bincount(at.row, minlength=len(self.x))
+            share = (left / written).double().clamp(ends[1], ends[0])
+            h, h_mate = self.visit(at, -torch.log1p(-share))
+            best = [h.new_empty(0)]
+            for part in _chunks(len(at.row)):
+                z = self.log_weights(h[part], None if h_mate is None else h_mate[part])
+                best.append(z.amax(1) - z.logsumexp(1))
+            quota = -(-left // (self.o.steps - i))
+            self.reveal(at, h, h_mate, _highest(at.row, torch.cat(best), quota))
+            yield
+
+
+def _chunks(count: int) -> Iterator[slice]:
+    return (slice(k, k + CHUNK) for k in range(0, count, CHUNK))
+
+
+def _highest(row: Tensor, value: Tensor, quota: Tensor) -> Tensor:
+    """(R,) bool: the `quota` (B,) highest values of each row; row (R,) ascending; ties: first."""
+    by_value = value.argsort(descending=True, stable=True)
+    order = by_value[row[by_value].argsort(stable=True)]  # by row, then by value
+    start = torch.cumsum(torch.bincount(row, minlength=len(quota)), 0)
+    rank = torch.arange(len(row), device=row.device) - torch.cat([start[:1] * 0, start])[row]
+    return torch.zeros_like(row, dtype=torch.bool).index_put((order,), rank < quota[row])
+
+
+GRIDS = {"euler": Walk.uniform_grid, "analytic": Walk.uniform_grid}
+MASKED = {
+    "euler": Walk.masked_grid,
+    "analytic": Walk.masked_grid,
+    "hop": Walk.hop,
+    "first_hitting": Walk.first_hitting,
+    "confidence": Walk.confidence,
+}

@@ -1,0 +1,159 @@
+"""Text from a model: what is given and what is to be written, then batches of samples.
+
+model = checkpoint.load("out/palindrome/ckpt.pt")
+start = canvas(model, infill="s[3]s")
+texts = generate(model, [start] * 10, SampleOptions(steps=64), seed=1).texts
+"""
+
+import re
+import time
+from dataclasses import replace
+from typing import Any, Callable, Iterable, Iterator, NamedTuple
+
+import torch
+from torch import Tensor
+
+from checkpoint import Model
+from configurator import UserError
+from objective import Frame, SampleOptions, generator
+
+SAMPLING = 5  # stream of randomness; 0 to 4 are those of training
+
+
+class Canvas(NamedTuple):
+    """One sample before it is written."""
+
+    ids: Tensor  # (T,) int64
+    given: Tensor  # (T,) bool: these ids stay
+    mirror: Tensor  # (T,) int64: partner of each place, itself where it has none
+
+
+class Samples(NamedTuple):
+    """What came out, and what it cost."""
+
+    ids: Tensor  # (N, T) int64
+    texts: list[str]
+    seconds: float
+    calls: int  # of the network
+    rows: int  # canvases that it was called on, over all calls
+
+
+def framed(model: Model) -> bool:
+    """Are the rows of this model [BOS] text [EOS] PAD...? If not, every position is text."""
+    names = {"pad", "bos", "eos"}
+    return names <= set(model.meta["specials"]) and "splits" in model.meta and _longest(model) > 0
+
+
+def _longest(model: Model) -> int:
+    return model.meta.get("splits", {}).get("train", {}).get("longest", 0)
+
+
+def canvas(
+    model: Model,
+    prompt: str = "",
+    infill: str = "",
+    length: int = 0,
+    max_length: int = 0,
+    mirrored: bool = False,
+) -> Canvas:
+    """The canvas of one sample. prompt: text that it begins with. infill: a template in which [3]
+    is a hole of three tokens; it is the whole text. length: exactly so many tokens of text.
+    max_length: at most so many; 0 is as many as in training. mirrored: the text, whose length must
+    be known, mirrors itself. Raises UserError for what does not fit."""
+    parts = list(_template(model, infill)) if infill else model.tokenizer.encode(prompt)
+    frame, special, block = framed(model), model.meta["specials"], model.config.block_size
+    room = min(max_length or block, _longest(model) - 2 if frame and not max_length else block)
+    room = min(room, block - 2 * frame)
+    asked = max(len(parts), length, max_length)
+    if asked > room:
+        raise UserError(f"{asked} tokens of text do not fit: there is room for {room}")
+    if length and len(parts) > length:
+        raise UserError(f"a text of {length} tokens cannot hold the {len(parts)} given ones")
+    fixed = len(parts) if infill else length  # 0: the model decides
+    assert fixed or not mirrored, "the axis of a mirror needs a length"
+    parts += [None] * ((fixed or room) - len(parts))
+    mirror = torch.arange(block if frame else len(parts))
+    if mirrored:  # the axis lies inside the text, between BOS and EOS
+        mirror[int(frame) : int(frame) + fixed] = mirror[int(frame) : int(frame) + fixed].flip(0)
+    if frame:
+        end = special["eos"] if fixed else None  # if the text may be shorter, so may its frame
+        parts = [special["bos"], *parts, end]
+        parts += [special["pad"]] * (block - len(parts))
+    _mirror_given(parts, mirror.tolist(), model)
+    ids = torch.tensor([0 if p is None else p for p in parts])
+    return Canvas(ids, torch.tensor([p is not None for p in parts]), mirror)
+
+
+def _template(model: Model, text: str) -> Iterator[int | None]:
+    """`s[3]s` -> ids, with None for each place in a hole."""
+    for i, piece in enumerate(re.split(r"\[(\d+)\]", text)):
+        yield from [None] * int(piece) if i % 2 else model.tokenizer.encode(piece)
+
+
+def _mirror_given(parts: list[int | None], mirror: list[int], model: Model) -> None:
+    """Give the partner of a given place the same id; refuse two that differ."""
+    for i, j in enumerate(mirror):
+        if parts[i] is None or parts[j] == parts[i]:
+            continue
+        if parts[j] is not None:
+            pair = model.tokenizer.decode([parts[i]]), model.tokenizer.decode([parts[j]])
+            raise UserError(f"no palindrome has {pair[0]!r} at a place mirrored by {pair[1]!r}")
+        parts[j] = parts[i]
+
+
+def read_prompt(text: str) -> str:
+    """A prompt as given, or the contents of the file of `FILE:path`."""
+    if not text.startswith("FILE:"):
+        return text
+    try:
+        with open(text[5:], encoding="utf-8") as file:
+            found = file.read()
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"prompt file {text[5:]}: {e}") from None
+    if not found:
+        raise UserError(f"prompt file {text[5:]} is empty")
+    return found
+
+
+def generate(
+    model: Model,
+    canvases: list[Canvas],
+    options: SampleOptions,
+    seed: int = 0,
+    batch_size: int = 64,
+    watch: Callable[[Iterable[Frame], Tensor], Iterable[Frame]] = lambda frames, given: frames,
+) -> Samples:
+    """Write every canvas; all have the same T. `watch` sees the frames of the first batch and the
+    given places (B, T), and passes the frames on. The same seed gives the same samples."""
+    device, done = next(model.net.parameters()).device, []
+    counter, clock = _count_calls(model.net), time.perf_counter()
+    for number, first in enumerate(range(0, len(canvases), batch_size)):
+        some = canvases[first : first + batch_size]
+        ids, given, mirror = (torch.stack(part).to(device) for part in zip(*some, strict=True))
+        paired = (mirror != torch.arange(mirror.shape[1], device=device)).any()
+        own = _mirrored(options, mirror, model) if paired else options
+        rng = generator(seed, SAMPLING, number, device=device)
+        frames = model.objective.sample(model.net, ids, given, rng, own)
+        *_, last = watch(frames, given) if number == 0 else frames
+        done.append(last.ids.cpu())
+    counter["hook"].remove()
+    ids = torch.cat(done)
+    texts = [model.tokenizer.decode(row) for row in ids.tolist()]
+    return Samples(ids, texts, time.perf_counter() - clock, counter["calls"], counter["rows"])
+
+
+def _mirrored(options: SampleOptions, mirror: Tensor, model: Model) -> SampleOptions:
+    """Inside a text whose length is fixed, no special token may be written."""
+    return replace(options, mirror=mirror, banned=tuple(model.meta["specials"].values()))
+
+
+def _count_calls(net: Any) -> dict[str, Any]:
+    """Count the calls of the network and the canvases in them, until the hook is removed."""
+    counter: dict[str, Any] = {"calls": 0, "rows": 0}
+
+    def count(module: Any, args: tuple, output: Tensor) -> None:
+        counter["calls"] += 1
+        counter["rows"] += len(output)
+
+    counter["hook"] = net.norm.register_forward_hook(count)
+    return counter

@@ -1,0 +1,221 @@
+"""What an objective is, and what all of them share: seeded randomness, the loss on scored rows
+only, safe categorical draws, and the options of samplers.
+
+An objective owns the process (how text is destroyed and written again) and no parameters; the
+network is handed to it. One class here or in the files above, and one line in build.py, add one.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Callable, Iterator, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from configurator import require
+from corpus import Batch
+
+CHUNK = 256  # rows projected to the vocabulary at a time: 51 MB of float32 at 50k ids
+
+
+class Loss(NamedTuple):
+    """Sums over a micro-batch; the caller divides once, over all micro-batches and ranks."""
+
+    nats: Tensor  # () float32, differentiable
+    count: int  # positions that the sum is over: written by the model, seen or not
+    metrics: dict[str, Tensor]  # name -> (2,) float32: sum and count, detached
+
+
+class Frame(NamedTuple):
+    """The canvas of a sampler after one step."""
+
+    ids: Tensor  # (B, T) int64
+    length: Tensor  # (B,) int64
+    changed: Tensor  # (B, T) bool: written in this step
+
+
+class Objective:
+    """The contract. `needs` says what the network must have: causal, time (the conditioning is
+    allowed), vocab_size (its rows, extra symbols included)."""
+
+    needs: dict[str, Any]
+    mask_id: int | None = None  # never left in a finished sample
+
+    def loss(self, net: Any, batch: Batch, rng: torch.Generator) -> Loss:
+        """Training loss of a batch; `rng` lives on the CPU and decides every draw."""
+        raise NotImplementedError
+
+    def bound(self, net: Any, batch: Batch, rng: torch.Generator, samples: int = 1) -> Tensor:
+        """(B,) float64 nats: unbiased estimate of an upper bound on -log p(written | given)."""
+        raise NotImplementedError
+
+    def sample(
+        self, net: Any, ids: Tensor, given: Tensor, rng: torch.Generator, options: "SampleOptions"
+    ) -> Iterator[Frame]:
+        """ids (B, T) with `given` (B, T) kept, the rest ignored and written anew; yields the start
+        and then a frame per step. `rng` lives on the device of ids."""
+        raise NotImplementedError
+
+
+# ---- randomness --------------------------------------------------------------------------------
+
+
+def seed_of(*integers: int) -> int:
+    """Integers -> one well-mixed 63-bit seed: (seed, stream, step, micro-batch) in that order."""
+    value = 0x243F6A8885A308D3
+    for i in integers:
+        value = ((value ^ i) * 0x9E3779B97F4A7C15) % (1 << 64)
+        value ^= value >> 31
+        value = (value * 0xD6E8FEB86659FD93) % (1 << 64)
+        value ^= value >> 32
+    return value >> 1
+
+
+def generator(*integers: int, device: str | torch.device = "cpu") -> torch.Generator:
+    """A fresh generator that depends on the integers alone. Noise for training is drawn on the CPU
+    on every machine: the draws are then the same, and nothing waits for the device."""
+    return torch.Generator(device=device).manual_seed(seed_of(*integers))
+
+
+def stratified(B: int, rng: torch.Generator) -> Tensor:
+    """(B,) uniforms in [0, 1), one in each of B equal strata (MDLM's low-discrepancy sampler)."""
+    return (torch.arange(B) + torch.rand(B, generator=rng)) / B
+
+
+# ---- the loss on scored rows -------------------------------------------------------------------
+
+# A rule turns logits (r, V) of some rows, in place, into their gradient, and returns the loss (r,).
+Rule = Callable[[Tensor, slice], Tensor]
+
+
+class _ScoredRows(torch.autograd.Function):
+    """Sum of a rule's losses over rows, with the gradients formed chunk by chunk on the way: at no
+    time is there more than a chunk of logits, and the backward pass is one multiplication."""
+
+    @staticmethod
+    def forward(ctx, h, weight, bias, rule, dtype):
+        learn = any(ctx.needs_input_grad[:3])
+        grads = [torch.zeros_like(p, dtype=torch.float32) for p in (h, weight, bias) if learn]
+        w, losses = weight.to(dtype), []
+        for lo in range(0, len(h), CHUNK):
+            part = slice(lo, min(lo + CHUNK, len(h)))
+            x = h[part].to(dtype)
+            z = torch.addmm(bias.to(dtype), x, w.t()).float()  # (r, V)
+            losses.append(rule(z, part))
+            if learn:
+                grads[2] += z.sum(0)
+                z = z.to(dtype)
+                grads[0][part] = z @ w
+                if dtype == torch.float32:
+                    grads[1].addmm_(z.t(), x)
+                else:
+                    grads[1] += z.t() @ x
+        ctx.grads = grads
+        losses = torch.cat(losses) if losses else h.new_zeros(0)
+        ctx.mark_non_differentiable(losses)
+        return losses.sum(), losses
+
+    @staticmethod
+    def backward(ctx, scale, _):
+        for g in ctx.grads:
+            g.mul_(scale)
+        return *ctx.grads, None, None
+
+
+def scored_rows(head: torch.nn.Linear, h: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
+    """h (R, C) features of the scored rows -> (sum (), losses (R,) detached), both float32.
+
+    The projection runs in the autocast dtype, everything after it in float32.
+    """
+    kind = h.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else head.weight.dtype
+    with torch.autocast(kind, enabled=False):
+        return _ScoredRows.apply(h, head.weight, head.bias, rule, dtype)
+
+
+def cross_entropy_rule(target: Tensor, scale: Tensor, banned: int | None = None) -> Rule:
+    """scale * -log softmax(z)[target]; target, scale (R,); `banned` is left out of the softmax."""
+
+    def rule(z: Tensor, part: slice) -> Tensor:
+        if banned is not None:
+            z[:, banned] = -torch.inf
+        place, s = target[part, None], scale[part, None]
+        norm = z.logsumexp(1, keepdim=True)
+        loss = s * (norm - z.gather(1, place))
+        z.sub_(norm).exp_().mul_(s)
+        z.scatter_add_(1, place, -s)
+        return loss[:, 0]
+
+    return rule
+
+
+# ---- draws -------------------------------------------------------------------------------------
+
+
+def categorical(weights: Tensor, u: Tensor) -> Tensor:
+    """Draw by inverting the cumulative sum: weights (..., V) >= 0, not normalised; u (...) uniform
+    in [0, 1), float64 -> ids (...) int64. Negative weights count as 0, and 0 is never drawn.
+
+    In float64 throughout: float32 Gumbel noise over a large vocabulary truncates the tails and
+    lowers the temperature (Zheng et al. 2024, arXiv 2409.02908).
+    """
+    sums = weights.double().clamp(min=0).cumsum(-1)
+    total = sums[..., -1:]
+    below = torch.nextafter(total, torch.zeros_like(total))  # u * total may round up to total
+    found = torch.searchsorted(
+        sums, torch.minimum(u.double()[..., None] * total, below), right=True
+    )
+    return found[..., 0].clamp(max=weights.shape[-1] - 1)
+
+
+def race(weights: Tensor, u: Tensor) -> Tensor:
+    """Draw as SEDD's code does: argmax of weights / Exp(1), u uniforms of the shape of weights.
+
+    The same law as `categorical` with V times the noise; it replays recorded runs.
+    """
+    return (weights.double() / (1e-10 - (u.double() + 1e-10).log())).argmax(-1)
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """How to sample; what an objective has no use for, it ignores."""
+
+    steps: int = 64  # of the reverse process, where it has a grid
+    sampler: str = "analytic"
+    temperature: float = 1.0  # 0 takes the most probable token
+    top_k: int = 0  # 0 keeps all tokens
+    top_p: float = 1.0  # smallest set of tokens that holds this probability; 0 keeps the best one
+    mirror: Tensor | None = None  # (B, T) int64: partner of each place, itself where it has none
+    banned: tuple[int, ...] = ()  # ids that are never written
+
+    def __post_init__(self):
+        require(self, "steps", self.steps >= 1, "at least 1")
+        require(self, "temperature", self.temperature >= 0, "at least 0")
+        require(self, "top_k", self.top_k >= 0, "at least 0")
+        require(self, "top_p", 0 <= self.top_p <= 1, "between 0 and 1")
+
+
+def sharpen(logits: Tensor, o: SampleOptions) -> Tensor:
+    """logits (R, V) -> float64 log-weights (R, V) under temperature, top-k and top-p."""
+    z = logits.double()
+    if o.temperature == 0:
+        best = z.argmax(-1, keepdim=True)
+        return torch.full_like(z, -torch.inf).scatter_(-1, best, 0.0)
+    z = z / o.temperature
+    if 0 < o.top_k < z.shape[-1]:
+        least = z.topk(o.top_k).values[:, -1:]
+        z = z.masked_fill(z < least, -torch.inf)
+    if o.top_p < 1:
+        ordered, order = z.sort(-1, descending=True)
+        p = F.softmax(ordered, -1)
+        late = p.cumsum(-1) - p >= o.top_p  # the token that crosses top_p stays
+        late[:, 0] = False
+        z = z.masked_fill(late.scatter(-1, order, late), -torch.inf)
+    return z
+
+
+def draw_tokens(logits: Tensor, o: SampleOptions, rng: torch.Generator) -> Tensor:
+    """logits (R, V) -> ids (R,) int64 from softmax(logits) as sharpened by the options."""
+    z = sharpen(logits, o)
+    u = torch.rand(len(z), generator=rng, device=z.device, dtype=torch.float64)
+    return categorical((z - z.amax(-1, keepdim=True)).exp(), u)
