@@ -25,12 +25,12 @@ from torch import Tensor
 from configurator import UserError
 from corpus import Batch
 from objective import (
-    CHUNK,
     Frame,
     Loss,
     Objective,
     Rule,
     SampleOptions,
+    chunks,
     cross_entropy_rule,
     draw_tokens,
     scored_rows,
@@ -343,7 +343,8 @@ class ScoreEntropy(Objective):
         else:
             end = self.noise.total(torch.tensor(1.0, dtype=torch.float64))
             top = -torch.expm1(-end)
-            m = top * (i + stratified(len(x0), rng).double().clamp(min=1e-6)) / samples
+            m = top * (i + torch.rand(len(x0), generator=rng, dtype=torch.float64)) / samples
+            m = m.clamp(min=1e-9)
             other = torch.randint(self.graph.n, x0.shape, generator=rng)
             xt = torch.where(written, self.graph.move(x0, -torch.log1p(-m)[:, None], u, other), x0)
             weight, extra = top / (1 - m), count * self.graph.prior_nats(end)
@@ -469,6 +470,9 @@ class Walk:
         """Places that still hold MASK, in row order."""
         return self.at(self.open & (self.x == self.graph.mask_id))
 
+    def parts(self, at: _At) -> Iterator[slice]:
+        return chunks(len(at.row), self.graph.states)
+
     def write(self, at: _At, token: Tensor) -> None:
         self.x[at.row, at.col] = token
         self.x[at.row, at.mate] = token
@@ -497,7 +501,7 @@ class Walk:
                 step, dsigma = analytic_weights, total[i] - total[i + 1]
             h, h_mate = self.visit(at, total[i].expand(len(self.x)))
             drawn = [torch.empty_like(at.row[:0])]
-            for part in _chunks(len(at.row)):
+            for part in self.parts(at):
                 x = self.x[at.row, at.col][part]
                 weights = self.step_weights(h[part], x, total[i], step, dsigma)
                 if h_mate is not None:
@@ -535,7 +539,7 @@ class Walk:
         """Write tokens at the places that `which` (R,) bool selects, and project no others."""
         at, h = at[which], h[which]
         h_mate = None if h_mate is None else h_mate[which]
-        for part in _chunks(len(at.row)):
+        for part in self.parts(at):
             z = self.log_weights(h[part], None if h_mate is None else h_mate[part])
             self.write(at[part], draw_tokens(z, self.o, self.rng))
 
@@ -557,7 +561,7 @@ class Walk:
                 gain = torch.expm1(total[i] - total[min(i + 1, self.o.steps)])
                 if self.o.sampler == "euler":
                     gain = (times[i] - times[i + 1]) * self.noise.rate(times[i])
-                for part in _chunks(len(at.row)):
+                for part in self.parts(at):
                     z = self.log_weights(h[part], None if h_mate is None else h_mate[part])
                     shift = self.process.shift(total[i])
                     mass = z.double().logsumexp(1) - (0 if shift is None else shift.item())
@@ -610,16 +614,12 @@ class Walk:
             share = (left / written).double().clamp(ends[1], ends[0])
             h, h_mate = self.visit(at, -torch.log1p(-share))
             best = [h.new_empty(0)]
-            for part in _chunks(len(at.row)):
+            for part in self.parts(at):
                 z = self.log_weights(h[part], None if h_mate is None else h_mate[part])
                 best.append(z.amax(1) - z.logsumexp(1))
             quota = -(-left // (self.o.steps - i))
             self.reveal(at, h, h_mate, _highest(at.row, torch.cat(best), quota))
             yield
-
-
-def _chunks(count: int) -> Iterator[slice]:
-    return (slice(k, k + CHUNK) for k in range(0, count, CHUNK))
 
 
 def _highest(row: Tensor, value: Tensor, quota: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ texts = generate(model, [start] * 10, SampleOptions(steps=64), seed=1).texts
 
 import re
 import time
+from collections import deque
 from dataclasses import replace
 from typing import Any, Callable, Iterable, Iterator, NamedTuple
 
@@ -134,8 +135,8 @@ def generate(
         own = _mirrored(options, mirror, model) if paired else options
         rng = generator(seed, SAMPLING, number, device=device)
         frames = model.objective.sample(model.net, ids, given, rng, own)
-        *_, last = watch(frames, given) if number == 0 else frames
-        done.append(last.ids.cpu())
+        frames = watch(frames, given) if number == 0 else frames
+        done.append(deque(frames, maxlen=1).pop().ids.cpu())  # the last one
     counter["hook"].remove()
     ids = torch.cat(done)
     texts = [model.tokenizer.decode(row) for row in ids.tolist()]

@@ -15,7 +15,7 @@ from torch import Tensor
 from configurator import require
 from corpus import Batch
 
-CHUNK = 256  # rows projected to the vocabulary at a time: 51 MB of float32 at 50k ids
+CHUNK = 1 << 22  # logits alive at a time, 16 MB of float32; but never less than 256 rows
 
 
 class Loss(NamedTuple):
@@ -84,6 +84,13 @@ def stratified(B: int, rng: torch.Generator) -> Tensor:
 
 # ---- the loss on scored rows -------------------------------------------------------------------
 
+
+def chunks(rows: int, vocab_size: int) -> Iterator[slice]:
+    """Slices of `rows` that are projected to the vocabulary one after another."""
+    size = max(256, CHUNK // vocab_size)
+    return (slice(k, min(k + size, rows)) for k in range(0, rows, size))
+
+
 # A rule turns logits (r, V) of some rows, in place, into their gradient, and returns the loss (r,).
 Rule = Callable[[Tensor, slice], Tensor]
 
@@ -97,8 +104,7 @@ class _ScoredRows(torch.autograd.Function):
         learn = any(ctx.needs_input_grad[:3])
         grads = [torch.zeros_like(p, dtype=torch.float32) for p in (h, weight, bias) if learn]
         w, losses = weight.to(dtype), []
-        for lo in range(0, len(h), CHUNK):
-            part = slice(lo, min(lo + CHUNK, len(h)))
+        for part in chunks(len(h), len(weight)):
             x = h[part].to(dtype)
             z = torch.addmm(bias.to(dtype), x, w.t()).float()  # (r, V)
             losses.append(rule(z, part))

@@ -1,0 +1,468 @@
+"""Byte corpora: rows of [BOS] bytes [EOS], from text of any kind.
+
+    python prepare_bytes.py                                       # palindromes of letters (demo)
+    python prepare_bytes.py --source=phrases                      # palindromes as people write them
+    python prepare_bytes.py --source=text --path=notes.txt,essays
+    python prepare_bytes.py --source=pydoc                        # the prose that Python carries
+    python prepare_bytes.py --source=wikipedia --dataset_percent=1
+    python prepare_bytes.py --report=figures                      # look at a prepared corpus
+
+Case and punctuation stay, white space is folded, EOS is never cut off, and what goes to validation
+is decided before anything is cut, varied or repeated. --upstream_rules=true cleans and cuts as the
+byte fork of SEDD does; --upstream_rules=loader as that fork does when it reads articles directly,
+which is what its training in fact runs on.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import re
+import sys
+from collections import Counter, deque
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from itertools import accumulate, chain, dropwhile
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Callable, Iterable, Iterator, Literal, NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from byte_rows import (
+    BOS,
+    EOS,
+    Rows,
+    boundary,
+    fold,
+    our_rows,
+    pack,
+    pack_padded,
+    palindrome_row,
+    upstream_rows,
+)
+from configurator import ROOT, UserError, describe, load, require, run
+from corpus import Corpus, CorpusWriter
+from palindromes import is_palindrome, normalise
+from report_bytes import write_report
+from sources import Documents, articles, local_files, python_prose, read
+from tokenizer import Bytes
+
+SHARES = {"wikipedia": 0.001, "phrases": 0.1}  # of validation; 0.05 for the other sources
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """What `prepare_bytes.py` can be told."""
+
+    source: Literal["palindrome", "phrases", "text", "pydoc", "wikipedia"] = "palindrome"  # of text
+    dataset: str = ""  # folder of the corpus, below data_dir; empty: the name of the source
+    data_dir: str = "data"  # where prepared corpora live
+    block_size: int = 32  # longest row, BOS and EOS included
+    seed: int = 1337  # of every draw: which texts, and what goes to validation
+    val_split_ratio: float | None = None  # None: wikipedia 0.001, phrases 0.1, others 0.05
+    # source=palindrome
+    rows: int = 200_000  # training rows
+    val_rows: int = 2000  # validation rows; none of them is a training row
+    min_letters: int = 4  # shortest text
+    max_letters: int = 16  # longest text
+    max_repeats: int = 8  # of one text in train: there are few short ones, and they would crowd
+    listed_share: float = 0.02  # share of rows that are words and phrases of data/palindromes.txt
+    # source=phrases
+    file: str = ""  # one phrase per line, or a JSON array; empty: data/palindromes.txt
+    repeat: int = 5  # times each training row is stored
+    # source=text, pydoc, wikipedia
+    path: str = ""  # files and folders, separated by commas; wikipedia: instead of the hub
+    fold_whitespace: bool = True  # ASCII white space to single spaces; False: every byte as it is
+    num_proc: int = 1  # processes that clean and cut; the corpus does not depend on it
+    dataset_percent: float = 20.0  # wikipedia: the first so many per cent of the articles
+    hub_dataset: str = "wikimedia/wikipedia"  # wikipedia: any dataset with a column `text`
+    hub_config: str = "20231101.en"  # wikipedia: its configuration
+    cache_dir: str = ""  # wikipedia: where downloads go; empty: the library's own place
+    upstream_rules: Literal["false", "true", "loader"] = "false"  # rules of the original, see above
+    # a look at the result
+    report: str = ""  # folder for figures; with an existing corpus, only this is done
+    num_batches: int = 3  # figures, of 64 rows each
+
+    def __post_init__(self):
+        for key in "rows val_rows min_letters max_repeats repeat num_proc num_batches".split():
+            require(self, key, getattr(self, key) >= 1, "at least 1")
+        require(self, "seed", self.seed >= 0, "at least 0")
+        ratio = self.val_split_ratio
+        require(self, "val_split_ratio", ratio is None or 0 < ratio < 1, "above 0 and below 1")
+        require(self, "listed_share", 0 <= self.listed_share <= 1, "between 0 and 1")
+        require(self, "dataset_percent", 0 < self.dataset_percent <= 100, "above 0, at most 100")
+        require(self, "block_size", self.block_size >= 12, "at least 12 (BOS, EOS and some text)")
+        room = f"from min_letters={self.min_letters} to block_size - 2 = {self.block_size - 2}"
+        within = self.min_letters <= self.max_letters <= self.block_size - 2
+        require(self, "max_letters", self.source != "palindrome" or within, room)
+        unmixed = self.source != "palindrome" or self.upstream_rules == "false"
+        require(self, "upstream_rules", unmixed, "false for source=palindrome, which is ours")
+        require(self, "path", self.source != "text" or bool(self.path), "given with source=text")
+
+    def share(self) -> float:
+        """The share of validation."""
+        return self.val_split_ratio or SHARES.get(self.source, 0.05)
+
+
+# ---- from documents to rows --------------------------------------------------------------------
+
+Batch = list[tuple[str, bytes]]  # (split, document) pairs, about a megabyte of them
+
+
+def divided(found: Documents, share: float, seed: int) -> Iterator[tuple[str, bytes]]:
+    """Documents -> (split, document). Whole ones are held out, drawn by `seed`; when there are too
+    few for that, the end of each one."""
+    if held := int(found.count * share):
+        chosen = np.random.default_rng(seed).permutation(found.count)[:held]
+        val = set(chosen.tolist())
+        for number, text in enumerate(found.texts):
+            yield "val" if number in val else "train", text
+        return
+    for text in found.texts:
+        end = int(len(text) * (1 - share))
+        space = max(text.rfind(b" ", 0, end), text.rfind(b"\n", 0, end))
+        end = space + 1 if space > 0 else boundary(text, end)
+        yield from (("train", text[:end]), ("val", text[end:]))
+
+
+def batches(pairs: Iterable[tuple[str, bytes]]) -> Iterator[Batch]:
+    """Groups of documents that are worth sending to another process."""
+    batch, size = [], 0
+    for pair in pairs:
+        batch.append(pair)
+        size += len(pair[1])
+        if size >= 1 << 20:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def rows_of(batch: Batch, block: int, folding: bool, rules: str) -> list[tuple[str, bytes, Rows]]:
+    """(split, document) pairs -> (split, digest of the text, rows)."""
+    done = []
+    for split, text in batch:
+        if rules == "false":
+            text = fold(text) if folding else text
+            rows = our_rows(text, block) if text else pack([], 0)
+        else:
+            rows = upstream_rows(text, block, rules)
+        done.append((split, hashlib.blake2b(text, digest_size=16).digest(), rows))
+    return done
+
+
+def in_order(work: Callable, batches: Iterable[Batch], num_proc: int) -> Iterator:
+    """`work` on every batch, in this process or in `num_proc` others, results in order. At most a
+    few batches per process wait, so that memory does not grow with the corpus."""
+    if num_proc == 1:
+        yield from map(work, batches)
+        return
+    waiting: deque = deque()
+    try:
+        with ProcessPoolExecutor(num_proc, get_context("spawn")) as pool:
+            for batch in batches:
+                waiting.append(pool.submit(work, batch))
+                if len(waiting) > 4 * num_proc:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+    except BrokenProcessPool as e:
+        raise UserError(f"a process ended early, perhaps for memory; lower {num_proc=}") from e
+
+
+def write_documents(cfg: PrepareConfig, out: CorpusWriter) -> None:
+    """text, pydoc, wikipedia -> rows. Duplicates are dropped, so that none is in both splits."""
+    if cfg.source == "pydoc":
+        prose = [t.encode("utf-8", "surrogatepass") for t in python_prose()]
+        found = Documents(len(prose), prose)
+    elif cfg.source == "wikipedia":
+        found = articles(
+            cfg.path, cfg.hub_dataset, cfg.hub_config, cfg.cache_dir, cfg.dataset_percent
+        )
+    else:
+        files = local_files(cfg.path)
+        found = Documents(len(files), map(read, files))
+    work = functools.partial(
+        rows_of, block=cfg.block_size, folding=cfg.fold_whitespace, rules=cfg.upstream_rules
+    )
+    unfit = "empty" if cfg.upstream_rules == "false" else "too short or long for these rules"
+    whole = int(found.count * cfg.share()) > 0
+    out.info["held_out"] = "whole documents" if whole else "the end of every document"
+    told = tqdm(found.texts, "documents", found.count, disable=not sys.stdout.isatty())
+    pairs = divided(found._replace(texts=told), cfg.share(), cfg.seed)
+    seen: set[bytes] = set()
+    for split, digest, rows in chain.from_iterable(in_order(work, batches(pairs), cfg.num_proc)):
+        if not len(rows.lengths):
+            out.info["dropped"][unfit] += 1
+        elif digest in seen and cfg.upstream_rules == "false":
+            out.info["dropped"]["same as an earlier document"] += 1
+        else:
+            seen.add(digest)
+            _write(out, split, rows)
+            out.info["counts"][f"{split} documents"] += 1
+
+
+def _write(out: CorpusWriter, split: str, rows: Rows, most: int = 1 << 16) -> None:
+    """In pieces, so that a document of 100 MB does not need many times its size in memory."""
+    ends = np.concatenate([[0], np.cumsum(rows.lengths)])
+    for a in range(0, len(rows.lengths), most):
+        b = min(a + most, len(rows.lengths))
+        out.rows(split, rows.ids[ends[a] : ends[b]], rows.lengths[a:b], rows.prompts[a:b])
+
+
+# ---- phrases -----------------------------------------------------------------------------------
+
+
+def read_phrases(path: Path) -> list[str]:
+    """A JSON array of strings, or one phrase per line after comment lines; no empty ones."""
+    try:
+        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+        lines = json.loads(text) if path.suffix == ".json" else text.splitlines()
+    except OSError as e:
+        raise UserError(f"file: cannot read {path}: {e.strerror}") from e
+    except ValueError as e:
+        raise UserError(f"file: {path} is no JSON: {e}") from e
+    if not isinstance(lines, list) or not all(isinstance(p, str) for p in lines):
+        raise UserError(f"file: {path} must hold a JSON array of strings")
+    try:
+        Bytes().encode("".join(lines))
+    except ValueError as e:  # half of a surrogate pair, which JSON can spell
+        raise UserError(f"file: {path} holds a character that UTF-8 lacks: {e}") from e
+    if path.suffix != ".json":
+        lines = dropwhile(lambda line: line.startswith("#"), lines)
+    phrases = [p.strip() for p in lines if p.strip()]
+    if not phrases:
+        raise UserError(f"file: {path} holds no phrases; write one per line")
+    return phrases
+
+
+def variants(text: str) -> list[str]:
+    """The text and, where they differ from it, its lower, upper and title forms."""
+    return [text, *(v for v in (text.lower(), text.upper(), text.title()) if v != text)]
+
+
+def phrase_row(text: str, block: int, counts: Counter) -> list[int]:
+    """[BOS] text [EOS]; a text too long for the block loses its end, never EOS. Counted."""
+    data = bytes(Bytes().encode(text))
+    if len(data) > block - 2:
+        counts["rows with a truncated text"] += 1
+        data = data[: boundary(data, block - 2)]
+    return [BOS, *data, EOS]
+
+
+def write_phrases(cfg: PrepareConfig, out: CorpusWriter) -> None:
+    """Phrases are divided by their letters, then varied, then (train only) repeated."""
+    dropped, counts = out.info["dropped"], out.info["counts"]
+    groups: dict[str, list[str]] = {}
+    for text in read_phrases(Path(cfg.file) if cfg.file else ROOT / "data" / "palindromes.txt"):
+        group = groups.setdefault(normalise(text), [])
+        if not is_palindrome(text):
+            dropped["no palindrome"] += 1
+        elif text in group:
+            dropped["same as an earlier phrase"] += 1
+        else:
+            group.append(text)
+    kept = [g for g in groups.values() if g]
+    held = max(1, int(len(kept) * cfg.share()))
+    order = np.random.default_rng(cfg.seed).permutation(len(kept)).tolist()
+    rows = {}
+    for split, chosen in (("val", order[:held]), ("train", order[held:])):
+        texts = dict.fromkeys(v for i in sorted(chosen) for t in kept[i] for v in variants(t))
+        rows[split] = [phrase_row(t, cfg.block_size, counts) for t in texts]
+    # two long phrases may be the same once truncated
+    known = set(map(tuple, rows["val"]))
+    train = [r for r in rows["train"] if tuple(r) not in known]
+    if len(train) < len(rows["train"]):
+        dropped["train row that is also a validation row"] = len(rows["train"]) - len(train)
+    for split, kept_rows in (("train", train * cfg.repeat), ("val", rows["val"])):
+        if kept_rows:
+            out.rows(split, *pack(kept_rows, prompt=1))
+
+
+def write_phrases_upstream(cfg: PrepareConfig, out: CorpusWriter) -> None:
+    """As the original: vary, repeat, and only then divide, so that validation rows are in train
+    too (--seed=42 gives its very division)."""
+    texts = read_phrases(Path(cfg.file) if cfg.file else ROOT / "data" / "palindromes.txt")
+    texts = [*texts, *(v for t in texts for v in variants(t)[1:])] * cfg.repeat
+    cut_at = int((1 - cfg.share()) * len(texts))
+    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(cfg.seed)).tolist()
+    for split, chosen in (("train", order[:cut_at]), ("val", order[cut_at:])):
+        rows = [palindrome_row(texts[i], cfg.block_size) for i in chosen]
+        if rows:
+            out.rows(split, *pack_padded(rows))
+
+
+# ---- palindromes of letters: the demo ----------------------------------------------------------
+
+
+def letter_stream(texts: Iterable[str], half: int) -> tuple[np.ndarray, np.ndarray]:
+    """Texts -> their letters without spaces, uint8 (M,), and the places (S,) where a word begins
+    and at least `half` letters of the same text follow."""
+    pieces, starts, offset = [], [], 0
+    for text in texts:
+        words = re.findall("[a-z]+", text.lower().replace("'", ""))  # "don't" is one word
+        begins = [0, *accumulate(map(len, words))]
+        starts.extend(offset + b for b in begins if b + half <= begins[-1])
+        pieces.extend(words)
+        offset += begins[-1]
+    return np.frombuffer("".join(pieces).encode(), np.uint8), np.array(starts, np.int64)
+
+
+def listed_halves(cfg: PrepareConfig, dropped: Counter) -> dict[int, list[str]]:
+    """Length -> first halves of the listed words and phrases that have it; the rest is counted."""
+    halves: dict[int, list[str]] = {k: [] for k in range(cfg.min_letters, cfg.max_letters + 1)}
+    for text in map(normalise, read_phrases(ROOT / "data" / "palindromes.txt")):
+        if not text.isalpha():
+            dropped["listed phrase with digits"] += 1
+        elif len(text) not in halves:
+            dropped["listed phrase too short or long"] += 1
+        else:
+            halves[len(text)].append(text[: (len(text) + 1) // 2])
+    return halves
+
+
+def held_out(halves: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Which first halves (S, half) belong to validation (S,): a `share` of the different ones, told
+    by a hash (the xor of a random number for every letter at every place), so that the same letters
+    are always on the same side."""
+    table = np.random.default_rng([seed, 0]).integers(0, 1 << 62, (halves.shape[1], 26))
+    hashes = np.bitwise_xor.reduce(table[np.arange(halves.shape[1]), halves - 97], axis=1)
+    return hashes <= max(share * (1 << 62), hashes.min())
+
+
+class Pool(NamedTuple):
+    """Where in the letters the first halves begin that a split may use for one length."""
+
+    prose: np.ndarray
+    listed: np.ndarray
+
+
+def palindrome_pools(cfg: PrepareConfig, out: CorpusWriter) -> tuple[np.ndarray, dict]:
+    """The letters (M,) and, for each split, {length: Pool}."""
+    letters, starts = letter_stream(python_prose(), (cfg.max_letters + 1) // 2)
+    halves = listed_halves(cfg, out.info["dropped"])
+    flat = [h for k in halves for h in halves[k]]
+    ends = len(letters) + np.cumsum([0, *map(len, flat)])
+    letters = np.concatenate([letters, np.frombuffer("".join(flat).encode(), np.uint8)])
+    pools: dict[str, dict[int, Pool]] = {"train": {}, "val": {}}
+    used = 0
+    for k, listed in halves.items():
+        every = np.concatenate([starts, ends[used : used + len(listed)]])
+        used += len(listed)
+        val = held_out(letters[every[:, None] + np.arange((k + 1) // 2)], cfg.share(), cfg.seed)
+        out.info["dropped"]["word starts held out from training, over all lengths"] += int(
+            val.sum()
+        )
+        of_prose = np.arange(len(every)) < len(starts)
+        for split, side in (("train", ~val), ("val", val)):
+            pools[split][k] = Pool(every[side & of_prose], every[side & ~of_prose])
+            if not len(pools[split][k].prose):
+                raise UserError(
+                    f"val_split_ratio={cfg.share()} leaves no {split} text of {k} letters"
+                )
+    out.info["counts"]["words of prose"] = len(starts)
+    return letters, pools
+
+
+def drawn_starts(
+    letters: np.ndarray,
+    pools: dict[int, Pool],
+    sizes: np.ndarray,
+    share: float,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each row, of so many letters (N,): where its first half begins, a `share` of each length
+    from the listed ones; and how often its text has come before (N,)."""
+    start, before = np.empty_like(sizes), np.empty_like(sizes)
+    for k, pool in pools.items():
+        here = np.flatnonzero(sizes == k)
+        chosen = pool.prose[rng.integers(len(pool.prose), size=len(here))]
+        listed = (rng.random(len(here)) < share) & (len(pool.listed) > 0)
+        if listed.any():
+            chosen[listed] = pool.listed[rng.integers(len(pool.listed), size=listed.sum())]
+        halves = letters[chosen[:, None] + np.arange((k + 1) // 2)]  # (rows, half)
+        order = np.lexsort(halves.T)  # stable: equal halves stay in the order of their rows
+        same = np.r_[False, (halves[order][1:] == halves[order][:-1]).all(1)]
+        place = np.arange(len(order))
+        first = np.maximum.accumulate(np.where(same, 0, place))
+        start[here], before[here[order]] = chosen, place - first
+    return start, before
+
+
+def mirrored(letters: np.ndarray, start: np.ndarray, sizes: np.ndarray) -> Rows:
+    """Rows [BOS] text [EOS] of `sizes` (N,) letters, from where their first halves begin (N,)."""
+    lengths = sizes + 2
+    opening = np.cumsum(lengths) - lengths
+    ids = np.empty(lengths.sum(), np.uint16)
+    ids[opening], ids[opening + lengths - 1] = BOS, EOS
+    for k in np.unique(sizes):
+        here, place = sizes == k, np.arange(k)
+        mirror = np.minimum(place, k - 1 - place)  # 0 1 2 1 0: the middle letter is shared
+        text = letters[start[here, None] + mirror]  # (rows, k)
+        ids[opening[here, None] + 1 + place] = text
+    return Rows(ids, lengths, np.ones_like(lengths))
+
+
+def write_palindromes(cfg: PrepareConfig, out: CorpusWriter) -> None:
+    """Lengths are uniform, but for the texts left out because they have come max_repeats times.
+    Draws of train and val are independent: --val_rows does not change the training rows."""
+    letters, pools = palindrome_pools(cfg, out)
+    for stream, (split, size) in enumerate((("train", cfg.rows), ("val", cfg.val_rows)), 1):
+        rng = np.random.default_rng([cfg.seed, stream])
+        sizes = rng.integers(cfg.min_letters, cfg.max_letters + 1, size)
+        start, before = drawn_starts(letters, pools[split], sizes, cfg.listed_share, rng)
+        keep = before < (cfg.max_repeats if split == "train" else size)
+        out.info["dropped"][f"{split} rows beyond max_repeats"] += int((~keep).sum())
+        out.rows(split, *mirrored(letters, start[keep], sizes[keep]))
+        listed = np.concatenate([p.listed for p in pools[split].values()])
+        counted = int(np.isin(start[keep], listed).sum())
+        out.info["counts"][f"{split} rows from data/palindromes.txt"] = counted
+
+
+# ---- the command -------------------------------------------------------------------------------
+
+
+def prepare(cfg: PrepareConfig, folder: Path) -> None:
+    """Write the corpus, complete or not at all, and say what is in it."""
+    elsewhere = "dataset data_dir cache_dir num_proc report num_batches".split()
+    options = {k: v for k, v in dataclasses.asdict(cfg).items() if k not in elsewhere}
+    write = {"palindrome": write_palindromes, "phrases": write_phrases}.get(
+        cfg.source, write_documents
+    )
+    if cfg.source == "phrases" and cfg.upstream_rules != "false":
+        write = write_phrases_upstream
+    task = "palindrome" if write is not write_documents else "text"
+    info = {"task": task, "source": cfg.source, "options": options}
+    info |= {"python": sys.version.split()[0], "dropped": Counter(), "counts": Counter()}
+    with CorpusWriter(folder, Bytes(), **info) as out:
+        write(cfg, out)
+    for split, count in out.counts.items():
+        size = f"{count['rows']:>12,} rows {count['tokens']:>14,} ids"
+        print(f"{split:<6}{size}, longest row {count['longest']}")
+    for key in ("counts", "dropped"):
+        for reason, count in out.info[key].items():
+            print(f"{'dropped: ' * (key == 'dropped')}{reason}: {count:,}")
+    if "held_out" in out.info:
+        print(f"held out for validation: {out.info['held_out']}")
+    print(f"wrote {folder}")
+
+
+def main(argv: list[str]) -> None:
+    """Prepare a corpus, look at one, or both."""
+    cfg, origins = load(PrepareConfig, argv)
+    folder = Path(cfg.data_dir) / (cfg.dataset or cfg.source)
+    looking = {"report", "num_batches", "source", "dataset", "data_dir"}
+    if not (cfg.report and folder.exists() and looking.issuperset(origins)):
+        if origins:
+            print(describe(cfg, origins))
+        prepare(cfg, folder)
+    if cfg.report:
+        write_report(Corpus(folder), Path(cfg.report), cfg.num_batches)
+
+
+if __name__ == "__main__":
+    run(main)

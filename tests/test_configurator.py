@@ -1,0 +1,374 @@
+"""configurator.py: the command line, override files, refusals, and what is told about them.
+
+The cases marked "nanoGPT" are measured failures of its configurator: each ends there in a bare
+AssertionError, a ValueError or a FileNotFoundError, or is silently accepted.
+"""
+
+import dataclasses
+import json
+import math
+import resource
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import configurator
+from configurator import Config, UserError, describe, from_saved, load, usage
+from sample import SampleConfig
+
+
+def told(*argv: str, cls: type = Config) -> str:
+    """The message that refuses these arguments: always one line."""
+    with pytest.raises(UserError) as caught:
+        load(cls, [str(a) for a in argv])
+    message = str(caught.value)
+    assert message and "\n" not in message
+    return message
+
+
+@pytest.fixture
+def file(tmp_path: Path):
+    """file(text) -> path of a config file with this text."""
+
+    def write(text: str, name: str = "mine.py") -> Path:
+        path = tmp_path / name
+        path.write_text(text)
+        return path
+
+    return write
+
+
+# ---- values on the command line ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "argument, key, value",
+    [
+        ("--learning_rate=1", "learning_rate", 1.0),  # nanoGPT: an int is no float
+        ("--wandb_run_name=123", "wandb_run_name", "123"),  # nanoGPT: parsed as an int
+        ("--wandb_run_name=a=b", "wandb_run_name", "a=b"),  # nanoGPT: too many values to unpack
+        ("--wandb_run_name=", "wandb_run_name", ""),
+        ("--demo=None", "demo", "None"),  # a str field takes the raw text
+        ("--lr_decay_iters=None", "lr_decay_iters", None),
+        ("--lr_decay_iters=none", "lr_decay_iters", None),
+        ("--lr_decay_iters=50", "lr_decay_iters", 50),
+        ("--learning-rate=2e-4", "learning_rate", 2e-4),
+        ("--eval_only", "eval_only", True),
+        ("--eval_only=True", "eval_only", True),
+        ("--eval_only=0", "eval_only", False),
+        ("--compile=False", "compile", "false"),  # as everybody writes it
+        ("--dtype=bfloat16", "dtype", "bfloat16"),
+        ("--seed=0", "seed", 0),
+    ],
+)
+def test_accepted(argument: str, key: str, value: object):
+    cfg, origins = load(Config, [argument])
+    assert getattr(cfg, key) == value
+    assert type(getattr(cfg, key)) is type(value)  # 1 == 1.0 == True would hide a wrong type
+    assert origins == {key: "command line"}
+    assert dataclasses.replace(cfg, **{key: getattr(Config(), key)}) == Config()  # nothing else
+
+
+@pytest.mark.parametrize(
+    "argument, words",
+    [
+        ("--batch_size=abc", ["batch_size", "int", "'abc'"]),  # nanoGPT: bare AssertionError
+        ("--batch_size=1.5", ["batch_size", "int"]),
+        ("--batch_size=", ["batch_size", "int"]),
+        ("--batch_size=True", ["batch_size", "int"]),
+        ("--grad_clip=None", ["grad_clip", "float", "'None'"]),  # None only where it is allowed
+        ("--learning_rate=nan", ["learning_rate", "nan"]),
+        ("--learning_rate=inf", ["learning_rate", "inf"]),
+        ("--eval_only=yes", ["eval_only", "bool", "'yes'"]),
+        ("--eval_only=2", ["eval_only", "bool"]),
+        ("--graph=masked", ["graph", "uniform", "absorb", "'masked'"]),
+        ("--compile=0", ["compile", "true", "false"]),
+        ("--bogus=1", ["bogus", "-h"]),
+        ("--lerning_rate=1", ["lerning_rate", "did you mean learning_rate?"]),
+        ("--batch_size", ["--batch_size=value"]),
+        ("-batch_size=4", ["--batch_size=value"]),
+        ("device", ["'device'", "--key=value"]),  # nanoGPT: FileNotFoundError: 'device'
+        ("--=1", ["command line"]),
+        ("", ["command line"]),
+    ],
+)
+def test_refused(argument: str, words: list[str]):
+    message = told(argument)
+    assert message.startswith("config error: command line: ")
+    for word in words:
+        assert word in message
+
+
+@given(st.text(max_size=20))
+def test_any_text_is_a_good_string(text: str):
+    assert load(SampleConfig, [f"--prompt={text}"])[0].prompt == text
+
+
+@given(st.sampled_from([f.name for f in dataclasses.fields(Config)]), st.text(max_size=8))
+def test_any_value_of_any_key_is_taken_or_refused(key: str, text: str):
+    """No other exception than UserError, whatever is typed."""
+    try:
+        load(Config, [f"--{key}={text}"])
+    except UserError as e:
+        assert key in str(e)
+
+
+# ---- rules that a value must keep --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ("--batch_size=0", ["batch_size", "at least 1", "0"]),
+        ("--gradient_accumulation_steps=0", ["gradient_accumulation_steps", "at least 1"]),
+        ("--eval_interval=0", ["eval_interval", "at least 1"]),  # step % 0 in the loop
+        ("--log_interval=0", ["log_interval", "at least 1"]),
+        ("--learning_rate=-1e-3", ["learning_rate", "at least 0"]),
+        ("--dropout=1", ["dropout", "below 1", "1.0"]),
+        ("--dropout=-0.1", ["dropout", "at least 0"]),
+        ("--ema_decay=1", ["ema_decay", "below 1"]),
+        ("--min_lr=3e-4 --min_lr=2", ["min_lr", "between 0 and 1", "2.0"]),
+        ("--n_embd=100 --n_head=12", ["n_embd", "multiple of 24", "n_head=12", "100"]),
+        ("--n_embd=6 --n_head=2", ["n_embd", "multiple of 4"]),  # rotary turns pairs
+        ("--sigma_min=0", ["sigma_min", "above 0", "0.0"]),
+        ("--sigma_min=30", ["sigma_min", "sigma_max=20.0", "30.0"]),
+        ("--warmup_iters=9 --lr_decay_iters=9", ["lr_decay_iters", "warmup_iters=9", "9"]),
+        ("--warmup_iters=9 --lr_decay_iters=0", ["lr_decay_iters", "warmup_iters=9"]),
+        ("--seed=-1", ["seed", "at least 0"]),
+    ],
+)
+def test_rules(arguments: str, words: list[str]):
+    message = told(*arguments.split())
+    for word in words:
+        assert word in message
+
+
+def test_learned_positions_need_no_pairs():
+    assert load(Config, ["--n_embd=6", "--n_head=2", "--positions=learned"])[0].n_embd == 6
+
+
+def test_origin_of_a_broken_rule_is_named(file):
+    path = file("batch_size = 0")
+    assert f"config error: {path}: batch_size must be at least 1, got 0" == told(path)
+    assert "command line: batch_size" in told(path, "--batch_size=-3")
+
+
+def test_no_infinite_rate_from_a_file(file):
+    """Refused like --learning_rate=inf; `inf >= 0` alone lets it through."""
+    for text in ('learning_rate = float("inf")', 'sigma_max = float("inf")'):
+        assert "inf" in told(file(text))
+    assert "nan" in told(file('learning_rate = float("nan")'))
+
+
+# ---- files -------------------------------------------------------------------------------------
+
+
+def test_files_apply_in_order_and_the_command_line_last(file):
+    """nanoGPT: a config file after a flag silently wins over it."""
+    one = file("batch_size = 1\nmax_iters = 10\nseed = 5", "one.py")
+    two = file("max_iters = 20", "two.py")
+    for argv in (["--seed=7", one, two], [one, "--seed=7", two], [one, two, "--seed=7"]):
+        cfg, origins = load(Config, [str(a) for a in argv])
+        assert (cfg.batch_size, cfg.max_iters, cfg.seed) == (1, 20, 7)
+        assert origins == {"batch_size": str(one), "max_iters": str(two), "seed": "command line"}
+    assert load(Config, [str(two), str(one)])[0].max_iters == 10
+    assert load(Config, ["--seed=1", "--seed=2"])[0].seed == 2
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("lerning_rate = 1", ["unknown key lerning_rate", "learning_rate?"]),  # nanoGPT: accepted
+        ('batch_size = "64"', ["batch_size", "int", "'64'"]),  # nanoGPT: fails much later
+        ("batch_size = True", ["batch_size", "int", "True"]),
+        ("batch_size = 6.0", ["batch_size", "int", "6.0"]),
+        ("batch_size = None", ["batch_size", "int", "None"]),
+        ("learning_rate = True", ["learning_rate", "float"]),
+        ("eval_only = 1", ["eval_only", "bool"]),
+        ("out_dir = 3", ["out_dir", "str"]),
+        ('graph = "masked"', ["graph", "absorb"]),
+        ("graph = 3", ["graph", "absorb"]),
+        ("betas = [0.9, 0.95]", ["unknown key betas"]),
+        ("time = 5", ["unknown key time"]),  # nanoGPT: destroys the imported module
+        ("1 / 0", ["ZeroDivisionError"]),
+        ("import not_a_module", ["ModuleNotFoundError", "not_a_module"]),
+        ("batch_size = \n", ["SyntaxError"]),
+        ("x = (", ["SyntaxError"]),
+        ("raise ValueError('two\\nlines')", ["ValueError", "two"]),
+        ("raise SystemExit(3)", []),
+        ("import sys; sys.exit('stop')", []),
+    ],
+)
+def test_bad_files(file, text: str, words: list[str]):
+    path = file(text)
+    with pytest.raises(UserError) as caught:
+        load(Config, [str(path)])
+    message = str(caught.value).replace("\n", " ")  # as `run` prints it
+    assert str(path) in message
+    for word in words:
+        assert word in message
+
+
+def test_missing_files():
+    assert "no such config file: config/absent.py" in told("config/absent.py")
+    assert "notes.txt" in told("notes.txt")
+
+
+def test_only_public_plain_names_count(file):
+    """Imports, helpers, classes and _private names are no overrides (nanoGPT execs them all)."""
+    text = """
+import math, os
+from pathlib import Path
+_half = 8
+def double(x):
+    return 2 * x
+class Note: pass
+square = lambda x: x * x
+from math import sqrt
+batch_size = double(_half)
+learning_rate = 1  # an int serves as a float
+lr_decay_iters = None
+compile = True
+"""
+    cfg, origins = load(Config, [str(file(text))])
+    assert (cfg.batch_size, cfg.learning_rate, cfg.compile) == (16, 1.0, "true")
+    assert type(cfg.learning_rate) is float
+    assert sorted(origins) == ["batch_size", "compile", "learning_rate", "lr_decay_iters"]
+
+
+def test_files_build_on_one_another_from_anywhere(tmp_path: Path):
+    """A real process, because what matters is Python's search path. nanoGPT: FileNotFoundError."""
+    root, away = tmp_path / "repo", tmp_path / "away"
+    (root / "config").mkdir(parents=True)
+    away.mkdir()
+    (root / "configurator.py").write_text(Path(configurator.__file__).read_text())
+    (root / "config/base.py").write_text("batch_size = 3\nseed = 4\n")
+    (root / "config/top.py").write_text("from config.base import *\nbatch_size += 10\n")
+    (root / "show.py").write_text(
+        "import sys\nfrom configurator import Config, load\n"
+        "cfg, _ = load(Config, sys.argv[1:])\nprint(cfg.batch_size, cfg.seed)\n"
+    )
+    for cwd in (root, away):
+        command = [sys.executable, str(root / "show.py"), "config/top.py", "--seed=9"]
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+        assert done.stdout.split() == ["13", "9"], done.stderr
+
+
+def test_a_file_in_the_working_directory_comes_first(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text("seed = 3")
+    assert load(Config, ["mine.py"])[0].seed == 3
+
+
+def test_committed_configs_load():
+    for path in sorted((configurator.ROOT / "config").glob("*.py")):
+        cfg, origins = load(Config, [str(path)])
+        assert origins and cfg != Config(), f"{path} changes nothing"
+
+
+# ---- what is told ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cls", [Config, SampleConfig])
+def test_help_lists_every_field_with_default_and_comment(cls: type):
+    lines = usage(cls).splitlines()
+    for field in dataclasses.fields(cls):
+        (line,) = [x for x in lines if x.startswith(f"  --{field.name}=")]
+        shown, _, comment = line.strip().partition(" ")
+        assert shown == f"--{field.name}={field.default}"
+        assert len(comment.strip()) > 3, f"{field.name} has no comment"
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_wins_over_everything(flag: str, capsys):
+    with pytest.raises(SystemExit) as caught:
+        load(Config, ["nonsense", "--bogus=1", flag])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: python ")
+
+
+def test_describe_shows_only_what_differs_and_its_origin(file):
+    path = file("batch_size = 7\nseed = 1337")  # the seed is the default: nothing to tell
+    cfg, origins = load(Config, [str(path), "--learning_rate=1"])
+    rows = [line.split() for line in describe(cfg, origins).splitlines()]
+    assert rows == [
+        ["batch_size", "=", "7", str(path)],
+        ["learning_rate", "=", "1.0", "command", "line"],
+    ]
+    assert describe(Config(), {}) == ""
+
+
+def test_saved_json_is_the_whole_config(tmp_path: Path):
+    cfg, _ = load(Config, ["--seed=3", "--lr_decay_iters=None"])
+    configurator.save_json(cfg, tmp_path / "config.json")
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert from_saved(Config, saved, "config.json") == cfg
+    assert set(saved) == {f.name for f in dataclasses.fields(Config)}
+    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]  # no temporary file
+
+
+def test_saved_values_are_checked():
+    with pytest.raises(UserError, match=r"ckpt\.pt: unknown key n_embed; did you mean n_embd"):
+        from_saved(Config, {"n_embed": 3, "seed": 8}, "ckpt.pt")
+    with pytest.raises(UserError, match=r"ckpt\.pt: n_layer must be int, got '3'"):
+        from_saved(Config, {"n_layer": "3"}, "ckpt.pt")
+    with pytest.raises(UserError, match=r"ckpt\.pt: n_layer must be at least 1, got 0"):
+        from_saved(Config, {"n_layer": 0}, "ckpt.pt")
+
+
+def test_a_config_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().seed = 1
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """All kinds of fields, for annotations that Config may not have."""
+
+    maybe: float | None = None  # a number or nothing
+    word: Literal["one", "two"] = "one"  # a choice
+    rate: float = 0.5  # a number
+
+
+def test_annotations_of_another_class():
+    cfg, _ = load(Kinds, ["--maybe=2", "--word=TWO", "--rate=1"])
+    assert cfg == Kinds(2.0, "two", 1.0) and type(cfg.maybe) is float
+    assert "float or None" in told("--maybe=x", cls=Kinds)
+    assert "one of one, two" in told("--word=three", cls=Kinds)
+    assert not math.isnan(load(Kinds, [])[0].rate)
+
+
+# ---- as a process ------------------------------------------------------------------------------
+
+
+def test_help_of_train_is_quick(run_cli):
+    """CPU time, not the clock: a heavy import at the top of a file would show on any machine."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    done = run_cli("train.py", "-h")
+    used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
+    assert done.returncode == 0 and "--learning_rate=" in done.stdout and done.stderr == ""
+    assert used < 3, f"{used:.1f} s of CPU time"
+
+
+def test_imports_are_light(helpers):
+    """Optional libraries are for the functions that need them; nothing prints when imported."""
+    heavy = "transformers datasets spacy keybert wandb matplotlib tiktoken tokenizers safetensors"
+    code = (
+        f"import sys; sys.path.insert(0, {str(helpers.repo)!r}); import train, sample, evaluate; "
+        f"print([m for m in {heavy.split()!r} if m in sys.modules])"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=helpers.env())
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_a_mistake_is_one_line_and_leaves_nothing(run_cli, assert_refused, tmp_path: Path):
+    done = run_cli("train.py", "--out_dir=out", "--bogus=1", cwd=tmp_path)
+    assert_refused(done, "config error: command line", "bogus")
+    assert done.stdout == "" and list(tmp_path.iterdir()) == []

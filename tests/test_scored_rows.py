@@ -1,0 +1,170 @@
+"""The chunked loss against dense formulas under autograd; draws against their laws."""
+
+import pytest
+import torch
+
+import objective
+from diffusion import Coefficients, score_entropy_rule
+from objective import (
+    SampleOptions,
+    categorical,
+    cross_entropy_rule,
+    draw_tokens,
+    generator,
+    race,
+    scored_rows,
+    seed_of,
+    sharpen,
+    stratified,
+)
+
+R, C, V = 700, 8, 11
+
+
+@pytest.fixture
+def head_and_rows(monkeypatch):
+    """A head and rows that take three chunks, the last one short."""
+    monkeypatch.setattr(objective, "CHUNK", 1)  # the least, 256 rows
+    torch.manual_seed(0)
+    head = torch.nn.Linear(C, V)
+    h = torch.randn(R, C, requires_grad=True)
+    return head, h, torch.randint(V - 1, (R,)), torch.rand(R) + 0.1
+
+
+def compare(head, h, rule, dense):
+    """Loss and all three gradients of `rule` are those of `dense`, a function of all logits."""
+    scale = 1.7  # so that the factor of the backward pass counts
+    total, each = scored_rows(head, h, rule)
+    (total * scale).backward()
+    ours = [h.grad, head.weight.grad, head.bias.grad]
+    for p in (h, head.weight, head.bias):
+        p.grad = None
+    want = dense(head(h))
+    (want.sum() * scale).backward()
+    torch.testing.assert_close(each, want.detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(total.detach(), want.sum().detach(), rtol=1e-5, atol=1e-3)
+    for a, b in zip(ours, [h.grad, head.weight.grad, head.bias.grad], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("banned", [None, V - 1, 4])
+def test_cross_entropy(head_and_rows, banned):
+    head, h, target, scale = head_and_rows
+    if banned is not None:
+        target = torch.where(target == banned, 0, target)
+
+    def dense(z):
+        keep = torch.arange(V) != (-1 if banned is None else banned)
+        z = z.masked_fill(~keep, -1e30)
+        return scale * torch.nn.functional.cross_entropy(z, target, reduction="none")
+
+    compare(head, h, cross_entropy_rule(target, scale, banned), dense)
+
+
+@pytest.mark.parametrize("linear", [True, False])
+def test_score_entropy(head_and_rows, linear):
+    head, h, target, weight = head_and_rows
+    rng = generator(1)
+    left_out = torch.where(torch.rand(R, generator=rng) < 0.3, target, V - 1)
+    a, b, c, d = (torch.rand(R, generator=rng, dtype=torch.float64) + 0.1 for _ in range(4))
+    if linear:  # where the token is its own target it has no score, and the graph says c = 0
+        c = torch.where(left_out == target, 0 * c, c)
+    else:
+        left_out = torch.full_like(target, V - 1)
+    terms = Coefficients(left_out, a, b if linear else None, c, d)
+
+    def dense(z):
+        others = torch.ones_like(z).scatter(1, left_out[:, None], 0.0)
+        picked = z.gather(1, target[:, None])[:, 0]
+        total = a * (z.exp() * others).sum(1) + c * picked + d
+        return (weight * (total + (b * (z * others).sum(1) if linear else 0))).float()
+
+    compare(head, h, score_entropy_rule(terms, target, weight.double(), None), dense)
+
+
+def test_nothing_scored_is_zero_with_zero_gradients():
+    head = torch.nn.Linear(C, V)
+    h = torch.zeros(0, C, requires_grad=True)
+    none = torch.zeros(0, dtype=torch.int64)
+    total, each = scored_rows(head, h, cross_entropy_rule(none, none.float()))
+    total.backward()
+    assert float(total.detach()) == 0 and len(each) == 0
+    assert head.weight.grad.abs().max() == 0 and head.bias.grad.abs().max() == 0
+
+
+def test_bfloat16_loss_is_close_and_its_gradients_are_float32():
+    torch.manual_seed(0)
+    head, h = torch.nn.Linear(C, V), torch.randn(300, C, requires_grad=True)
+    target = torch.randint(V, (300,))
+    rule = cross_entropy_rule(target, torch.ones(300))
+    full, _ = scored_rows(head, h, rule)
+    with torch.autocast("cpu", torch.bfloat16):
+        half, _ = scored_rows(head, h, rule)
+    half.backward()
+    assert float(half.detach()) == pytest.approx(float(full.detach()), rel=1e-2)
+    assert head.weight.grad.dtype == h.grad.dtype == torch.float32
+
+
+# ---- draws ---------------------------------------------------------------------------------------
+
+
+def test_categorical_is_the_inverse_of_the_cumulative_sum():
+    weights = torch.tensor([0.0, 1.0, 0.0, 3.0, -5.0, 0.0])
+    u = torch.tensor([0.0, 0.2499, 0.2501, 1 - 2**-53], dtype=torch.float64)
+    assert categorical(weights.expand(4, 6), u).tolist() == [1, 1, 3, 3]
+
+
+def test_categorical_reaches_the_tail():
+    """An outcome of weight 1e-9 is drawn by the u that belongs to it; float32 sums lose it."""
+    weights = torch.ones(50_000)
+    weights[-1] = 1e-4
+    u = torch.tensor(1 - 1e-10, dtype=torch.float64)
+    assert int(categorical(weights, u)) == 49_999
+
+
+@pytest.mark.parametrize("draw", ["categorical", "race"])
+def test_frequencies(draw):
+    p = torch.tensor([0.5, 0.3, 0.15, 0.05, 0.0], dtype=torch.float64)
+    N, rng = 100_000, generator(3)
+    if draw == "race":
+        found = race(p.expand(N, 5), torch.rand(N, 5, generator=rng, dtype=torch.float64))
+    else:
+        found = categorical(p.expand(N, 5), torch.rand(N, generator=rng, dtype=torch.float64))
+    share = torch.bincount(found, minlength=5) / N
+    assert (share - p).abs().max() < 0.008 and share[4] == 0
+
+
+def test_temperature_top_k_and_top_p():
+    z = torch.tensor([[0.0, 1.0, 2.0, 3.0]])
+    p = z.softmax(-1)[0].double()
+
+    def law(**options):
+        return sharpen(z, SampleOptions(**options)).softmax(-1)[0]
+
+    torch.testing.assert_close(law().float(), p.float())
+    torch.testing.assert_close(law(temperature=0.5), (2 * z).double().softmax(-1)[0])
+    assert law(temperature=0).tolist() == law(temperature=1e-8).tolist() == [0, 0, 0, 1]
+    torch.testing.assert_close(law(temperature=1e9), torch.full((4,), 0.25).double())
+    assert law(top_k=1).tolist() == law(top_p=0.0).tolist() == [0, 0, 0, 1]
+    torch.testing.assert_close(law(top_k=99), law())
+    assert (law(top_k=2) > 0).tolist() == [False, False, True, True]
+    # 0.644 alone is short of 0.7, so the token that crosses it stays
+    assert (law(top_p=0.7) > 0).tolist() == [False, False, True, True]
+    assert (law(top_p=0.64) > 0).tolist() == [False, False, False, True]
+
+
+def test_draw_tokens_never_draws_what_is_banned():
+    z = torch.zeros(2000, 6)
+    z[:, [0, 5]] = -torch.inf
+    assert set(draw_tokens(z, SampleOptions(), generator(0)).tolist()) == {1, 2, 3, 4}
+
+
+def test_seeds_differ_in_every_place():
+    seeds = {seed_of(a, b, c) for a in range(20) for b in range(20) for c in range(20)}
+    assert len(seeds) == 8000 and max(seeds) < 2**63
+    assert seed_of(1, 2) != seed_of(2, 1) and seed_of(0) != seed_of(0, 0)
+
+
+def test_stratified_has_one_draw_per_stratum():
+    t = stratified(100, generator(0))
+    assert torch.equal((t * 100).long(), torch.arange(100))

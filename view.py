@@ -1,0 +1,406 @@
+"""Watch a sampler: frames -> terminal animation, animated GIF.
+
+A sampler yields a frame after every step; this file draws frames and knows nothing else of ours:
+
+    show = lambda id: "░" if id == mask_id else chr(id)
+    frames = list(view.terminal(objective.sample(...), show, mask_id))
+    view.gif("sample.gif", frames, show, mask_id)
+
+Every drawing starts from the same board: the first `rows` samples as rows of `Cell`s. Insertion
+models slide text and change `length`, so a frame is drawn by itself, never as a difference.
+"""
+
+import os
+import shutil
+import sys
+import time
+import unicodedata
+from functools import cache
+from importlib.util import find_spec
+from itertools import accumulate, groupby
+from pathlib import Path
+from typing import Any, Callable, Iterable, Iterator, Literal, NamedTuple, Protocol, TextIO, TypeVar
+
+from torch import Tensor
+
+ANSI = {"given": "94", "new": "1;92", "old": "", "mask": "2", "pad": "2"}  # SGR codes
+# without automatic wrapping a character wider than we think cannot push a row onto two lines
+HIDE, RESTORE = "\x1b[?25l\x1b[?7l", "\x1b[0m\x1b[?7h\x1b[?25h"
+STAND_IN = {"\n": "⏎", "\r": "←", "\t": "→"}  # any other unprintable character: ·
+
+PAPER, HEADER, TRACK, BAR = (13, 17, 23), (139, 148, 158), (33, 38, 45), (46, 160, 67)
+COLOURS = {  # tile, text: RGB
+    "given": ((20, 52, 98), (140, 200, 255)),
+    "new": ((22, 92, 48), (126, 255, 160)),
+    "old": ((27, 33, 42), (226, 232, 239)),
+    "mask": ((56, 64, 75), (56, 64, 75)),
+    "pad": (PAPER, (60, 68, 79)),
+}
+FONT_PX, WIDTH_PX = 30, 1200  # twice what a page shows (sharp on dense screens); width at most
+WIDEST = 12  # characters of a token that fit a tile; more are cut
+HOLD_MS = 2000  # the last picture of a GIF stays this long
+
+
+class Frame(Protocol):
+    """What a sampler yields after a step. Any object with these three attributes will do."""
+
+    @property
+    def ids(self) -> Tensor: ...  # (B, T) int64
+    @property
+    def length(self) -> Tensor: ...  # (B,) int64: positions from here on are padding
+    @property
+    def changed(self) -> Tensor: ...  # (B, T) bool: written in this step
+
+
+F = TypeVar("F", bound=Frame)
+ShowToken = Callable[[int], str]
+
+
+# ---- boards: what there is to draw ---------------------------------------------------------------
+
+
+class Cell(NamedTuple):
+    """One position: printable text (perhaps empty, never with line breaks), and where it is from."""
+
+    text: str
+    kind: Literal["given", "new", "old", "mask", "pad"]
+
+
+Board = list[list[Cell]]
+
+
+def cells(
+    ids_row: Iterable[int],
+    changed_row: Iterable[bool],
+    given_row: Iterable[bool],
+    length: int,
+    show_token: ShowToken,
+    mask_id: int | None,
+) -> list[Cell]:
+    """One sample as cells. The three rows have T entries; `mask_id` None: no id is a mask.
+
+    A mask is a mask even where the step wrote it (remasking), and a given token is never new.
+    """
+    row = []
+    for t, (i, changed, given) in enumerate(zip(ids_row, changed_row, given_row, strict=True)):
+        if t >= length:
+            kind = "pad"
+        elif i == mask_id:
+            kind = "mask"
+        else:
+            kind = "given" if given else "new" if changed else "old"
+        row.append(Cell(_printable(show_token(i)), kind))
+    return row
+
+
+class _Shot(NamedTuple):
+    """A frame as plain lists: off the device, and safe from samplers that reuse their tensors."""
+
+    ids: list[list[int]]
+    length: list[int]
+    changed: list[list[bool]]
+
+
+def _shot(frame: Frame, rows: int) -> _Shot:
+    picked = (part[:rows].tolist() for part in (frame.ids, frame.length, frame.changed))
+    return _Shot(*picked)
+
+
+def _board(shot: _Shot, show: ShowToken, mask_id: int | None, given: list[list[bool]]) -> Board:
+    board = []
+    for b, ids in enumerate(shot.ids):
+        known = given[b] if b < len(given) else []
+        known = (known + [False] * len(ids))[: len(ids)]  # a canvas may grow while sampling
+        board.append(cells(ids, shot.changed[b], known, shot.length[b], show, mask_id))
+    return board
+
+
+def _status(board: Board, mask_id: int | None) -> str:
+    """Progress in words. Without masks nothing says how much is left, so tokens are counted."""
+    kinds = [cell.kind for row in board for cell in row]
+    new, written = kinds.count("new"), kinds.count("new") + kinds.count("old")
+    if mask_id is None:
+        return f"{written} tokens, {new} new"
+    total = written + kinds.count("mask")
+    return f"{100 * written // max(total, 1) if total else 100} % written"
+
+
+def _printable(text: str) -> str:
+    """One stand-in for each line break, escape, lone surrogate and the like: they move cursors."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else STAND_IN.get(c, "·") for c in text)
+
+
+@cache
+def _width(char: str) -> int:
+    """Terminal columns that a printable character takes: 0 if combining, 2 if East Asian wide."""
+    if unicodedata.category(char) in ("Mn", "Me"):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in ("W", "F") else 1
+
+
+# ---- terminal ------------------------------------------------------------------------------------
+
+
+def terminal(
+    frames: Iterable[F],
+    show_token: ShowToken,
+    mask_id: int | None = None,
+    given: Tensor | None = None,
+    rows: int = 4,
+    fps: float = 20,
+    file: TextIO | None = None,
+) -> Iterator[F]:
+    """Pass the frames through, drawing the first `rows` samples of each in place on a terminal.
+
+    given: (B, T) bool, positions that the caller fixed; it must hold for every frame, so leave it
+    out where a sampler moves given text. fps: at most so many frames a second (0: as they come).
+    file: sys.stdout unless given. Where that is no terminal, the last frame's rows are printed as
+    plain text when the frames end, and nothing if they do not. $NO_COLOR leaves out the colours.
+    """
+    file, show = file or sys.stdout, cache(show_token)
+    known = [] if given is None else given[:rows].tolist()
+    animate = file.isatty() and os.environ.get("TERM") != "dumb"
+    shot, drawn, due = None, 0, 0.0
+    try:
+        for step, frame in enumerate(frames, 1):
+            shot = _shot(frame, rows)
+            if animate:
+                time.sleep(max(0.0, due - time.monotonic()))
+                due = time.monotonic() + (1 / fps if fps else 0)
+                board = _board(shot, show, mask_id, known)
+                lines = _screen(board, f"step {step:4d}  {_status(board, mask_id)}")
+                _write(file, _redraw(lines, drawn))
+                drawn = len(lines)
+            yield frame
+    finally:
+        if drawn:
+            _write(file, RESTORE)
+    if shot and not animate:
+        for row in _board(shot, show, mask_id, known):
+            _write(file, "".join(c.text for c in row if c.kind != "pad") + "\n")
+
+
+def _screen(board: Board, header: str) -> list[str]:
+    """The header and as many rows as the terminal has room for, cut to its width."""
+    width, height = shutil.get_terminal_size()
+    colour = not os.environ.get("NO_COLOR")
+    board = board[: max(1, height - 2)]  # the cursor cannot go up to what has scrolled away
+    return [_paint([Cell(header, "old")], width, colour)] + [
+        _paint(r, width, colour) for r in board
+    ]
+
+
+def _redraw(lines: list[str], drawn: int) -> str:
+    """Text that draws the lines over the `drawn` ones above the cursor, which ends below them."""
+    start = f"\r\x1b[{drawn}A" if drawn else HIDE
+    return start + "".join(line + "\x1b[K\n" for line in lines) + "\x1b[J"
+
+
+def _paint(row: list[Cell], width: int, colour: bool) -> str:
+    """A row as terminal text of at most `width` columns; … says that there is more."""
+    chars = [(char, cell.kind) for cell in row for char in cell.text]
+    ends = list(accumulate(_width(char) for char, _ in chars))
+    if ends and ends[-1] > width:
+        chars = [c for c, end in zip(chars, ends, strict=True) if end < width] + [("…", "pad")]
+    parts = []
+    for kind, run in groupby(chars, key=lambda c: c[1]):
+        text = "".join(char for char, _ in run)
+        parts.append(f"\x1b[{ANSI[kind]}m{text}\x1b[0m" if colour and ANSI[kind] else text)
+    return "".join(parts)
+
+
+def _write(file: TextIO, text: str) -> None:
+    """What the file's encoding lacks becomes a question mark: a drawing is no reason to stop."""
+    encoding = getattr(file, "encoding", None) or "utf-8"
+    file.write(text.encode(encoding, "replace").decode(encoding))
+    file.flush()
+
+
+# ---- GIF -----------------------------------------------------------------------------------------
+
+
+def gif(
+    path: str | Path,
+    frames: Iterable[Frame],
+    show_token: ShowToken,
+    mask_id: int | None = None,
+    given: Tensor | None = None,
+    rows: int = 4,
+    fps: float = 8,
+    columns: int = 32,
+    most: int = 200,
+) -> None:
+    """Write the first `rows` samples of each frame as an animated GIF, complete or not at all.
+
+    given: as in `terminal`. columns: one-character tiles that fit a line; longer samples go on in
+    the next one. most: with more frames than this (at least 2) an even selection is drawn, always
+    with the first and the last. Raises ModuleNotFoundError without Pillow, ValueError without
+    frames, and whatever `frames` raises; no file is left then.
+    """
+    pillow = _pillow()
+    show, known = cache(show_token), [] if given is None else given[:rows].tolist()
+    shots = [_shot(frame, rows) for frame in frames]
+    if not shots:
+        raise ValueError(f"{path}: no frames to draw")
+    picked = _spread(len(shots), most)
+    starts = [0] + [i + 1 for i in picked[:-1]]
+    merged = [_merge(shots[a : b + 1]) for a, b in zip(starts, picked, strict=True)]
+    boards = [_board(shot, show, mask_id, known) for shot in merged]
+    picture = _Picture(pillow, boards, columns)
+    images = [
+        picture.draw(board, i + 1, len(shots), _status(board, mask_id))
+        for i, board in zip(picked, boards, strict=True)
+    ]
+    pause = max(20, round(1000 / fps, -1))  # ms; a GIF counts hundredths, browsers refuse under 2
+    times = [int(pause)] * (len(images) - 1) + [HOLD_MS]
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        rest = {"save_all": True, "append_images": images[1:], "duration": times, "loop": 0}
+        images[0].save(partial, format="GIF", **rest)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _pillow() -> Any:
+    """The package PIL with the modules that we use loaded."""
+    hint = "a GIF needs Pillow 10.1 or newer: pip install pillow"
+    try:
+        import PIL.Image
+        import PIL.ImageDraw
+        import PIL.ImageFont
+    except ImportError as e:
+        raise ModuleNotFoundError(hint) from e
+    if tuple(int(n) for n in PIL.__version__.split(".")[:2]) < (10, 1):  # a font without a file
+        raise ModuleNotFoundError(hint)
+    return PIL
+
+
+def _spread(n: int, most: int) -> list[int]:
+    """At most `most` of the indices 0 ... n - 1, evenly, the first and the last among them."""
+    assert most >= 2, most
+    if n <= most:
+        return list(range(n))
+    return [round(k * (n - 1) / (most - 1)) for k in range(most)]
+
+
+def _merge(shots: list[_Shot]) -> _Shot:
+    """The last shot, with what changed in those before it, which are not drawn, also marked.
+
+    Only in rows that kept their length meanwhile: elsewhere the text has moved.
+    """
+    last = shots[-1]
+    changed = [list(row) for row in last.changed]
+    for shot in shots[:-1]:
+        for b, row in enumerate(shot.changed):
+            if all(s.length[b] == last.length[b] and len(s.ids[b]) == len(row) for s in shots):
+                changed[b] = [old or new for old, new in zip(row, changed[b], strict=True)]
+    return last._replace(changed=changed)
+
+
+class _Picture:
+    """Draws boards as images of one size: a header, a grid of tiles, a progress bar.
+
+    All lengths are in pixels and follow from the font's, `em`. Every token has a tile of the same
+    size, so text stands still while tokens change.
+    """
+
+    def __init__(self, pillow: Any, boards: list[Board], columns: int):
+        self.pillow, self.tiles = pillow, {}
+        every = [row for board in boards for row in board]
+        used = [
+            max((t + 1 for t, c in enumerate(row) if c.kind != "pad"), default=0) for row in every
+        ]
+        long = max([1, *used])
+        texts = {cell.text for row in every for cell in row[:long]}
+        self.chars = min(WIDEST, max(1, *(sum(map(_width, text)) for text in texts)))
+        wide = 0.6 * self.chars + 0.5  # em: 0.6 per character is the advance of monospaced fonts
+        fit = max(1, int(columns * 1.1 / wide))
+        self.lines = -(-long // fit)  # of one sample
+        self.across = -(-long // self.lines)
+        self.em = max(8, min(FONT_PX, int(WIDTH_PX / (self.across * wide + 2.4))))
+        em = self.em
+        self.tile_w, self.tile_h, self.gap = round(wide * em), round(1.5 * em), max(1, em // 10)
+        self.pad, self.top = round(1.2 * em), round(3.1 * em)
+        self.apart = round(0.55 * em) if self.lines > 1 else 0  # between samples
+        high = max(len(board) for board in boards) * (self.lines * self.tile_h + self.apart)
+        self.width = 2 * self.pad + max(self.across * self.tile_w - self.gap, 18 * em)
+        self.height = self.top + high - self.apart + round(2.4 * em)
+        self.font, self.small = _font(pillow, em), _font(pillow, round(0.8 * em))
+        self.palette = _palette(pillow)
+
+    def draw(self, board: Board, step: int, steps: int, status: str) -> Any:
+        """One frame as a palette image."""
+        image = self.pillow.Image.new("RGB", (self.width, self.height), PAPER)
+        draw = self.pillow.ImageDraw.Draw(image)
+        left, right, base = self.pad, self.width - self.pad, round(1.9 * self.em)
+        draw.text((left, base), f"step {step} / {steps}", HEADER, self.small, anchor="ls")
+        draw.text((right, base), status, HEADER, self.small, anchor="rs")
+        for b, row in enumerate(board):
+            for t, cell in enumerate(row[: self.lines * self.across]):
+                image.paste(self.tile(cell), self.corner(b, t))
+        thick, below = max(2, self.em // 5), self.height - self.pad
+        for end, colour in ((right, TRACK), (left + (right - left) * step / steps, BAR)):
+            draw.rounded_rectangle((left, below - thick, end, below), thick // 2, colour)
+        return image.quantize(palette=self.palette, dither=self.pillow.Image.Dither.NONE)
+
+    def corner(self, b: int, t: int) -> tuple[int, int]:
+        """Left upper pixel of the tile of position t of sample b."""
+        line, column = divmod(t, self.across)
+        y = self.top + (b * self.lines + line) * self.tile_h + b * self.apart
+        return self.pad + column * self.tile_w, y
+
+    def tile(self, cell: Cell) -> Any:
+        """The picture of a cell; drawn once, as a sampler shows the same tokens again and again."""
+        if cell in self.tiles:
+            return self.tiles[cell]
+        fill, ink = COLOURS[cell.kind]
+        wide, high = self.tile_w - self.gap, self.tile_h - self.gap
+        image = self.pillow.Image.new("RGB", (4 * wide, 4 * high), PAPER)  # 4: smooth corners
+        corners = (0, 0, 4 * wide - 1, 4 * high - 1)
+        self.pillow.ImageDraw.Draw(image).rounded_rectangle(corners, 0.6 * self.em, fill)
+        image = image.reduce(4)
+        if cell.kind != "mask":
+            text = cell.text if len(cell.text) <= WIDEST else cell.text[: WIDEST - 1] + "…"
+            spot = (wide / 2, high / 2 + 0.36 * self.em)  # 0.36: half the height of a capital
+            self.pillow.ImageDraw.Draw(image).text(spot, text, ink, self.font, anchor="ms")
+        self.tiles[cell] = image
+        return image
+
+
+def _font(pillow: Any, size: int) -> Any:
+    """DejaVu Sans Mono of the system or of matplotlib, else the font inside Pillow.
+
+    A character that the font lacks is drawn as the font's box for it.
+    """
+    names = ["DejaVuSansMono.ttf"]
+    found = find_spec("matplotlib")  # found, not imported: that takes longer than the drawing
+    if found and found.origin:
+        names.append(str(Path(found.origin).parent / "mpl-data/fonts/ttf/DejaVuSansMono.ttf"))
+    for name in names:
+        try:
+            return pillow.ImageFont.truetype(name, size)
+        except OSError:
+            continue
+    return pillow.ImageFont.load_default(size)
+
+
+def _palette(pillow: Any) -> Any:
+    """The colours of every tile, its text and the steps between (smooth edges), as an image.
+
+    One palette for all frames, so that nothing flickers, and none is stored twice.
+    """
+    pairs = [(tile, ink, 12) for tile, ink in COLOURS.values()]
+    pairs += [(PAPER, tile, 4) for tile, _ in COLOURS.values()]
+    pairs += [(PAPER, HEADER, 12), (PAPER, TRACK, 1), (PAPER, BAR, 1)]
+    mixed = {
+        tuple(round(x + (y - x) * k / n) for x, y in zip(a, b, strict=True))
+        for a, b, n in pairs
+        for k in range(n + 1)
+    }
+    image = pillow.Image.new("P", (1, 1))
+    image.putpalette([part for colour in sorted(mixed) for part in colour])
+    return image
