@@ -16,17 +16,15 @@ which is what its training in fact runs on.
 import dataclasses
 import functools
 import hashlib
-import json
-import re
 import sys
 from collections import Counter, deque
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from itertools import accumulate, chain, dropwhile
+from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Callable, Iterable, Iterator, Literal, NamedTuple
+from typing import Callable, Iterable, Iterator, Literal
 
 import numpy as np
 import torch
@@ -46,9 +44,10 @@ from byte_rows import (
 )
 from configurator import ROOT, UserError, describe, load, require, run
 from corpus import Corpus, CorpusWriter
+from letter_rows import LetterRows
 from palindromes import is_palindrome, normalise
 from report_bytes import write_report
-from sources import Documents, articles, local_files, python_prose, read
+from sources import Documents, articles, local_files, python_prose, read, read_phrases
 from tokenizer import Bytes
 
 SHARES = {"wikipedia": 0.001, "phrases": 0.1}  # of validation; 0.05 for the other sources
@@ -217,29 +216,6 @@ def _write(out: CorpusWriter, split: str, rows: Rows, most: int = 1 << 16) -> No
 # ---- phrases -----------------------------------------------------------------------------------
 
 
-def read_phrases(path: Path) -> list[str]:
-    """A JSON array of strings, or one phrase per line after comment lines; no empty ones."""
-    try:
-        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
-        lines = json.loads(text) if path.suffix == ".json" else text.splitlines()
-    except OSError as e:
-        raise UserError(f"file: cannot read {path}: {e.strerror}") from e
-    except ValueError as e:
-        raise UserError(f"file: {path} is no JSON: {e}") from e
-    if not isinstance(lines, list) or not all(isinstance(p, str) for p in lines):
-        raise UserError(f"file: {path} must hold a JSON array of strings")
-    try:
-        Bytes().encode("".join(lines))
-    except ValueError as e:  # half of a surrogate pair, which JSON can spell
-        raise UserError(f"file: {path} holds a character that UTF-8 lacks: {e}") from e
-    if path.suffix != ".json":
-        lines = dropwhile(lambda line: line.startswith("#"), lines)
-    phrases = [p.strip() for p in lines if p.strip()]
-    if not phrases:
-        raise UserError(f"file: {path} holds no phrases; write one per line")
-    return phrases
-
-
 def variants(text: str) -> list[str]:
     """The text and, where they differ from it, its lower, upper and title forms."""
     return [text, *(v for v in (text.lower(), text.upper(), text.title()) if v != text)]
@@ -296,131 +272,20 @@ def write_phrases_upstream(cfg: PrepareConfig, out: CorpusWriter) -> None:
             out.rows(split, *pack_padded(rows))
 
 
-# ---- palindromes of letters: the demo ----------------------------------------------------------
-
-
-def letter_stream(texts: Iterable[str], half: int) -> tuple[np.ndarray, np.ndarray]:
-    """Texts -> their letters without spaces, uint8 (M,), and the places (S,) where a word begins
-    and at least `half` letters of the same text follow."""
-    pieces, starts, offset = [], [], 0
-    for text in texts:
-        words = re.findall("[a-z]+", text.lower().replace("'", ""))  # "don't" is one word
-        begins = [0, *accumulate(map(len, words))]
-        starts.extend(offset + b for b in begins if b + half <= begins[-1])
-        pieces.extend(words)
-        offset += begins[-1]
-    return np.frombuffer("".join(pieces).encode(), np.uint8), np.array(starts, np.int64)
-
-
-def listed_halves(cfg: PrepareConfig, dropped: Counter) -> dict[int, list[str]]:
-    """Length -> first halves of the listed words and phrases that have it; the rest is counted."""
-    halves: dict[int, list[str]] = {k: [] for k in range(cfg.min_letters, cfg.max_letters + 1)}
-    for text in map(normalise, read_phrases(ROOT / "data" / "palindromes.txt")):
-        if not text.isalpha():
-            dropped["listed phrase with digits"] += 1
-        elif len(text) not in halves:
-            dropped["listed phrase too short or long"] += 1
-        else:
-            halves[len(text)].append(text[: (len(text) + 1) // 2])
-    return halves
-
-
-def held_out(halves: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Which first halves (S, half) belong to validation (S,): a `share` of the different ones, told
-    by a hash (the xor of a random number for every letter at every place), so that the same letters
-    are always on the same side."""
-    table = np.random.default_rng([seed, 0]).integers(0, 1 << 62, (halves.shape[1], 26))
-    hashes = np.bitwise_xor.reduce(table[np.arange(halves.shape[1]), halves - 97], axis=1)
-    return hashes <= max(share * (1 << 62), hashes.min())
-
-
-class Pool(NamedTuple):
-    """Where in the letters the first halves begin that a split may use for one length."""
-
-    prose: np.ndarray
-    listed: np.ndarray
-
-
-def palindrome_pools(cfg: PrepareConfig, out: CorpusWriter) -> tuple[np.ndarray, dict]:
-    """The letters (M,) and, for each split, {length: Pool}."""
-    letters, starts = letter_stream(python_prose(), (cfg.max_letters + 1) // 2)
-    halves = listed_halves(cfg, out.info["dropped"])
-    flat = [h for k in halves for h in halves[k]]
-    ends = len(letters) + np.cumsum([0, *map(len, flat)])
-    letters = np.concatenate([letters, np.frombuffer("".join(flat).encode(), np.uint8)])
-    pools: dict[str, dict[int, Pool]] = {"train": {}, "val": {}}
-    used = 0
-    for k, listed in halves.items():
-        every = np.concatenate([starts, ends[used : used + len(listed)]])
-        used += len(listed)
-        val = held_out(letters[every[:, None] + np.arange((k + 1) // 2)], cfg.share(), cfg.seed)
-        out.info["dropped"]["word starts held out from training, over all lengths"] += int(
-            val.sum()
-        )
-        of_prose = np.arange(len(every)) < len(starts)
-        for split, side in (("train", ~val), ("val", val)):
-            pools[split][k] = Pool(every[side & of_prose], every[side & ~of_prose])
-            if not len(pools[split][k].prose):
-                raise UserError(
-                    f"val_split_ratio={cfg.share()} leaves no {split} text of {k} letters"
-                )
-    out.info["counts"]["words of prose"] = len(starts)
-    return letters, pools
-
-
-def drawn_starts(
-    letters: np.ndarray,
-    pools: dict[int, Pool],
-    sizes: np.ndarray,
-    share: float,
-    rng: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray]:
-    """For each row, of so many letters (N,): where its first half begins, a `share` of each length
-    from the listed ones; and how often its text has come before (N,)."""
-    start, before = np.empty_like(sizes), np.empty_like(sizes)
-    for k, pool in pools.items():
-        here = np.flatnonzero(sizes == k)
-        chosen = pool.prose[rng.integers(len(pool.prose), size=len(here))]
-        listed = (rng.random(len(here)) < share) & (len(pool.listed) > 0)
-        if listed.any():
-            chosen[listed] = pool.listed[rng.integers(len(pool.listed), size=listed.sum())]
-        halves = letters[chosen[:, None] + np.arange((k + 1) // 2)]  # (rows, half)
-        order = np.lexsort(halves.T)  # stable: equal halves stay in the order of their rows
-        same = np.r_[False, (halves[order][1:] == halves[order][:-1]).all(1)]
-        place = np.arange(len(order))
-        first = np.maximum.accumulate(np.where(same, 0, place))
-        start[here], before[here[order]] = chosen, place - first
-    return start, before
-
-
-def mirrored(letters: np.ndarray, start: np.ndarray, sizes: np.ndarray) -> Rows:
-    """Rows [BOS] text [EOS] of `sizes` (N,) letters, from where their first halves begin (N,)."""
-    lengths = sizes + 2
-    opening = np.cumsum(lengths) - lengths
-    ids = np.empty(lengths.sum(), np.uint16)
-    ids[opening], ids[opening + lengths - 1] = BOS, EOS
-    for k in np.unique(sizes):
-        here, place = sizes == k, np.arange(k)
-        mirror = np.minimum(place, k - 1 - place)  # 0 1 2 1 0: the middle letter is shared
-        text = letters[start[here, None] + mirror]  # (rows, k)
-        ids[opening[here, None] + 1 + place] = text
-    return Rows(ids, lengths, np.ones_like(lengths))
-
-
 def write_palindromes(cfg: PrepareConfig, out: CorpusWriter) -> None:
-    """Lengths are uniform, but for the texts left out because they have come max_repeats times.
-    Draws of train and val are independent: --val_rows does not change the training rows."""
-    letters, pools = palindrome_pools(cfg, out)
-    for stream, (split, size) in enumerate((("train", cfg.rows), ("val", cfg.val_rows)), 1):
-        rng = np.random.default_rng([cfg.seed, stream])
-        sizes = rng.integers(cfg.min_letters, cfg.max_letters + 1, size)
-        start, before = drawn_starts(letters, pools[split], sizes, cfg.listed_share, rng)
-        keep = before < (cfg.max_repeats if split == "train" else size)
-        out.info["dropped"][f"{split} rows beyond max_repeats"] += int((~keep).sum())
-        out.rows(split, *mirrored(letters, start[keep], sizes[keep]))
-        listed = np.concatenate([p.listed for p in pools[split].values()])
-        counted = int(np.isin(start[keep], listed).sum())
-        out.info["counts"][f"{split} rows from data/palindromes.txt"] = counted
+    """The demo: letters of real English, mirrored, and listed words and phrases among them."""
+    texts = LetterRows(
+        phrases=read_phrases(ROOT / "data" / "palindromes.txt"),
+        lengths=range(cfg.min_letters, cfg.max_letters + 1),
+        val_share=cfg.share(),
+        listed_share=cfg.listed_share,
+        max_repeats=cfg.max_repeats,
+        seed=cfg.seed,
+        counts=out.info["counts"],
+        dropped=out.info["dropped"],
+    )
+    out.rows("train", *texts.draw("train", cfg.rows))
+    out.rows("val", *texts.draw("val", cfg.val_rows))
 
 
 # ---- the command -------------------------------------------------------------------------------

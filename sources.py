@@ -2,15 +2,18 @@
 
 import ast
 import gc
+import json
 import sys
 import sysconfig
 import warnings
+from itertools import dropwhile
 from pathlib import Path
 from typing import Iterable, Iterator, NamedTuple
 
 from tqdm import tqdm
 
 from configurator import UserError, optional
+from tokenizer import Bytes
 
 
 class Documents(NamedTuple):
@@ -125,3 +128,26 @@ def articles(
     count = max(1, int(len(data) * percent / 100))
     rows = data.select(range(count))
     return Documents(count, ((row["text"] or "").encode("utf-8", "surrogatepass") for row in rows))
+
+
+def read_phrases(path: Path) -> list[str]:
+    """A JSON array of strings, or one phrase per line after comment lines; no empty ones."""
+    try:
+        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+        lines = json.loads(text) if path.suffix == ".json" else text.splitlines()
+    except OSError as e:
+        raise UserError(f"file: cannot read {path}: {e.strerror}") from e
+    except ValueError as e:
+        raise UserError(f"file: {path} is no JSON: {e}") from e
+    if not isinstance(lines, list) or not all(isinstance(p, str) for p in lines):
+        raise UserError(f"file: {path} must hold a JSON array of strings")
+    try:
+        Bytes().encode("".join(lines))
+    except ValueError as e:  # half of a surrogate pair, which JSON can spell
+        raise UserError(f"file: {path} holds a character that UTF-8 lacks: {e}") from e
+    if path.suffix != ".json":
+        lines = dropwhile(lambda line: line.startswith("#"), lines)
+    phrases = [p.strip() for p in lines if p.strip()]
+    if not phrases:
+        raise UserError(f"file: {path} holds no phrases; write one per line")
+    return phrases

@@ -33,7 +33,8 @@ from byte_rows import (
 from configurator import UserError
 from corpus import Corpus, CorpusWriter
 from palindromes import counted_valid, describe, is_exact, is_palindrome, normalise, report
-from prepare_bytes import main, read_phrases, variants
+from prepare_bytes import main, variants
+from sources import read_phrases
 from tokenizer import Bytes
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -234,7 +235,7 @@ def rows_in(corpus: Corpus, split: str) -> list[tuple[int, ...]]:
 
 
 def test_palindrome_corpus(make, prose):
-    corpus = make("p", "--rows=6000", "--val_rows=500")
+    corpus = make("p", "--rows=6000", "--val_rows=500", "--max_repeats=6000")
     train, val = (list(corpus.texts(s)) for s in ("train", "val"))
     assert (len(train), len(val)) == (6000, 500)
     assert all(t == t[::-1] and t.isalpha() and t.islower() and t.isascii() for t in train + val)
@@ -252,7 +253,21 @@ def test_palindrome_corpus(make, prose):
     own = [t for t in train[:300] if t not in listed]
     assert all(t[: (len(t) + 1) // 2] in letters for t in own)
     assert corpus.meta["dropped"]["word starts held out from training, over all lengths"] > 1000
-    assert 0 < corpus.meta["counts"]["train rows from data/palindromes.txt"] < 300
+    assert 0 < corpus.meta["counts"]["train rows from the list"] < 300
+
+
+def test_no_training_text_comes_more_often_than_max_repeats(make):
+    """The first ones stay, in their order; the rest is counted. Validation is left as drawn."""
+    every = list(make("all", "--rows=4000", "--max_repeats=4000").texts("train"))
+    corpus = make("few", "--rows=4000", "--max_repeats=2")
+    kept, seen = [], Counter()
+    for text in every:
+        seen[text] += 1
+        if seen[text] <= 2:
+            kept.append(text)
+    assert list(corpus.texts("train")) == kept and len(kept) < 4000
+    assert corpus.meta["dropped"]["train rows beyond max_repeats"] == 4000 - len(kept)
+    assert len(list(corpus.texts("val"))) == 2000
 
 
 def test_palindrome_corpus_depends_on_the_seed_alone(make):
@@ -566,7 +581,7 @@ def command(folder: Path, *options: str) -> subprocess.CompletedProcess:
 
 
 def test_the_demo_command(tmp_path):
-    done = command(tmp_path, "--rows=3000", "--val_rows=100")
+    done = command(tmp_path, "--rows=3000", "--val_rows=100", "--max_repeats=3000")
     assert done.returncode == 0, done.stderr
     assert "3,000 rows" in done.stdout and done.stderr == ""  # no bars where nobody looks
     assert Corpus(tmp_path / "data" / "palindrome", verify=True).rows("val") == 100

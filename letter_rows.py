@@ -1,0 +1,150 @@
+"""Rows of the palindrome demo: letters only, the first half from real English, then mirrored.
+
+A text of k letters is its first ceil(k / 2), read from the prose that every Python carries from the
+beginning of a word on, and their mirror image. What first halves a split may use is decided before
+any row is drawn, so no validation text is a training text.
+"""
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Iterable, NamedTuple
+
+import numpy as np
+
+from byte_rows import BOS, EOS, Rows
+from configurator import UserError
+from palindromes import normalise
+from sources import python_prose
+
+
+class Pool(NamedTuple):
+    """Where in the letters the first halves begin that a split may use for one length."""
+
+    prose: np.ndarray
+    listed: np.ndarray
+
+
+@dataclass
+class LetterRows:
+    """Palindromes of `lengths` letters; `phrases` are words and phrases to mix in."""
+
+    phrases: list[str]
+    lengths: range
+    val_share: float  # of the different first halves of each length
+    listed_share: float  # of the rows of each length, from `phrases`
+    max_repeats: int  # of one text among the training rows
+    seed: int
+    counts: Counter  # what was used, by name
+    dropped: Counter  # what was not, by reason
+
+    def __post_init__(self):
+        """The letters (M,) uint8 and, for each split, {length: Pool}."""
+        letters, starts = letter_stream(python_prose(), (max(self.lengths) + 1) // 2)
+        halves = self.listed_halves()
+        flat = [h for k in halves for h in halves[k]]
+        ends = len(letters) + np.cumsum([0, *map(len, flat)])
+        self.letters = np.concatenate([letters, np.frombuffer("".join(flat).encode(), np.uint8)])
+        self.pools: dict[str, dict[int, Pool]] = {"train": {}, "val": {}}
+        used = 0
+        for k, listed in halves.items():
+            every = np.concatenate([starts, ends[used : used + len(listed)]])
+            used += len(listed)
+            val = held_out(self.half(every, k), self.val_share, self.seed)
+            self.dropped["word starts held out from training, over all lengths"] += int(val.sum())
+            prose = np.arange(len(every)) < len(starts)
+            for split, side in (("train", ~val), ("val", val)):
+                self.pools[split][k] = Pool(every[side & prose], every[side & ~prose])
+                if not len(self.pools[split][k].prose):
+                    share = f"val_split_ratio={self.val_share}"
+                    raise UserError(f"{share} leaves no {split} text of {k} letters")
+        self.counts["words of prose"] = len(starts)
+
+    def listed_halves(self) -> dict[int, list[str]]:
+        """Length -> first halves of the phrases that have it; the rest is counted."""
+        halves: dict[int, list[str]] = {k: [] for k in self.lengths}
+        for text in map(normalise, self.phrases):
+            if not text.isalpha():
+                self.dropped["listed phrase with digits"] += 1
+            elif len(text) not in halves:
+                self.dropped["listed phrase too short or long"] += 1
+            else:
+                halves[len(text)].append(text[: (len(text) + 1) // 2])
+        return halves
+
+    def half(self, start: np.ndarray, k: int) -> np.ndarray:
+        """First halves (S, ceil(k / 2)) of texts of k letters that begin at `start` (S,)."""
+        return self.letters[start[:, None] + np.arange((k + 1) // 2)]
+
+    def draw(self, split: str, size: int) -> Rows:
+        """`size` rows with uniform lengths, less those of train whose text has come max_repeats
+        times: there are few short texts, and they would crowd. Splits are drawn independently."""
+        stream = 1 if split == "train" else 2
+        rng = np.random.default_rng([self.seed, stream])
+        sizes = rng.integers(min(self.lengths), max(self.lengths) + 1, size)
+        start, before = np.empty_like(sizes), np.empty_like(sizes)
+        for k, pool in self.pools[split].items():
+            here = np.flatnonzero(sizes == k)
+            start[here] = self.pick(pool, len(here), rng)
+            before[here] = repeats(self.half(start[here], k))
+        keep = before < (self.max_repeats if split == "train" else size)
+        self.dropped[f"{split} rows beyond max_repeats"] += int((~keep).sum())
+        listed = np.concatenate([p.listed for p in self.pools[split].values()])
+        used = int(np.isin(start[keep], listed).sum())
+        self.counts[f"{split} rows from the list"] = used
+        return self.mirrored(start[keep], sizes[keep])
+
+    def pick(self, pool: Pool, size: int, rng: np.random.Generator) -> np.ndarray:
+        """Where `size` texts begin, a share of them in the listed ones if there are any."""
+        start = pool.prose[rng.integers(len(pool.prose), size=size)]
+        listed = (rng.random(size) < self.listed_share) & (len(pool.listed) > 0)
+        if listed.any():
+            start[listed] = pool.listed[rng.integers(len(pool.listed), size=listed.sum())]
+        return start
+
+    def mirrored(self, start: np.ndarray, sizes: np.ndarray) -> Rows:
+        """Rows [BOS] text [EOS] of `sizes` (N,) letters, from where their halves begin (N,)."""
+        lengths = sizes + 2
+        opening = np.cumsum(lengths) - lengths
+        ids = np.empty(lengths.sum(), np.uint16)
+        ids[opening], ids[opening + lengths - 1] = BOS, EOS
+        for k in np.unique(sizes):
+            here, place = sizes == k, np.arange(k)
+            mirror = np.minimum(place, k - 1 - place)  # 0 1 2 1 0: the middle letter is shared
+            text = self.letters[start[here, None] + mirror]  # (rows, k)
+            ids[opening[here, None] + 1 + place] = text
+        return Rows(ids, lengths, np.ones_like(lengths))
+
+
+def letter_stream(texts: Iterable[str], half: int) -> tuple[np.ndarray, np.ndarray]:
+    """Texts -> their letters without spaces, uint8 (M,), and the places (S,) where a word begins
+    and at least `half` letters of the same text follow."""
+    pieces, starts, offset = [], [], 0
+    for text in texts:
+        words = re.findall("[a-z]+", text.lower().replace("'", ""))  # "don't" is one word
+        begins = [0, *accumulate(map(len, words))]
+        starts.extend(offset + b for b in begins if b + half <= begins[-1])
+        pieces.extend(words)
+        offset += begins[-1]
+    return np.frombuffer("".join(pieces).encode(), np.uint8), np.array(starts, np.int64)
+
+
+def held_out(halves: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Which first halves (S, half) belong to validation (S,): a `share` of the different ones, told
+    by a hash (the xor of a random number for every letter at every place), so that the same letters
+    are always on the same side."""
+    table = np.random.default_rng([seed, 0]).integers(0, 1 << 62, (halves.shape[1], 26))
+    hashes = np.bitwise_xor.reduce(table[np.arange(halves.shape[1]), halves - 97], axis=1)
+    return hashes <= max(share * (1 << 62), hashes.min())
+
+
+def repeats(halves: np.ndarray) -> np.ndarray:
+    """How many equal rows of (N, half) come before each (N,)."""
+    order = np.lexsort(halves.T)  # stable: equal ones stay in their order
+    same = np.r_[False, (halves[order][1:] == halves[order][:-1]).all(1)]
+    place = np.arange(len(order))
+    first = np.maximum.accumulate(np.where(same[: len(order)], 0, place))
+    found = np.empty_like(place)
+    found[order] = place - first
+    return found

@@ -1,0 +1,90 @@
+"""The README is a promise: its commands run, in its order, in a copy of the repository, at toy
+size. Commands that need a network are refused in one line without one."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TOY = {  # appended to a command, so that it takes seconds
+    "train.py": "--max_iters=4 --eval_interval=2 --eval_iters=1 --log_interval=1 --n_layer=1 "
+    "--n_embd=8 --n_head=2 --cond_dim=4 --batch_size=4 --demo=",
+    "sample.py": "--num_samples=2 --steps=3",
+    "evaluate.py": "--rows=8 --samples=4",
+    "bench.py": "--quick --rows=equality",
+    "prepare_bytes.py --source=palindrome": "--rows=300 --val_rows=30",
+}
+
+
+def commands():
+    """Every `python ...` and `torchrun ...` line of the README's code blocks, in order."""
+    text = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.S)
+    lines = [line.split("  #") for block in blocks for line in block.splitlines()]
+    found = [(line[0].strip(), "".join(line[1:])) for line in lines if line[0].strip()]
+    return [(c, note) for c, note in found if c.startswith(("python ", "torchrun "))]
+
+
+def toy(command):
+    extra = [TOY[k] for k in TOY if k in command]
+    words = shlex.split(command) + shlex.split(" ".join(extra))
+    if "torchrun" in words:
+        return [sys.executable, "-m", "torch.distributed.run", *words[1:]]
+    return [sys.executable, *words[1:]]
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("readme")
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("*.md")]:
+        shutil.copy(path, folder)
+    shutil.copytree(ROOT / "config", folder / "config")
+    (folder / "data").mkdir()
+    shutil.copy(ROOT / "data" / "palindromes.txt", folder / "data")
+    return folder
+
+
+def test_every_command(copy):
+    offline = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HF_HOME": str(copy / "hf")}
+    env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "RANK")} | offline
+    done = set()
+    for command, note in commands():
+        if "pytest" in command or command in done:
+            continue
+        done.add(command)
+        result = subprocess.run(
+            toy(command), cwd=copy, env=env, capture_output=True, text=True, timeout=300
+        )
+        told = f"{command}\n{result.stdout[-1500:]}\n{result.stderr[-1500:]}"
+        if "network" in note:
+            assert result.returncode == 2 and "Traceback" not in result.stderr, told
+        else:
+            assert result.returncode == 0, told
+    assert len(done) >= 12
+
+
+def test_file_table_is_complete():
+    """The table of files names every file at the root, and no other."""
+    text = (ROOT / "README.md").read_text()
+    table = text[text.index("## Files") :]
+    named = set(re.findall(r"`(\w+\.py)`", table.split("\n## ")[1]))
+    assert named == {p.name for p in ROOT.glob("*.py")}
+
+
+def test_slurm_jobs_run_commands_that_exist():
+    """Dry run: every script and config that a job names is there, and bash can read the job."""
+    for job in (ROOT / "slurm").glob("*.slurm"):
+        assert subprocess.run(["bash", "-n", str(job)]).returncode == 0
+        text = job.read_text()
+        for name in re.findall(r"[\w/]+\.py\b", text):
+            assert (ROOT / name).is_file(), (job.name, name)
+        for flag in re.findall(r"--(\w+)=", text):
+            known = subprocess.run(["grep", "-rqE", rf"^    {flag}:", "--include=*.py", str(ROOT)])
+            launcher = flag in ("nproc_per_node", "job", "nodes", "ntasks", "mem", "time", "output")
+            assert known.returncode == 0 or launcher or "-" in flag, (job.name, flag)
