@@ -42,11 +42,12 @@ class Samples(NamedTuple):
 def framed(model: Model) -> bool:
     """Are the rows of this model [BOS] text [EOS] PAD...? If not, every position is text."""
     names = {"pad", "bos", "eos"}
-    return names <= set(model.meta["specials"]) and "splits" in model.meta and _longest(model) > 0
+    return names <= set(model.meta["specials"]) and longest_text(model) > 0
 
 
-def _longest(model: Model) -> int:
-    return model.meta.get("splits", {}).get("train", {}).get("longest", 0)
+def longest_text(model: Model) -> int:
+    """Tokens of the longest text among the training rows; 0 for a continuous stream."""
+    return max(0, model.meta.get("splits", {}).get("train", {}).get("longest", 0) - 2)
 
 
 def canvas(
@@ -59,12 +60,11 @@ def canvas(
 ) -> Canvas:
     """The canvas of one sample. prompt: text that it begins with. infill: a template in which [3]
     is a hole of three tokens; it is the whole text. length: exactly so many tokens of text.
-    max_length: at most so many; 0 is as many as in training. mirrored: the text, whose length must
+    max_length: at most so many; 0 is as many as the block holds. mirrored: the text, whose length must
     be known, mirrors itself. Raises UserError for what does not fit."""
     parts = list(_template(model, infill)) if infill else model.tokenizer.encode(prompt)
     frame, special, block = framed(model), model.meta["specials"], model.config.block_size
-    room = min(max_length or block, _longest(model) - 2 if frame and not max_length else block)
-    room = min(room, block - 2 * frame)
+    room = min(max_length or block, block - 2 * frame)
     asked = max(len(parts), length, max_length)
     if asked > room:
         raise UserError(f"{asked} tokens of text do not fit: there is room for {room}")
@@ -77,9 +77,9 @@ def canvas(
     if mirrored:  # the axis lies inside the text, between BOS and EOS
         mirror[int(frame) : int(frame) + fixed] = mirror[int(frame) : int(frame) + fixed].flip(0)
     if frame:
-        end = special["eos"] if fixed else None  # if the text may be shorter, so may its frame
-        parts = [special["bos"], *parts, end]
-        parts += [special["pad"]] * (block - len(parts))
+        parts = [special["bos"], *parts, special["eos"] if fixed else None]
+        # what lies beyond the longest text that was asked for is padding; else it is open
+        parts += [special["pad"] if fixed or max_length else None] * (block - len(parts))
     _mirror_given(parts, mirror.tolist(), model)
     ids = torch.tensor([0 if p is None else p for p in parts])
     return Canvas(ids, torch.tensor([p is not None for p in parts]), mirror)

@@ -10,7 +10,7 @@
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Iterable, Iterator
+from typing import Callable, Iterable, Iterator, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,10 +22,11 @@ from build import pick_device
 from checkpoint import Model
 from configurator import UserError, load, require, run
 from corpus import Corpus
-from generate import SAMPLING, Canvas, canvas, framed, generate, read_prompt
+from generate import SAMPLING, Canvas, canvas, generate, longest_text, read_prompt
 from objective import Frame, SampleOptions, seed_of
 
 SHORTEST = 4  # tokens of a text whose length --palindrome draws
+SHOWN = 8  # samples in an animation
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def canvases(cfg: SampleConfig, model: Model) -> list[Canvas]:
     if cfg.infill:
         return [canvas(model, infill=cfg.infill, mirrored=True)] * cfg.num_samples
     least = len(model.tokenizer.encode(prompt))
-    longest = least + int((~free.given).sum()) - framed(model)
+    longest = cfg.max_length or longest_text(model) or model.config.block_size
     rng = random.Random(seed_of(cfg.seed, SAMPLING))
     low = min(max(SHORTEST, least), longest)
     sizes = [rng.randint(low, longest) for _ in range(cfg.num_samples)]
@@ -86,19 +87,41 @@ def show_token(model: Model) -> Callable[[int], str]:
     return show
 
 
-def watcher(cfg: SampleConfig, model: Model, kept: list[Frame]) -> Callable:
+class Shown(NamedTuple):
+    """What an animation sees of a frame: the first samples, and the columns up to the last that is
+    open in any of them."""
+
+    ids: Tensor
+    length: Tensor
+    changed: Tensor
+    whole: Frame
+
+
+def watcher(cfg: SampleConfig, model: Model, kept: list[Shown]) -> Callable:
     """What `generate` hands the frames to: the animation, and the list for the GIF."""
 
     def watch(frames: Iterable[Frame], given: Tensor) -> Iterator[Frame]:
+        width = shown_width(given)
+        part = (slice(SHOWN), slice(width))
+        few = (
+            Shown(f.ids[part], f.length[:SHOWN].clamp(max=width), f.changed[part], f)
+            for f in frames
+        )
         if cfg.show:
-            mask, rows = model.objective.mask_id, 8
-            frames = view.terminal(frames, show_token(model), mask, given, rows)
-        for frame in frames:
+            mask = model.objective.mask_id
+            few = view.terminal(few, show_token(model), mask, given[part], SHOWN)
+        for frame in few:
             if cfg.gif:
-                kept.append(Frame(frame.ids[:8], frame.length[:8], frame.changed[:8]))
-            yield frame
+                kept.append(frame)
+            yield frame.whole
 
     return watch
+
+
+def shown_width(given: Tensor) -> int:
+    """(B, T) -> columns up to the last one that is open somewhere in the first samples."""
+    columns = (~given[:SHOWN]).any(0).nonzero()
+    return int(columns.max()) + 1 if len(columns) else given.shape[1]
 
 
 def palindrome_report(texts: list[str], model: Model) -> str:
@@ -118,7 +141,7 @@ def main(argv: list[str]) -> None:
         checkpoint.export(model, cfg.export)
         print(f"wrote {cfg.export}/model.safetensors and config.json")
         return
-    kept: list[Frame] = []
+    kept: list[Shown] = []
     found = generate(
         model, canvases(cfg, model), options, cfg.seed, cfg.batch_size, watcher(cfg, model, kept)
     )
@@ -135,10 +158,11 @@ def main(argv: list[str]) -> None:
         print(palindrome_report(found.texts, model))
 
 
-def write_gif(cfg: SampleConfig, model: Model, kept: list[Frame], begun: list[Canvas]) -> None:
-    given = torch.stack([c.given for c in begun[:8]])
+def write_gif(cfg: SampleConfig, model: Model, kept: list[Shown], begun: list[Canvas]) -> None:
+    given = torch.stack([c.given for c in begun[:SHOWN]])
+    given = given[:, : shown_width(given)]
     try:
-        view.gif(cfg.gif, kept, show_token(model), model.objective.mask_id, given, rows=8)
+        view.gif(cfg.gif, kept, show_token(model), model.objective.mask_id, given, rows=SHOWN)
     except (ModuleNotFoundError, OSError) as e:
         raise UserError(f"gif={cfg.gif}: {e}") from e
     print(f"wrote {cfg.gif}")

@@ -1,5 +1,7 @@
 """Shared by all tests: a tiny corpus, a tiny checkpoint, and commands run as real processes."""
 
+import contextlib
+import io
 import os
 import random
 import subprocess
@@ -140,7 +142,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, flags: Any) -> Any:
             values = {"max_iters": 4, "eval_interval": 2, "learning_rate": 0.01, **more}
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(train, "gemm_peak", lambda *_: 1e12)  # a benchmark, not needed here
-                train.main(flags(out, **values))
+                with contextlib.redirect_stdout(io.StringIO()):  # not part of any test's output
+                    train.main(flags(out, **values))
             runs[key] = out
         return runs[key]
 

@@ -1,0 +1,612 @@
+"""generate.py, sample.py, evaluate.py: what is given stays, what is asked for comes, and every
+option has a defined result. Samplers run on random networks, so nothing here is owed to training.
+"""
+
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import evaluate
+import sample
+from build import build_network, build_objective
+from checkpoint import Model, load
+from configurator import Config, UserError
+from corpus import Corpus
+from diffusion import GRIDS, MASKED
+from generate import Canvas, canvas, framed, generate, read_prompt
+from objective import Frame, SampleOptions, draw_tokens, generator, sharpen
+from sample import SampleConfig, canvases
+from tokenizer import Symbols
+
+LETTERS = "abcd"
+LONGEST = 8  # tokens of the longest training row: BOS, six letters, EOS
+BLOCK = 10
+
+# every graph and form of score, with and without time
+FORMS = {
+    "sedd absorb": {"graph": "absorb"},
+    "sedd geometric": {"graph": "absorb", "noise": "geometric"},
+    "sedd unscaled": {"graph": "absorb", "scale_by_sigma": False},
+    "radd": {"graph": "absorb", "normalize": True},
+    "radd without time": {"graph": "absorb", "normalize": True, "time_input": False},
+    "sedd uniform": {"graph": "uniform"},
+    "sedd uniform geometric": {"graph": "uniform", "noise": "geometric"},
+}
+PAIRS = [
+    pytest.param(form, name, id=f"{form}-{name}")
+    for form, told in FORMS.items()
+    for name in (MASKED if told["graph"] == "absorb" else GRIDS)
+]
+
+
+def random_model(form: str, frame: bool = True, spread: float = 2.0) -> Model:
+    """A model on four letters with random weights, as `checkpoint.load` returns it; `spread` is the
+    standard deviation of its outputs."""
+    tok = Symbols(list(LETTERS))
+    size = {"n_layer": 1, "n_head": 2, "n_embd": 16, "cond_dim": 8, "block_size": BLOCK}
+    cfg = Config(**size, **FORMS[form])
+    meta: dict[str, Any] = {"vocab_size": tok.vocab_size, "specials": tok.specials}
+    if frame:
+        meta["splits"] = {"train": {"longest": LONGEST, "rows": 1, "tokens": LONGEST}}
+    objective = build_objective(cfg, meta)
+    net = build_network(cfg, objective).eval()
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.copy_(torch.randn(p.shape, generator=rng) * 0.3)
+        ids = torch.randint(0, tok.vocab_size, (9, BLOCK), generator=rng)
+        time = None if net.time is None else torch.linspace(0, 5, 9)
+        net.head.bias.zero_()
+        net.head.weight.mul_(spread / net.logits(net.features(ids, time)).std())
+    return Model(net, objective, tok, cfg, meta, 0)
+
+
+def told(action: Any, *arguments: Any, **named: Any) -> str:
+    """The line that refuses."""
+    with pytest.raises(UserError) as caught:
+        action(*arguments, **named)
+    message = str(caught.value)
+    assert message and "\n" not in message
+    return message
+
+
+def written(model: Model, begun: Canvas, options: SampleOptions, seed: int = 0, n: int = 6) -> Any:
+    """Samples of one canvas, with the checks that hold for all of them."""
+    found = generate(model, [begun] * n, options, seed)
+    assert found.ids.shape == (n, len(begun.ids)) and len(found.texts) == n
+    assert (found.ids[:, begun.given] == begun.ids[begun.given]).all()
+    assert ((found.ids >= 0) & (found.ids < model.tokenizer.vocab_size)).all()  # MASK is above
+    return found
+
+
+# ---- what is given stays, and no MASK is left --------------------------------------------------
+
+
+@pytest.mark.parametrize("form, sampler", PAIRS)
+@pytest.mark.parametrize("steps", [1, 3, 50])
+def test_every_sampler_finishes(form: str, sampler: str, steps: int):
+    """Faults 33 and 34: one step, few, and many more than there are places."""
+    model = random_model(form, frame=False)
+    ids = torch.randint(0, 7, (BLOCK,), generator=torch.Generator().manual_seed(1))
+    given = torch.arange(BLOCK) % 3 == 1
+    begun = Canvas(ids, given, torch.arange(BLOCK))
+    for seed in range(3):
+        found = written(model, begun, SampleOptions(steps=steps, sampler=sampler), seed)
+        free = found.ids[:, ~given]
+        assert len(free.unique()) > 1
+
+
+@pytest.mark.parametrize("form, sampler", PAIRS)
+def test_frames_never_touch_what_is_given(form: str, sampler: str):
+    """In every frame, not only in the last; `changed` is what changed; written places stay so on
+    the absorbing graph."""
+    model = random_model(form, frame=False)
+    ids = torch.randint(0, 7, (4, BLOCK), generator=torch.Generator().manual_seed(2))
+    given = torch.rand(4, BLOCK, generator=torch.Generator().manual_seed(3)) < 0.4
+    options = SampleOptions(steps=6, sampler=sampler)
+    frames = list(model.objective.sample(model.net, ids, given, generator(1), options))
+    assert len(frames) >= 2 and not frames[0].changed.any()
+    for before, after in zip(frames, frames[1:], strict=False):
+        assert (after.ids[given] == ids[given]).all()
+        assert torch.equal(after.changed, after.ids != before.ids)
+        assert (after.length == BLOCK).all()
+        if model.objective.mask_id is not None:
+            assert (before.ids[after.changed] == model.objective.mask_id).all()
+    if model.objective.mask_id is not None:
+        assert (frames[0].ids[~given] == model.objective.mask_id).all()
+        assert (frames[-1].ids != model.objective.mask_id).all()
+
+
+@pytest.mark.parametrize("form, sampler", PAIRS)
+def test_nothing_to_write(form: str, sampler: str):
+    """All places given: the canvas comes back as it is."""
+    model = random_model(form, frame=False)
+    ids = torch.randint(0, 7, (BLOCK,), generator=torch.Generator().manual_seed(1))
+    begun = Canvas(ids, torch.ones(BLOCK, dtype=torch.bool), torch.arange(BLOCK))
+    assert (written(model, begun, SampleOptions(steps=4, sampler=sampler)).ids == ids).all()
+
+
+@pytest.mark.parametrize("form, sampler", PAIRS)
+def test_same_seed_same_text(form: str, sampler: str):
+    model = random_model(form)
+    options, begun = SampleOptions(steps=5, sampler=sampler), [canvas(model, length=5)] * 8
+    a, b, c = (generate(model, begun, options, seed).ids for seed in (1, 1, 2))
+    assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+@pytest.mark.parametrize("form, sampler", PAIRS)
+def test_temperature_zero_is_one_text(form: str, sampler: str):
+    """At temperature 0 all places revealed in one step get their most probable token."""
+    model = random_model(form, frame=False)
+    blank = Canvas(
+        torch.zeros(BLOCK).long(), torch.zeros(BLOCK, dtype=torch.bool), torch.arange(BLOCK)
+    )
+    if sampler != "confidence":  # only there does the order depend on no draw
+        written(model, blank, SampleOptions(steps=3, sampler=sampler, temperature=0))
+        return
+    options = SampleOptions(steps=3, sampler=sampler, temperature=0)
+    ids = [written(model, blank, options, seed).ids for seed in (1, 2)]
+    assert torch.equal(*ids) and (ids[0] == ids[0][0]).all()
+
+
+EXTREMES = [
+    {"temperature": 0},
+    {"temperature": 1e-8},
+    {"temperature": 100.0},
+    {"top_k": 1},
+    {"top_k": 10**6},
+    {"top_p": 0.0},
+    {"top_p": 1.0},
+    {"top_p": 1e-9, "top_k": 2, "temperature": 0.5},
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("extreme", EXTREMES, ids=str)
+def test_extreme_options(form: str, extreme: dict):
+    """Fault 32: defined results for every sampler, with mirrored pairs as well."""
+    model = random_model(form)
+    begun = canvas(model, length=6)
+    pair = canvas(model, length=6, mirrored=True)
+    for sampler in MASKED if FORMS[form]["graph"] == "absorb" else GRIDS:
+        options = SampleOptions(steps=3, sampler=sampler, **extreme)
+        written(model, begun, options, n=2)
+        for text in written(model, pair, options, n=2).texts:
+            assert len(text) == 6 and text == text[::-1]
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"steps": 0}, ["steps", "at least 1", "0"]),
+        ({"steps": -3}, ["steps"]),
+        ({"temperature": -0.1}, ["temperature", "at least 0"]),
+        ({"top_k": -1}, ["top_k", "at least 0"]),
+        ({"top_p": -0.1}, ["top_p", "between 0 and 1"]),
+        ({"top_p": 1.1}, ["top_p", "between 0 and 1", "1.1"]),
+    ],
+)
+def test_options_out_of_range(values: dict, words: list[str]):
+    message = told(SampleOptions, **values)
+    for word in words:
+        assert word in message
+
+
+def test_samplers_of_the_other_graph():
+    """Named, with those that there are; not a KeyError, not another sampler."""
+    for form, name in (("sedd uniform", "confidence"), ("radd", "bogus"), ("sedd uniform", "hop")):
+        model = random_model(form)
+        message = told(written, model, canvas(model), SampleOptions(sampler=name))
+        assert repr(name) in message and "analytic" in message
+
+
+# ---- options act as they say -------------------------------------------------------------------
+
+
+def test_sharpen():
+    """Against the definition, on one row; ties and all."""
+    z = torch.tensor([[1.0, 3.0, 2.0, 0.0]])
+
+    def kept(**o: Any) -> list[float]:
+        return [round(p, 6) for p in sharpen(z, SampleOptions(**o)).softmax(-1)[0].tolist()]
+
+    p = z[0].double().softmax(-1)
+    assert kept() == [round(x, 6) for x in p.tolist()]
+    assert kept(temperature=0) == kept(top_k=1) == kept(top_p=0.0) == [0, 1, 0, 0]
+    assert kept(temperature=1e-8) == [0, 1, 0, 0]
+    assert kept(top_k=4) == kept(top_k=9) == kept(top_p=1.0) == kept()
+    pair = [0, float(p[1] / (p[1] + p[2])), float(p[2] / (p[1] + p[2])), 0]
+    assert np.allclose(kept(top_k=2), pair, atol=1e-5)
+    assert np.allclose(kept(top_p=0.7), pair, atol=1e-5)  # 0.644 does not hold 0.7, two do
+    assert kept(top_p=0.6) == [0, 1, 0, 0]  # the token that crosses stays
+    assert np.allclose(kept(temperature=100.0), [0.25] * 4, atol=0.01)
+    halves = sharpen(z, SampleOptions(temperature=2.0)).softmax(-1)
+    assert torch.allclose(halves, (z.double() / 2).softmax(-1))
+
+
+def test_draws_follow_the_weights():
+    """20000 draws: within four standard deviations, and never a token of weight zero."""
+    z = torch.tensor([1.0, 3.0, -torch.inf, 0.0]).expand(20000, 4)
+    counts = draw_tokens(z, SampleOptions(), generator(3)).bincount(minlength=4) / 20000
+    p = z[0].double().softmax(-1)
+    assert counts[2] == 0 and ((counts - p).abs() < 4 * (p * (1 - p) / 20000).sqrt() + 1e-12).all()
+
+
+# ---- canvases ----------------------------------------------------------------------------------
+
+PAD, BOS, EOS = 4, 5, 6
+
+
+def shown(c: Canvas) -> str:
+    """A canvas as text: letters that are given, . for what is to be written, ^ $ _ for specials."""
+    names = [*LETTERS, "_", "^", "$"]
+    pairs = zip(c.ids.tolist(), c.given.tolist(), strict=True)
+    return "".join(names[i] if g else "." for i, g in pairs)
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        ({}, "^......._" + "_"),  # six letters and an end: the longest of training
+        ({"prompt": "ab"}, "^ab....._" + "_"),
+        ({"prompt": "abcdab"}, "^abcdab._" + "_"),
+        ({"length": 4}, "^....$____"),
+        ({"length": 6}, "^......$__"),
+        ({"prompt": "ab", "length": 4}, "^ab..$____"),
+        ({"prompt": "ab", "length": 2}, "^ab$______"),
+        ({"max_length": 3}, "^....______"[:10]),
+        ({"max_length": 8}, "^........."),  # beyond training, up to the block
+        ({"infill": "a[3]b"}, "^a...b$___"),
+        ({"infill": "[2]"}, "^..$______"),
+        ({"infill": "[1]a[0]b[2]"}, "^.ab..$___"),
+        ({"infill": "abc"}, "^abc$_____"),
+    ],
+)
+def test_framed_canvases(arguments: dict, expected: str):
+    model = random_model("radd")
+    assert framed(model) and shown(canvas(model, **arguments)) == expected
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        ({}, ".........."),
+        ({"prompt": "abc"}, "abc......."),
+        ({"length": 4}, "...."),
+        ({"max_length": 5}, "....."),
+        ({"infill": "a[3]b"}, "a...b"),
+    ],
+)
+def test_canvases_without_a_frame(arguments: dict, expected: str):
+    """A stream or published weights: every position is text."""
+    model = random_model("radd", frame=False)
+    assert not framed(model) and shown(canvas(model, **arguments)) == expected
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ({"prompt": "abcdabc"}, ["7", "6"]),
+        ({"length": 7}, ["7", "6"]),
+        ({"infill": "[7]"}, ["7", "6"]),
+        ({"prompt": "abc", "max_length": 2}, ["3", "2"]),
+        ({"max_length": 9}, ["9", "8"]),
+        ({"prompt": "abc", "length": 2}, ["2", "3"]),
+        ({"prompt": "axb"}, ["'x'", "vocabulary"]),
+        ({"infill": "a[b"}, ["'['", "vocabulary"]),
+        ({"infill": "[99999999999999999999]"}, ["6"]),
+    ],
+)
+def test_what_does_not_fit(arguments: dict, words: list[str]):
+    """Fault 48: a prompt is never cut."""
+    message = told(canvas, random_model("radd"), **arguments)
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize("frame", [True, False])
+@pytest.mark.parametrize("length", [1, 2, 5, 6])
+def test_mirrors(frame: bool, length: int):
+    """The axis lies inside the text; the frame mirrors nothing."""
+    c = canvas(random_model("radd", frame=frame), length=length, mirrored=True)
+    places = torch.arange(len(c.ids))
+    text = places[int(frame) : int(frame) + length]
+    assert c.mirror[text].tolist() == text.tolist()[::-1]
+    assert torch.equal(c.mirror[c.mirror], places)
+    outside = places[(places < int(frame)) | (places >= int(frame) + length)]
+    assert torch.equal(c.mirror[outside], outside)
+
+
+def test_mirror_of_what_is_given():
+    model = random_model("radd")
+    assert shown(canvas(model, "ab", length=6, mirrored=True)) == "^ab..ba$__"
+    assert shown(canvas(model, infill="a[2]c[1]", mirrored=True)) == "^ac.ca$___"
+    assert shown(canvas(model, infill="[5]", mirrored=True)) == "^.....$___"
+    assert shown(canvas(model, infill="[1]b[1]", mirrored=True)) == "^.b.$_____"
+    message = told(canvas, model, infill="a[2]b", mirrored=True)
+    assert "'a'" in message and "'b'" in message and "palindrome" in message
+    assert "palindrome" in told(canvas, model, "ab", length=2, mirrored=True)
+
+
+# ---- palindromes by construction ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form, sampler", PAIRS)
+@pytest.mark.parametrize("steps, spread", [(1, 2.0), (7, 2.0), (7, 6.0)])
+def test_palindromes_are_mirrored(form: str, sampler: str, steps: int, spread: float):
+    """In every sample, of odd and even length, from a random network, however sure it is of itself;
+    no special token within, though it would rather write one."""
+    model = random_model(form, spread=spread)
+    for arguments in ({"length": 5}, {"length": 6}, {"prompt": "ab", "length": 6}):
+        begun = canvas(model, mirrored=True, **arguments)
+        found = written(model, begun, SampleOptions(steps=steps, sampler=sampler))
+        for text in found.texts:
+            assert len(text) == arguments["length"] and text == text[::-1]
+            assert text.startswith(arguments.get("prompt", ""))
+
+
+def test_mixed_lengths_in_one_batch():
+    """Each row has its own axis."""
+    model = random_model("radd")
+    begun = [canvas(model, length=n, mirrored=True) for n in (1, 2, 3, 4, 5, 6)]
+    texts = generate(model, begun, SampleOptions(steps=4), 1).texts
+    assert [len(t) for t in texts] == [1, 2, 3, 4, 5, 6]
+    assert all(t == t[::-1] for t in texts)
+
+
+def test_palindromes_of_drawn_lengths():
+    model = random_model("radd")
+    told = canvases(SampleConfig(palindrome=True, num_samples=40), model)
+    sizes = [int((~c.given).sum()) for c in told]
+    assert set(sizes) == {4, 5, 6}
+    again = canvases(SampleConfig(palindrome=True, num_samples=40), model)
+    assert [shown(c) for c in told] == [shown(c) for c in again]
+    capped = canvases(SampleConfig(palindrome=True, num_samples=9, max_length=3), model)
+    assert {int((~c.given).sum()) for c in capped} == {3}
+
+
+@pytest.mark.parametrize("prompt", ["abc", "abca", "abcb"])
+def test_palindromes_that_begin_with_a_prompt(prompt: str):
+    """Lengths are drawn among those that a palindrome with this beginning can have: `abc` has
+    none of four letters, but abcba and abccba. Only where there is none at all, it is told."""
+    model = random_model("radd")
+    begun = canvases(SampleConfig(palindrome=True, num_samples=20, prompt=prompt), model)
+    for text in generate(model, begun, SampleOptions(steps=4), 1).texts:
+        assert text == text[::-1] and text.startswith(prompt)
+    assert "palindrome" in told(canvases, SampleConfig(palindrome=True, prompt="abcdab"), model)
+
+
+# ---- generate ----------------------------------------------------------------------------------
+
+
+def test_cost_is_counted():
+    """Calls of the network, and the canvases in them; the hook is gone afterwards."""
+    model = random_model("radd", frame=False)
+    blank = canvas(model)
+    found = generate(model, [blank] * 5, SampleOptions(sampler="first_hitting"), batch_size=2)
+    assert found.calls == 3 * BLOCK and found.rows == 5 * BLOCK  # one place per call and canvas
+    assert found.seconds > 0 and not model.net.norm._forward_hooks
+
+
+def test_batches_are_all_written():
+    model = random_model("radd")
+    begun = [canvas(model, length=n) for n in (2, 3, 4, 5, 6)]
+    for size in (1, 2, 5, 64):
+        texts = generate(model, begun, SampleOptions(steps=4), 1, batch_size=size).texts
+        assert len(texts) == 5
+    same = generate(model, begun[:1] * 6, SampleOptions(steps=4), 1, batch_size=1)
+    assert len({tuple(r) for r in same.ids.tolist()}) > 1  # batches have noise of their own
+
+
+def test_watch_sees_the_first_batch():
+    model, seen = random_model("radd"), []
+
+    def watch(frames: Any, given: torch.Tensor):
+        seen.append(given)
+        for frame in frames:
+            seen.append(frame)
+            yield frame
+
+    begun = [canvas(model, "ab")] * 5
+    found = generate(model, begun, SampleOptions(steps=3), 1, 2, watch)
+    assert torch.equal(seen[0], torch.stack([c.given for c in begun[:2]]))
+    assert all(isinstance(f, Frame) and len(f.ids) == 2 for f in seen[1:])
+    assert torch.equal(seen[-1].ids, found.ids[:2])
+    assert torch.equal(generate(model, begun, SampleOptions(steps=3), 1, 2).ids, found.ids)
+
+
+def test_texts_end_at_the_first_eos():
+    model = random_model("radd")
+    found = written(model, canvas(model), SampleOptions(steps=4), n=20)
+    for ids, text in zip(found.ids.tolist(), found.texts, strict=True):
+        kept = ids[1 : ids.index(EOS)] if EOS in ids else ids[1:]
+        assert text == "".join(LETTERS[i] for i in kept if i < 4)
+
+
+# ---- prompts from files ------------------------------------------------------------------------
+
+
+def test_prompt_files(tmp_path: Path):
+    """Fault 48: missing, empty, a directory, not UTF-8: one line that names the file."""
+    good = tmp_path / "good.txt"
+    good.write_text("ab\ncd", encoding="utf-8")
+    assert read_prompt(f"FILE:{good}") == "ab\ncd" and read_prompt("ab") == "ab"
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "latin.txt").write_bytes(b"\xff\xfe")
+    for name in ("missing.txt", "empty.txt", "latin.txt", ""):
+        assert str(tmp_path / name) in told(read_prompt, f"FILE:{tmp_path / name}")
+    assert "empty" in told(read_prompt, f"FILE:{tmp_path / 'empty.txt'}")
+
+
+# ---- sample.py and evaluate.py -----------------------------------------------------------------
+
+
+def test_sample_prints_texts(trained: Any, capsys):
+    """One per line, then what they cost, then how many are palindromes."""
+    ckpt = f"--ckpt={trained() / 'ckpt.pt'}"
+    sample.main([ckpt, "--num_samples=7", "--steps=4", "--palindrome"])
+    lines = capsys.readouterr().out.splitlines()
+    assert all(t == t[::-1] and 4 <= len(t) <= 6 and set(t) <= set(LETTERS) for t in lines[:7])
+    assert lines[7] == "" and lines[8].startswith("7 samples by analytic")
+    assert "exact palindromes 100.0%" in lines[9] and "not in the training set" in lines[10]
+
+
+def test_sample_seed(trained: Any, capsys):
+    printed = []
+    for seed in (1, 1, 2):
+        sample.main([f"--ckpt={trained() / 'ckpt.pt'}", "--num_samples=9", f"--seed={seed}"])
+        printed.append(capsys.readouterr().out.split("\n\n")[0])
+    assert printed[0] == printed[1] != printed[2]
+
+
+def test_sample_infill(trained: Any, capsys):
+    sample.main([f"--ckpt={trained() / 'ckpt.pt'}", "--num_samples=5", "--infill=a[3]d"])
+    for text in capsys.readouterr().out.splitlines()[:5]:
+        assert text.startswith("a")  # and may end early: an infilled text need not be mirrored
+
+
+@pytest.mark.parametrize(
+    "argument, words",
+    [
+        ("--num_samples=0", ["num_samples", "at least 1"]),
+        ("--batch_size=0", ["batch_size"]),
+        ("--steps=0", ["steps", "at least 1"]),
+        ("--top_p=2", ["top_p"]),
+        ("--temperature=-1", ["temperature"]),
+        ("--max_length=-1", ["max_length"]),
+        ("--sampler=bogus", ["sampler", "'bogus'", "first_hitting"]),
+        ("--prompt=xyz", ["'x'", "vocabulary"]),
+        ("--prompt=aaaaaaa", ["7", "6"]),
+        ("--prompt=FILE:/no/such/file", ["/no/such/file"]),
+        ("--infill=a[3]b --prompt=a", ["infill", "prompt"]),
+        ("--infill=a[3]b --palindrome", ["palindrome"]),
+        ("--device=cuda:99", ["cuda:99"]),
+        ("--ckpt=/no/such/ckpt.pt", ["/no/such/ckpt.pt"]),
+    ],
+)
+def test_sample_refusals(trained: Any, argument: str, words: list[str]):
+    message = told(sample.main, [f"--ckpt={trained() / 'ckpt.pt'}", *argument.split()])
+    for word in words:
+        assert word in message
+
+
+def test_sample_as_a_process(trained: Any, run_cli: Any, assert_refused: Any, tmp_path: Path):
+    """From another folder, without the corpus; and a mistake is one line."""
+    ckpt = f"--ckpt={trained() / 'ckpt.pt'}"
+    done = run_cli("sample.py", ckpt, "--num_samples=3", "--steps=2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "3 samples by analytic" in done.stdout and done.stderr == ""
+    assert list(tmp_path.iterdir()) == []
+    assert_refused(run_cli("sample.py", ckpt, "--steps=0"), "steps must be at least 1, got 0")
+
+
+def test_sample_export(trained: Any, tmp_path: Path, capsys):
+    pytest.importorskip("safetensors")
+    sample.main([f"--ckpt={trained() / 'ckpt.pt'}", f"--export={tmp_path / 'e'}"])
+    assert str(tmp_path / "e") in capsys.readouterr().out
+    sample.main([f"--ckpt={tmp_path / 'e'}", "--num_samples=2", "--steps=2"])
+    assert "2 samples" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("graph", ["absorb", "uniform"])
+def test_samples_on_both_graphs(trained: Any, capsys, graph: str):
+    """As trained, through the command."""
+    ckpt = f"--ckpt={trained(graph=graph) / 'ckpt.pt'}"
+    for name in MASKED if graph == "absorb" else GRIDS:
+        sample.main([ckpt, "--num_samples=4", "--steps=3", f"--sampler={name}", "--palindrome"])
+        lines = capsys.readouterr().out.splitlines()
+        assert all(t and t == t[::-1] for t in lines[:4])
+
+
+NUMBERS = re.compile(
+    r"(\w+): at most ([\d.]+) \+- ([\d.]+) nats per token, ([\d.]+) \+- ([\d.]+) bits per byte, "
+    r"([\d.]+) nats per row"
+)
+
+
+def test_evaluate_prints_the_bound(trained: Any, capsys):
+    """Numbers that fit one another: nats per row and token, bits per byte, the counts."""
+    out = trained()
+    evaluate.main([f"--ckpt={out / 'ckpt.pt'}", "--rows=10", "--samples=4", "--batch_size=4"])
+    printed = capsys.readouterr().out
+    split, token, error, byte, _, row = NUMBERS.search(printed).groups()
+    tokens, size = re.search(r"([\d,]+) tokens, EOS among them; ([\d,]+) bytes", printed).groups()
+    assert split == "val" and "4 noise levels for each of 10 rows" in printed
+    total = float(token) * int(tokens)
+    assert math.isclose(total, float(row) * 10, rel_tol=1e-3)
+    assert math.isclose(total / math.log(2), float(byte) * int(size), rel_tol=1e-3)
+    assert int(tokens) == int(size) + 10 and 0 < float(error) < float(token) < 5
+    for name in ("random order", "confidence order", "mirrored"):
+        assert f"{name} (" in printed
+    assert "exact palindromes 100.0%" in printed  # of the mirrored ones
+
+
+def test_evaluate_is_repeatable_and_independent_of_the_samples(trained: Any, capsys):
+    bounds = []
+    for seed, samples in ((1, 0), (2, 3)):
+        argv = [f"--ckpt={trained() / 'ckpt.pt'}", f"--seed={seed}", f"--samples={samples}"]
+        evaluate.main([*argv, "--rows=5"])
+        bounds.append(NUMBERS.search(capsys.readouterr().out).groups())
+    assert bounds[0] == bounds[1]
+
+
+def test_bound_of_an_untrained_network_is_the_uniform_one(data_dir: Path, trained: Any):
+    """A new network, whose scores are those of the uniform guess over 7 ids: log 7 nats for each
+    of the 7 written places, whatever the noise level. Nothing is estimated here but m / (1 - m)."""
+    model = load(str(trained() / "ckpt.pt"))
+    with torch.no_grad():
+        for p in (model.net.head.weight, model.net.head.bias):
+            p.zero_()
+    cfg = evaluate.EvaluateConfig(rows=12, t_samples=3)
+    found = evaluate.bound(cfg, model, Corpus(data_dir / "tiny"))
+    normal = replace(model.config, normalize=True)
+    model = model._replace(objective=build_objective(normal, model.meta))
+    exact = evaluate.bound(cfg, model, Corpus(data_dir / "tiny"))
+    assert math.isclose(exact["nats_per_row"], 7 * math.log(7), rel_tol=0.25)
+    assert math.isclose(found["nats_per_row"], exact["nats_per_row"], rel_tol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "argument, printed",
+    [("--rows=0", "exact palindromes"), ("--samples=0", "nats per token")],
+)
+def test_evaluate_skips(trained: Any, capsys, argument: str, printed: str):
+    more = "--samples=2" if argument == "--rows=0" else "--rows=2"
+    evaluate.main([f"--ckpt={trained() / 'ckpt.pt'}", argument, more])
+    out = capsys.readouterr().out
+    assert printed in out
+    assert ("nats per token" in out) != ("exact palindromes" in out)
+
+
+def test_evaluate_show_draws_no_escape_codes_of_its_own(trained: Any, capsys):
+    """The headline of an animation stands on a line of its own."""
+    evaluate.main([f"--ckpt={trained() / 'ckpt.pt'}", "--rows=0", "--samples=2", "--show"])
+    out = capsys.readouterr().out
+    assert "mirrored, as it is written:" in out and "\\n" not in out
+
+
+def test_evaluate_refusals(trained: Any, tmp_path: Path, helpers: Any):
+    ckpt = f"--ckpt={trained() / 'ckpt.pt'}"
+    assert str(tmp_path / "no") in told(evaluate.main, [ckpt, f"--data={tmp_path / 'no'}"])
+    assert "split" in told(evaluate.main, [ckpt, "--split=test"])
+    assert "rows" in told(evaluate.main, [ckpt, "--rows=-1"])
+    texts = {"train": ["xyz"], "val": ["xyz"]}
+    for name, letters in (("fewer", "xyz"), ("other", "wxyz")):
+        folder = helpers.write_corpus(tmp_path / name, texts, Symbols(list(letters)))
+        assert str(folder) in told(evaluate.main, [ckpt, f"--data={folder}"])
+    longer = helpers.write_corpus(tmp_path / "long", {"train": ["a" * 9], "val": ["a"]})
+    assert "block_size=8" in told(evaluate.main, [ckpt, f"--data={longer}"])
+
+
+@pytest.mark.parametrize("graph", ["absorb", "uniform"])
+def test_evaluate_on_both_graphs(trained: Any, capsys, graph: str):
+    ckpt = trained(graph=graph) / "ckpt.pt"
+    evaluate.main([f"--ckpt={ckpt}", "--rows=4", "--samples=2", "--use_ema=False"])
+    out = capsys.readouterr().out
+    assert NUMBERS.search(out) and ("confidence order" in out) == (graph == "absorb")
