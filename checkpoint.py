@@ -75,8 +75,10 @@ def save(state: dict[str, Any], path: Path) -> None:
         if path.exists():  # never a moment without a checkpoint: a second name, then the rename
             backup = path.with_name(f"{path.stem}_prev{path.suffix}")
             spare = path.with_name(f"{backup.name}.{os.getpid()}.tmp")
+            spare.unlink(missing_ok=True)
             os.link(path, spare)
             os.replace(spare, backup)
+            spare.unlink(missing_ok=True)  # the rename of two names of one file does nothing
         os.replace(temporary, path)
         folder = os.open(path.parent, os.O_RDONLY)
         os.fsync(folder)
@@ -153,7 +155,7 @@ def load(path: str, device: str | torch.device = "cpu", use_ema: bool = True) ->
         if found.tokens is None:
             raise UserError(f"{path}: nothing here says which tokenizer it belongs to")
         tokenizer = found.tokenizer or _usual_tokenizer(found.tokens, path)
-        meta = {"vocab_size": tokenizer.vocab_size, "specials": tokenizer.specials}
+        meta = found.meta or {"vocab_size": tokenizer.vocab_size, "specials": tokenizer.specials}
         cfg = from_saved(Config, found.config, path)
         weights, step = found.weights, 0
     objective = build_objective(cfg, meta)
@@ -172,6 +174,7 @@ class Published(NamedTuple):
     config: dict[str, Any]  # the fields of Config that they fix
     tokens: int | None  # real tokens of their vocabulary, if told
     tokenizer: Tokenizer | None = None
+    meta: dict[str, Any] | None = None  # of the corpus, if it was exported by us
 
 
 def published(source: str) -> Published:
@@ -195,14 +198,16 @@ def published(source: str) -> Published:
         if isinstance(e, UserError):
             raise
         raise UserError(f"{path / 'model.safetensors'}: {e}") from e
-    if "anyorder" in told:
-        own = told["anyorder"]
-        tokenizer = tokenizer_from(own["tokenizer"], own["files"])
-        return Published(weights, own["config"], tokenizer.vocab_size, tokenizer)
     try:
+        if "anyorder" in told:
+            config, meta, files = (told["anyorder"][k] for k in ("config", "meta", "files"))
+            tokenizer = tokenizer_from(meta["tokenizer"], files)
+            return Published(weights, config, tokenizer.vocab_size, tokenizer, meta)
         return Published(from_sedd(weights), *_from_sedd_config(told))
     except KeyError as e:
         raise UserError(f"{path}: {e.args[0]} is missing, so this is no SEDD model") from None
+    except TypeError:
+        raise UserError(f"{path / 'config.json'}: not the configuration of a model") from None
 
 
 def _from_sedd_config(told: dict[str, Any]) -> tuple[dict[str, Any], int]:
@@ -338,12 +343,15 @@ def export(model: Model, folder: str | Path) -> None:
     """Write model.safetensors and config.json, which `load` and --init_from read; no pickle."""
     folder = Path(folder)
     save_file = optional("safetensors.torch", "safetensors").save_file
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"export={folder} cannot be written: {e.strerror}") from e
     weights = {k: v.contiguous().cpu() for k, v in model.net.state_dict().items()}
     config = {
         "anyorder": {
             "config": dataclasses.asdict(model.config),
-            "tokenizer": model.tokenizer.spec(),
+            "meta": {**model.meta, "tokenizer": model.tokenizer.spec()},
             "files": model.tokenizer.files,
         }
     }

@@ -177,10 +177,10 @@ def _from_data(value: Any, kind: Any) -> Any:
         value = str(value).lower() if isinstance(value, bool) else value
         if isinstance(value, str) and value in choices:
             return value
-    elif type(value) in members:
-        return value
-    elif type(value) is int and float in members:
+    elif type(value) is int and float in members and int not in members:
         return float(value)
+    elif type(value) in members and (type(value) is not float or math.isfinite(value)):
+        return value
     raise ValueError(value)
 
 
@@ -209,7 +209,7 @@ def _read_file(path: str) -> dict[str, Any]:
         names = runpy.run_path(str(found))
     except UserError:
         raise
-    except Exception as e:  # whatever a user's program may raise; told in one line
+    except (Exception, SystemExit) as e:  # whatever a user's program may do; told in one line
         raise UserError(f"config error: {path}: {type(e).__name__}: {e}") from e
     skip = (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type)
     return {k: v for k, v in names.items() if not k.startswith("_") and not isinstance(v, skip)}

@@ -17,7 +17,7 @@ import os
 import shutil
 import zlib
 from pathlib import Path
-from typing import Any, Callable, Iterable, Iterator, NamedTuple
+from typing import Any, Callable, Iterable, Iterator, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -189,7 +189,7 @@ class Corpus:
         if self.tokenizer.vocab_size != self.vocab_size:
             self._refuse(f"vocab_size {self.vocab_size}, tokenizer {self.tokenizer.vocab_size}")
 
-    def _refuse(self, message: str) -> None:
+    def _refuse(self, message: str) -> NoReturn:
         raise UserError(f"{self.folder / 'meta.json'}: {message}")
 
     def _shards(self, split: str) -> list[Shard]:
@@ -200,6 +200,8 @@ class Corpus:
         for name in bins:
             index = self.meta["files"].get(name[:-4] + ".idx")
             tokens = self.meta["files"][name]["bytes"] // size
+            if index and index["bytes"] % 24:
+                self._refuse(f"{name[:-4]}.idx: not whole rows of three int64")
             rows = index["bytes"] // 24 if index else 0
             shard = Shard(self.folder / name, self.meta["dtype"], tokens, rows)
             _check_shard(shard, self.vocab_size)
@@ -228,7 +230,14 @@ class Corpus:
                 )
 
     def _longest(self, split: str) -> int:
-        return self.meta.get("splits", {}).get(split, {}).get("longest", 0)
+        return self.meta["splits"].get(split, {}).get("longest", 0)
+
+    def require_like(self, meta: dict[str, Any]) -> None:
+        """Refuse a model that was made for another vocabulary; `meta` is that of its corpus."""
+        for key in ("vocab_size", "specials", "tokenizer"):
+            if meta.get(key) != self.meta[key]:
+                theirs, own = (str(m.get(key))[:80] for m in (meta, self.meta))
+                raise UserError(f"the checkpoint has {key}={theirs}, but {self.folder} has {own}")
 
     def batch(self, split: str, rows: np.ndarray, block_size: int) -> Batch:
         """Rows (B,) by number -> Batch of T = block_size. In a stream, a number is the offset of
@@ -287,7 +296,8 @@ def _read_meta(folder: Path) -> dict[str, Any]:
         "vocab_size": lambda v: type(v) is int and v >= 1,
         "specials": lambda v: isinstance(v, dict) and all(type(i) is int for i in v.values()),
         "tokenizer": lambda v: isinstance(v, dict),
-        "files": lambda v: isinstance(v, dict) and all(isinstance(f, dict) for f in v.values()),
+        "splits": _numbers,
+        "files": _numbers,
     }
     for key, good in fields.items():
         if not isinstance(meta, dict) or key not in meta or not good(meta[key]):
@@ -295,6 +305,12 @@ def _read_meta(folder: Path) -> dict[str, Any]:
             raise UserError(f"{path}: bad {key}: {found!r}")
     check_specials(meta["specials"], meta["vocab_size"], str(path))
     return meta
+
+
+def _numbers(table: Any) -> bool:
+    """Is this {name: {name: whole number}}?"""
+    rows = table.values() if isinstance(table, dict) else [None]
+    return all(isinstance(r, dict) and all(type(i) is int for i in r.values()) for r in rows)
 
 
 def check_specials(specials: dict[str, int], vocab_size: int, where: str) -> None:
@@ -329,8 +345,6 @@ def _check_shard(shard: Shard, vocab_size: int) -> None:
     if largest >= vocab_size:
         raise UserError(f"{path}: id {largest} >= vocab_size {vocab_size}")
     if shard.rows:
-        if path.with_suffix(".idx").stat().st_size % 24:
-            raise UserError(f"{path.with_suffix('.idx')}: not whole rows of three int64")
         start, prompt, length = shard.index()[:: max(1, shard.rows // 1_000_000)].T
         good = (start >= 0) & (prompt >= 0) & (prompt <= length) & (length >= 1)
         if not np.all(good & (start + length <= shard.tokens)):

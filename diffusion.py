@@ -455,7 +455,9 @@ class Walk:
         self.mirror = places if o.mirror is None else o.mirror
         self.open = ~given & (places <= self.mirror)  # one of each pair
         if not self.graph.absorbing:  # random text to start from, equal in both of a pair
-            noise = torch.randint(self.graph.n, x.shape, generator=rng, device=x.device)
+            allowed = [i for i in range(self.graph.n) if i not in o.banned]
+            noise = torch.randint(len(allowed), x.shape, generator=rng, device=x.device)
+            noise = torch.tensor(allowed, device=x.device)[noise]
             noise = noise.gather(1, torch.minimum(places, self.mirror))
             self.x = torch.where(given, x, noise)
 
@@ -491,6 +493,8 @@ class Walk:
         """Euler or analytic steps, then the denoiser. Any place may change in any step, so all of
         them are projected, a chunk at a time."""
         times, at = grid(self.o.steps), self.at(self.open)
+        if len(at.row) == 0:
+            return
         total = self.noise.total(times)
         for i in range(self.o.steps + 1):
             if i == self.o.steps:
@@ -500,13 +504,13 @@ class Walk:
             else:
                 step, dsigma = analytic_weights, total[i] - total[i + 1]
             h, h_mate = self.visit(at, total[i].expand(len(self.x)))
-            drawn = [torch.empty_like(at.row[:0])]
+            drawn = []
             for part in self.parts(at):
                 x = self.x[at.row, at.col][part]
                 weights = self.step_weights(h[part], x, total[i], step, dsigma)
                 if h_mate is not None:
                     weights = weights + self.step_weights(h_mate[part], x, total[i], step, dsigma)
-                drawn.append(self.draw(weights))
+                drawn.append(self.draw(weights, x))
             self.write(at, torch.cat(drawn))
             yield
 
@@ -518,10 +522,13 @@ class Walk:
         score = self.process.log_score(self.net, h, x, each).double().exp()
         return step(self.graph, x, score, dsigma.to(x.device).expand(len(x)))
 
-    def draw(self, weights: Tensor) -> Tensor:
-        """Step weights (r, V) -> ids (r,); temperature, top-k and top-p act on the whole row."""
+    def draw(self, weights: Tensor, x: Tensor) -> Tensor:
+        """Step weights (r, V) -> ids (r,); temperature, top-k and top-p act on the whole row. Where
+        nothing but banned ids has weight, a place stays what it is, x (r,)."""
         weights[:, list(self.o.banned)] = 0
-        return draw_tokens(weights.clamp(min=0).log(), self.o, self.rng)
+        weights = weights.clamp(min=0)
+        weights.scatter_add_(1, x[:, None], (weights.sum(1, keepdim=True) == 0).double())
+        return draw_tokens(weights.log(), self.o, self.rng)
 
     # -- the absorbing graph: where first, what second, and only what is still MASK --
 

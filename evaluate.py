@@ -16,7 +16,7 @@ import checkpoint
 import palindromes
 from build import pick_device
 from checkpoint import Model
-from configurator import UserError, load, require, run
+from configurator import load, require, run
 from corpus import Corpus, shuffled
 from generate import generate
 from objective import SampleOptions, generator
@@ -87,8 +87,8 @@ def describe_bound(found: dict[str, float], split: str) -> str:
     byte = f"{found['bits_per_byte']:.4f} +- {found['bits_per_byte_error']:.4f} bits per byte"
     return (
         f"{split}: at most {token}, {byte}, {found['nats_per_row']:.3f} nats per row\n"
-        f"  (variational bound, {found['t_samples']} noise levels for each of {found['rows']} rows; "
-        f"{found['tokens']:,} tokens, EOS among them; {found['bytes']:,} bytes of text; "
+        f"  (variational bound, {found['t_samples']} noise levels for each of {found['rows']} rows;"
+        f" {found['tokens']:,} tokens, EOS among them; {found['bytes']:,} bytes of text; "
         "+- one standard error)"
     )
 
@@ -109,7 +109,7 @@ def palindrome_reports(cfg: EvaluateConfig, model: Model, seen: set[str]) -> dic
         options = SampleOptions(steps=told.steps, sampler=sampler)
         watch = watcher(told, model, [])
         if cfg.show:
-            print(f"\\n{name}, as it is written:")
+            print(f"\n{name}, as it is written:")
         made = generate(model, canvases(told, model), options, cfg.seed, 128, watch)
         found[name] = palindromes.report(made.texts, seen)
         print(f"{name} ({sampler}): {palindromes.describe(found[name])}", flush=True)
@@ -121,10 +121,7 @@ def main(argv: list[str]) -> None:
     model = checkpoint.load(cfg.ckpt, pick_device(cfg.device), cfg.use_ema)
     folder = cfg.data or f"{model.config.data_dir}/{model.config.dataset}"
     corpus = Corpus(folder)
-    if corpus.vocab_size != model.meta["vocab_size"]:
-        raise UserError(
-            f"{folder} has {corpus.vocab_size} ids, the model {model.meta['vocab_size']}"
-        )
+    corpus.require_like({**model.meta, "tokenizer": model.tokenizer.spec()})
     if cfg.rows:
         found = bound(cfg, model, corpus)
         print(describe_bound(found, cfg.split), flush=True)

@@ -60,8 +60,8 @@ def canvas(
 ) -> Canvas:
     """The canvas of one sample. prompt: text that it begins with. infill: a template in which [3]
     is a hole of three tokens; it is the whole text. length: exactly so many tokens of text.
-    max_length: at most so many; 0 is as many as the block holds. mirrored: the text, whose length must
-    be known, mirrors itself. Raises UserError for what does not fit."""
+    max_length: at most so many; 0 is as many as the block holds. mirrored: the text, whose length
+    must be known, mirrors itself. Raises UserError for what does not fit."""
     parts = list(_template(model, infill)) if infill else model.tokenizer.encode(prompt)
     frame, special, block = framed(model), model.meta["specials"], model.config.block_size
     room = min(max_length or block, block - 2 * frame)
@@ -87,8 +87,9 @@ def canvas(
 
 def _template(model: Model, text: str) -> Iterator[int | None]:
     """`s[3]s` -> ids, with None for each place in a hole."""
+    most = model.config.block_size + 1  # enough to be refused
     for i, piece in enumerate(re.split(r"\[(\d+)\]", text)):
-        yield from [None] * int(piece) if i % 2 else model.tokenizer.encode(piece)
+        yield from [None] * min(int(piece), most) if i % 2 else model.tokenizer.encode(piece)
 
 
 def _mirror_given(parts: list[int | None], mirror: list[int], model: Model) -> None:

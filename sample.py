@@ -22,7 +22,7 @@ from build import pick_device
 from checkpoint import Model
 from configurator import UserError, load, require, run
 from corpus import Corpus
-from generate import SAMPLING, Canvas, canvas, generate, longest_text, read_prompt
+from generate import SAMPLING, Canvas, canvas, framed, generate, longest_text, read_prompt
 from objective import Frame, SampleOptions, seed_of
 
 SHORTEST = 4  # tokens of a text whose length --palindrome draws
@@ -67,12 +67,24 @@ def canvases(cfg: SampleConfig, model: Model) -> list[Canvas]:
         return [free] * cfg.num_samples
     if cfg.infill:
         return [canvas(model, infill=cfg.infill, mirrored=True)] * cfg.num_samples
-    least = len(model.tokenizer.encode(prompt))
-    longest = cfg.max_length or longest_text(model) or model.config.block_size
     rng = random.Random(seed_of(cfg.seed, SAMPLING))
-    low = min(max(SHORTEST, least), longest)
-    sizes = [rng.randint(low, longest) for _ in range(cfg.num_samples)]
+    sizes = rng.choices(palindrome_lengths(cfg, model, prompt), k=cfg.num_samples)
     return [canvas(model, prompt, length=n, mirrored=True) for n in sizes]
+
+
+def palindrome_lengths(cfg: SampleConfig, model: Model, prompt: str) -> range | list[int]:
+    """Lengths at which some palindrome begins with the prompt; one only where there is no frame
+    that tells where a text ends."""
+    longest = cfg.max_length or longest_text(model) or model.config.block_size
+    if not framed(model):
+        return [longest]
+    ids = model.tokenizer.encode(prompt)
+    few = range(min(max(SHORTEST, len(ids)), longest), longest + 1)
+
+    def fits(n: int) -> bool:  # where the prompt reaches its own mirror image
+        return all(ids[i] == ids[n - 1 - i] for i in range(max(0, n - len(ids)), len(ids)))
+
+    return [n for n in few if fits(n)] or [longest]
 
 
 def show_token(model: Model) -> Callable[[int], str]:

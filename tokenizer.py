@@ -161,15 +161,25 @@ def _until(ids: Iterable[int], end: int) -> list[int]:
 
 
 def tokenizer_from(spec: dict[str, Any], files: dict[str, str]) -> Tokenizer:
-    """The tokenizer that `spec` and the texts of its files describe."""
+    """The tokenizer that `spec` and the texts of its files describe. Raises UserError if they do
+    not describe one."""
+    try:
+        return _tokenizer_from(spec, files)
+    except UserError:
+        raise
+    except Exception as e:  # the `tokenizers` library raises bare ones
+        raise UserError(f"unreadable tokenizer {str(spec)[:60]}: {e}") from e
+
+
+def _tokenizer_from(spec: dict[str, Any], files: dict[str, str]) -> Tokenizer:
     kind = spec.get("kind")
     if kind == "bytes":
         return Bytes()
     if kind == "symbols":
         return Symbols(spec.get("symbols", []), spec.get("sep", ""))
-    name = {"gpt2": "gpt2.tiktoken", "hf": "tokenizer.json"}.get(kind)
-    if name is None:
+    if kind not in ("gpt2", "hf"):
         raise UserError(f"unknown tokenizer kind {kind!r}; known: bytes, symbols, gpt2, hf")
+    name = "gpt2.tiktoken" if kind == "gpt2" else "tokenizer.json"
     if name not in files:
         raise UserError(f"the {kind} tokenizer needs {name}, which is missing")
     return GPT2(files[name]) if kind == "gpt2" else HF(files[name], spec.get("names"))

@@ -183,9 +183,12 @@ class Run:
         return self.corpus.batch(split, rows, self.cfg.block_size)
 
 
-def inherit(cfg: Config, origins: dict[str, str], saved: dict[str, Any], source: str) -> Config:
-    """`cfg` with the architecture of the checkpoint `source`; refuse what contradicts it."""
-    changed = {k: v for k, v in saved.items() if k in checkpoint.ARCHITECTURE}
+def inherit(
+    cfg: Config, origins: dict[str, str], saved: dict[str, Any], source: str, *more: str
+) -> Config:
+    """`cfg` with the architecture of the checkpoint `source`, and the fields `more` of its config;
+    refuse what contradicts it."""
+    changed = {k: v for k, v in saved.items() if k in (*checkpoint.ARCHITECTURE, *more)}
     changed = {k: v for k, v in changed.items() if v != getattr(cfg, k)}
     for key, value in changed.items():
         if key in origins:
@@ -204,8 +207,8 @@ def start(cfg: Config, origins: dict[str, str], world: World) -> Run:
         source = "resume" if (out / "ckpt.pt").exists() else "scratch"
     if source == "resume":
         resumed = checkpoint.read(out / "ckpt.pt")
-        cfg = inherit(cfg, origins, resumed["config"], str(out / "ckpt.pt"))
-        same_corpus(resumed["corpus"]["meta"], corpus)
+        cfg = inherit(cfg, origins, resumed["config"], str(out / "ckpt.pt"), "optimizer")
+        corpus.require_like(resumed["corpus"]["meta"])
         weights = resumed["model"]
     elif source != "scratch":
         cfg, weights = pretrained(cfg, origins, corpus)
@@ -231,21 +234,12 @@ def start(cfg: Config, origins: dict[str, str], world: World) -> Run:
     return job
 
 
-def same_corpus(saved: dict[str, Any], corpus: Corpus) -> None:
-    for key in ("vocab_size", "specials", "tokenizer"):
-        if saved.get(key) != corpus.meta[key]:
-            raise UserError(
-                f"the checkpoint was trained with {key}={saved.get(key)!r}, "
-                f"but {corpus.folder} has {corpus.meta[key]!r}"
-            )
-
-
 def pretrained(cfg: Config, origins: dict[str, str], corpus: Corpus) -> tuple[Config, dict]:
     """Weights to start from, the averaged ones where there are any; nothing else is taken over."""
     source = cfg.init_from
     if Path(source).suffix == ".pt":
         state = checkpoint.read(source)
-        same_corpus(state["corpus"]["meta"], corpus)
+        corpus.require_like(state["corpus"]["meta"])
         return inherit(cfg, origins, state["config"], source), state["ema"] or state["model"]
     found = checkpoint.published(source)
     if found.tokens not in (None, corpus.vocab_size):
@@ -271,10 +265,10 @@ def train_step(job: Run) -> dict[str, float]:
         if cfg.dropout:
             torch.manual_seed(seed_of(cfg.seed, DROPOUT, job.step, micro))
         rng = generator(cfg.seed, NOISE, job.step, micro)
-        hold = job.module.no_sync() if world.size > 1 and i < per_rank - 1 else None
-        with hold or contextlib.nullcontext(), autocast(cfg, world.device):
-            loss = job.module(batch, rng)
-        with hold or contextlib.nullcontext():
+        more = world.size > 1 and i < per_rank - 1  # gradients are exchanged after the last one
+        with job.module.no_sync() if more else contextlib.nullcontext():
+            with autocast(cfg, world.device):
+                loss = job.module(batch, rng)
             loss.nats.backward()
         names = list(loss.metrics)
         count = torch.tensor(float(loss.count)).to(world.device, non_blocking=True)
@@ -343,6 +337,8 @@ class Log:
         if job.step and self.path.exists():  # a resumed run forgets what it will do again
             lines = [line for line in self.path.read_text().splitlines() if line.endswith("}")]
             kept = [line for line in lines if json.loads(line)["step"] <= job.step]
+            # the checkpoint was saved before its own evaluation, whose result is here
+            job.best = min(json.loads(line).get("best", job.best) for line in ["{}", *kept])
         self.path.write_text("".join(line + "\n" for line in kept))
         if cfg.wandb_log:
             self.wandb = self.start_wandb(cfg)
@@ -359,8 +355,11 @@ class Log:
                 dir=cfg.out_dir,
             )
         except Exception as e:
-            print(f"wandb is off: {str(e).splitlines()[0]}", file=sys.stderr)
-            return None
+            return self.stop_wandb(e)
+
+    def stop_wandb(self, e: Exception) -> None:
+        print(f"wandb is off: {type(e).__name__} {e}".splitlines()[0], file=sys.stderr)
+        self.wandb = None
 
     def write(self, line: str, **values: Any) -> None:
         if self.quiet:
@@ -369,8 +368,11 @@ class Log:
         sys.stdout.flush()
         with open(self.path, "a") as file:
             file.write(json.dumps(values) + "\n")
-        if self.wandb is not None:
-            self.wandb.log(values, step=values["step"])
+        try:
+            if self.wandb is not None:
+                self.wandb.log(values, step=values["step"])
+        except Exception as e:
+            self.stop_wandb(e)
 
 
 def _tty() -> bool:
@@ -416,7 +418,8 @@ def save_and_evaluate(job: Run, log: Log, ckpt: Path) -> None:
 
 
 def prepare_out(cfg: Config) -> None:
-    """Make out_dir and prove that it can be written, before any work is done."""
+    """Make out_dir and write config.json there, before any step is done; clear what a killed run
+    left half written."""
     out = Path(cfg.out_dir)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -433,10 +436,9 @@ def main(argv: list[str]) -> None:
     try:
         if world.rank == 0:
             print(describe(cfg, origins), flush=True)
-            prepare_out(cfg)
         job = start(cfg, origins, world)
         if world.rank == 0:
-            save_json(job.cfg, Path(cfg.out_dir) / "config.json")
+            prepare_out(job.cfg)
             size = sum(p.numel() for p in job.net.parameters())
             print(f"{size:,} parameters on {world.device}, {world.size} process(es)", flush=True)
         if cfg.eval_only:

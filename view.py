@@ -19,7 +19,18 @@ from functools import cache
 from importlib.util import find_spec
 from itertools import accumulate, groupby
 from pathlib import Path
-from typing import Any, Callable, Iterable, Iterator, Literal, NamedTuple, Protocol, TextIO, TypeVar
+from typing import (
+    Any,
+    Callable,
+    Iterable,
+    Iterator,
+    Literal,
+    NamedTuple,
+    Protocol,
+    Sequence,
+    TextIO,
+    TypeVar,
+)
 
 from torch import Tensor
 
@@ -37,7 +48,7 @@ COLOURS = {  # tile, text: RGB
     "pad": (PAPER, (60, 68, 79)),
 }
 FONT_PX, WIDTH_PX = 30, 1200  # twice what a page shows (sharp on dense screens); width at most
-WIDEST = 12  # characters of a token that fit a tile; more are cut
+WIDEST = 12  # columns of text that fit a tile; longer tokens are cut
 HOLD_MS = 2000  # the last picture of a GIF stays this long
 
 
@@ -60,7 +71,7 @@ ShowToken = Callable[[int], str]
 
 
 class Cell(NamedTuple):
-    """One position: printable text (perhaps empty, never with line breaks), and where it is from."""
+    """One position: printable text (perhaps empty, never a line break) and where it is from."""
 
     text: str
     kind: Literal["given", "new", "old", "mask", "pad"]
@@ -122,7 +133,7 @@ def _status(board: Board, mask_id: int | None) -> str:
     if mask_id is None:
         return f"{written} tokens, {new} new"
     total = written + kinds.count("mask")
-    return f"{100 * written // max(total, 1) if total else 100} % written"
+    return f"{100 * written // total if total else 100} % written"
 
 
 def _printable(text: str) -> str:
@@ -138,6 +149,12 @@ def _width(char: str) -> int:
     if unicodedata.category(char) in ("Mn", "Me"):
         return 0
     return 2 if unicodedata.east_asian_width(char) in ("W", "F") else 1
+
+
+def _fitting(chars: Sequence[str], width: int) -> int:
+    """How many of the characters go into `width` columns: all, or those that leave one for …"""
+    ends = list(accumulate(map(_width, chars)))
+    return len(chars) if not ends or ends[-1] <= width else sum(end < width for end in ends)
 
 
 # ---- terminal ------------------------------------------------------------------------------------
@@ -171,8 +188,8 @@ def terminal(
                 due = time.monotonic() + (1 / fps if fps else 0)
                 board = _board(shot, show, mask_id, known)
                 lines = _screen(board, f"step {step:4d}  {_status(board, mask_id)}")
-                _write(file, _redraw(lines, drawn))
-                drawn = len(lines)
+                text, drawn = _redraw(lines, drawn), len(lines)  # first: Ctrl-C while writing
+                _write(file, text)
             yield frame
     finally:
         if drawn:
@@ -201,9 +218,9 @@ def _redraw(lines: list[str], drawn: int) -> str:
 def _paint(row: list[Cell], width: int, colour: bool) -> str:
     """A row as terminal text of at most `width` columns; … says that there is more."""
     chars = [(char, cell.kind) for cell in row for char in cell.text]
-    ends = list(accumulate(_width(char) for char, _ in chars))
-    if ends and ends[-1] > width:
-        chars = [c for c, end in zip(chars, ends, strict=True) if end < width] + [("…", "pad")]
+    room = _fitting([char for char, _ in chars], width)
+    if room < len(chars):
+        chars = [*chars[:room], ("…", "pad")]
     parts = []
     for kind, run in groupby(chars, key=lambda c: c[1]):
         text = "".join(char for char, _ in run)
@@ -253,12 +270,16 @@ def gif(
         picture.draw(board, i + 1, len(shots), _status(board, mask_id))
         for i, board in zip(picked, boards, strict=True)
     ]
-    pause = max(20, round(1000 / fps, -1))  # ms; a GIF counts hundredths, browsers refuse under 2
-    times = [int(pause)] * (len(images) - 1) + [HOLD_MS]
-    path = Path(path)
+    _save(Path(path), images, fps)
+
+
+def _save(path: Path, images: list[Any], fps: float) -> None:
+    """Write an animation under a temporary name, then rename it."""
+    pause = max(20, int(round(1000 / fps, -1)))  # ms; GIFs count hundredths, browsers refuse one
+    times = [pause] * (len(images) - 1) + [HOLD_MS]
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    rest = {"save_all": True, "append_images": images[1:], "duration": times, "loop": 0}
     try:
-        rest = {"save_all": True, "append_images": images[1:], "duration": times, "loop": 0}
         images[0].save(partial, format="GIF", **rest)
         os.replace(partial, path)
     finally:
@@ -316,7 +337,7 @@ class _Picture:
         ]
         long = max([1, *used])
         texts = {cell.text for row in every for cell in row[:long]}
-        self.chars = min(WIDEST, max(1, *(sum(map(_width, text)) for text in texts)))
+        self.chars = min(WIDEST, max([1, *(sum(map(_width, text)) for text in texts)]))
         wide = 0.6 * self.chars + 0.5  # em: 0.6 per character is the advance of monospaced fonts
         fit = max(1, int(columns * 1.1 / wide))
         self.lines = -(-long // fit)  # of one sample
@@ -364,7 +385,8 @@ class _Picture:
         self.pillow.ImageDraw.Draw(image).rounded_rectangle(corners, 0.6 * self.em, fill)
         image = image.reduce(4)
         if cell.kind != "mask":
-            text = cell.text if len(cell.text) <= WIDEST else cell.text[: WIDEST - 1] + "…"
+            room = _fitting(cell.text, self.chars)
+            text = cell.text if room == len(cell.text) else cell.text[:room] + "…"
             spot = (wide / 2, high / 2 + 0.36 * self.em)  # 0.36: half the height of a capital
             self.pillow.ImageDraw.Draw(image).text(spot, text, ink, self.font, anchor="ms")
         self.tiles[cell] = image
