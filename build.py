@@ -62,18 +62,16 @@ def build_network(cfg: Config, objective: Objective) -> Transformer:
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` (CUDA, then Apple's GPU, then CPU) or an explicit name, which must exist."""
+    """`auto` (CUDA if there is one, else the CPU) or an explicit name, which must exist. Apple's
+    GPU has no float64, which exact draws need, so it is not among them."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    found = [f"cuda:{i}" for i in range(gpus)]
-    found += ["mps"] if torch.backends.mps.is_available() else []
+    found = [*(f"cuda:{i}" for i in range(gpus)), "cpu"]
     if name == "auto":
-        return torch.device((*found, "cpu")[0])
-    if name == "cuda" and found[:1] == ["cuda:0"]:
-        return torch.device("cuda:0")
-    if name not in (*found, "cpu"):
-        raise UserError(
-            f"device {name!r} is not available; this machine has {', '.join(found)} cpu"
-        )
+        name = found[0]
+    if name == "cuda" and gpus:
+        name = "cuda:0"
+    if name not in found:
+        raise UserError(f"device {name!r} is not available; this machine has {', '.join(found)}")
     return torch.device(name)
 
 

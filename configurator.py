@@ -62,7 +62,7 @@ class Config:
     out_dir: str = "out"  # checkpoints, config.json and log.jsonl go here
     init_from: str = "scratch"  # scratch | resume | auto | a checkpoint, folder or hub id
     seed: int = 1337  # every draw derives from it: init, data order, noise, dropout
-    device: str = "auto"  # auto | cpu | cuda | cuda:N | mps
+    device: str = "auto"  # auto | cpu | cuda | cuda:N
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on GPUs with it
     compile: Literal["auto", "true", "false"] = "auto"  # per block; auto: on CUDA only
     threads: int = 0  # CPU threads of torch; 0 leaves torch's own choice

@@ -37,7 +37,7 @@ class EvaluateConfig:
     batch_size: int = 100  # rows at a time
     samples: int = 512  # texts for the report of palindromes; 0 skips it
     seed: int = 1337  # of the samples; the noise of the bound is fixed
-    device: str = "auto"  # auto | cpu | cuda | cuda:N | mps
+    device: str = "auto"  # auto | cpu | cuda | cuda:N
     use_ema: bool = True  # the averaged weights, where the checkpoint has them
     show: bool = False  # animate the first samples in the terminal
 

@@ -46,7 +46,7 @@ class SampleConfig:
     palindrome: bool = False  # mirror every sample
     max_length: int = 0  # of the text, in tokens; 0: the longest in training
     seed: int = 1337  # the same seed gives the same samples
-    device: str = "auto"  # auto | cpu | cuda | cuda:N | mps
+    device: str = "auto"  # auto | cpu | cuda | cuda:N
     use_ema: bool = True  # the averaged weights, where the checkpoint has them
     show: bool = False  # animate the first samples in the terminal
     gif: str = ""  # write that animation to this file

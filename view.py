@@ -19,18 +19,7 @@ from functools import cache
 from importlib.util import find_spec
 from itertools import accumulate, groupby
 from pathlib import Path
-from typing import (
-    Any,
-    Callable,
-    Iterable,
-    Iterator,
-    Literal,
-    NamedTuple,
-    Protocol,
-    Sequence,
-    TextIO,
-    TypeVar,
-)
+from typing import Any, Callable, Iterable, Iterator, Literal, NamedTuple, Protocol, TextIO, TypeVar
 
 from torch import Tensor
 
@@ -44,7 +33,7 @@ COLOURS = {  # tile, text: RGB
     "given": ((20, 52, 98), (140, 200, 255)),
     "new": ((22, 92, 48), (126, 255, 160)),
     "old": ((27, 33, 42), (226, 232, 239)),
-    "mask": ((56, 64, 75), (56, 64, 75)),
+    "mask": ((56, 64, 75), (56, 64, 75)),  # a plain block
     "pad": (PAPER, (60, 68, 79)),
 }
 FONT_PX, WIDTH_PX = 30, 1200  # twice what a page shows (sharp on dense screens); width at most
@@ -151,7 +140,7 @@ def _width(char: str) -> int:
     return 2 if unicodedata.east_asian_width(char) in ("W", "F") else 1
 
 
-def _fitting(chars: Sequence[str], width: int) -> int:
+def _fitting(chars: str | list[str], width: int) -> int:
     """How many of the characters go into `width` columns: all, or those that leave one for …"""
     ends = list(accumulate(map(_width, chars)))
     return len(chars) if not ends or ends[-1] <= width else sum(end < width for end in ends)
@@ -384,11 +373,10 @@ class _Picture:
         corners = (0, 0, 4 * wide - 1, 4 * high - 1)
         self.pillow.ImageDraw.Draw(image).rounded_rectangle(corners, 0.6 * self.em, fill)
         image = image.reduce(4)
-        if cell.kind != "mask":
-            room = _fitting(cell.text, self.chars)
-            text = cell.text if room == len(cell.text) else cell.text[:room] + "…"
-            spot = (wide / 2, high / 2 + 0.36 * self.em)  # 0.36: half the height of a capital
-            self.pillow.ImageDraw.Draw(image).text(spot, text, ink, self.font, anchor="ms")
+        room = _fitting(cell.text, self.chars)
+        text = cell.text if room == len(cell.text) else cell.text[:room] + "…"
+        spot = (wide / 2, high / 2 + 0.36 * self.em)  # 0.36: half the height of a capital
+        self.pillow.ImageDraw.Draw(image).text(spot, text, ink, self.font, anchor="ms")
         self.tiles[cell] = image
         return image
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 
 import checkpoint
 import train
@@ -34,6 +35,8 @@ TINY = {  # overrides that make every run a matter of seconds
     "device": "cpu",
 }
 
+settings.register_profile("tests", deadline=None)  # a busy machine is no failure
+settings.load_profile("tests")
 torch.set_num_threads(1)  # the work is tiny, and other jobs share the machine
 
 

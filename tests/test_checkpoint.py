@@ -121,7 +121,7 @@ for _ in range(10):
     assert not before.exists() or read(before)["step"] in (step - 1, step)
     for p in left:
         p.unlink()
-print(hit, step)
+print(hit)
 """
 
 
@@ -131,8 +131,7 @@ def test_kill_during_save(tmp_path: Path, helpers: Any):
     command = [sys.executable, "-c", KILLS, str(tmp_path), str(helpers.repo)]
     done = subprocess.run(command, capture_output=True, text=True, env=helpers.env(), timeout=60)
     assert done.returncode == 0, done.stderr
-    hit, step = map(int, done.stdout.split())
-    assert hit >= 1 and step >= 1, "no kill came while a file was being written"
+    assert int(done.stdout) >= 1, "no kill came while a file was being written"
 
 
 def test_saving_goes_on_after_a_kill_between_the_two_renames(path: Path, state: dict):

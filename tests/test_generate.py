@@ -2,6 +2,7 @@
 option has a defined result. Samplers run on random networks, so nothing here is owed to training.
 """
 
+import itertools
 import math
 import re
 from dataclasses import replace
@@ -112,7 +113,7 @@ def test_frames_never_touch_what_is_given(form: str, sampler: str):
     options = SampleOptions(steps=6, sampler=sampler)
     frames = list(model.objective.sample(model.net, ids, given, generator(1), options))
     assert len(frames) >= 2 and not frames[0].changed.any()
-    for before, after in zip(frames, frames[1:], strict=False):
+    for before, after in itertools.pairwise(frames):
         assert (after.ids[given] == ids[given]).all()
         assert torch.equal(after.changed, after.ids != before.ids)
         assert (after.length == BLOCK).all()
@@ -301,7 +302,7 @@ def test_canvases_without_a_frame(arguments: dict, expected: str):
         ({"prompt": "abc", "length": 2}, ["2", "3"]),
         ({"prompt": "axb"}, ["'x'", "vocabulary"]),
         ({"infill": "a[b"}, ["'['", "vocabulary"]),
-        ({"infill": "[99999999999999999999]"}, ["99999999999999999999"]),
+        ({"infill": "[99999999999999999999]"}, ["8"]),
     ],
 )
 def test_what_does_not_fit(arguments: dict, words: list[str]):

@@ -170,6 +170,10 @@ def hf() -> HF:
         show_progress=False,
     )
     codec.train_from_iterator(["the cat sat on the mat, the cat sat"] * 5, trainer)
+    frame = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    codec.post_processor = frame  # as most published ones have
     return HF(codec.to_str())
 
 

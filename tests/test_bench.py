@@ -1,0 +1,258 @@
+"""bench.py: its textbook is the same maths as ours, its rows tell so when it is not, and the
+properties behind our speed that no clock is needed for."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import bench
+from bench import BenchConfig, Ours, Rows, Shape, Textbook
+from configurator import UserError, build, load
+from objective import SampleOptions, generator
+from optimize import make_optimizers, scale_gradients, update_ema
+
+ROOT = Path(__file__).resolve().parent.parent
+QUICK = BenchConfig(quick=True, shapes="tiny", budget=0.0, rounds=2, device="cpu")
+WIDE = Shape(20000, 16, 16, 1, 2, 64)  # B L V is 4 chunks of 256 rows and 64 times the embedding
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+# ---- the command -------------------------------------------------------------------------------
+
+
+def bench_command(*args: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "bench.py"), "--device=cpu", "--threads=1", *args]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"RANK": "0"})
+
+
+def test_command_prints_a_table_and_writes_rows(tmp_path):
+    out = tmp_path / "rows.jsonl"
+    trace = tmp_path / "trace.json"
+    rows = "--rows=equality,train"
+    done = bench_command("--quick", rows, f"--json={out}", f"--profile={trace}")
+    assert done.returncode == 0, done.stderr
+    assert "traceEvents" in json.loads(trace.read_text())
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert list(dict.fromkeys(row["kind"] for row in rows)) == ["machine", "equality", "train"]
+    by_name = {" ".join((row["kind"], row["shape"], row["variant"])): row for row in rows}
+    equal = [row for row in rows if row["kind"] == "equality"]
+    assert len(equal) == 4 and all(row["equal"] for row in equal)
+    train = by_name["train tiny sedd float32"]
+    for key in "ratio ratio_min ratio_cpu ours_s ours_min_s ours_first_s textbook_s mfu".split():
+        assert train[key] > 0, key
+    assert train["rounds"] >= 2 and isinstance(train["noisy"], bool)
+    assert by_name["machine  float32"]["flops"] > 1e8
+    for row in rows:
+        assert f"{row['kind']:<9}{row['shape']:<14}{row['variant']}" in done.stdout
+
+
+def test_bad_options_are_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(UserError, match="rows must be a comma-separated choice"):
+        bench.main(["--rows=speed", f"--json={tmp_path / 'rows.jsonl'}"])
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UserError, match="shapes must be"):
+        build(BenchConfig, {"shapes": "huge"})
+
+
+@pytest.mark.parametrize("kind", ["sample", "micro"])
+def test_quick_rows(kind):
+    for planned, name, variant in bench.plan(QUICK):
+        if planned == kind and "bfloat16" not in variant:
+            found = getattr(Rows(QUICK), kind)(name, *variant.split())
+            assert found["ratio"] > 0 and found["rounds"] == 2
+            if kind == "sample":
+                assert found["logit_rows"] <= found["textbook_logit_rows"]
+
+
+def test_memory_of_one_side():
+    if not Path("/proc/self/status").exists():
+        pytest.skip("memory is read in /proc")
+    assert Rows(QUICK).needed("tiny", "sedd", "ours") >= 0
+
+
+def test_plan_holds_the_rows_of_the_targets():
+    cfg, _ = load(BenchConfig, ["--shapes=palindrome,gpt2"])
+    planned = {(f"{kind} {name}", variant) for kind, name, variant in bench.plan(cfg)}
+    wanted = {(name, v) for name, variants in bench.TARGETS.items() for v in variants}
+    assert wanted <= planned
+    kinds = [kind for kind, _, _ in bench.plan(cfg)]
+    last = max(i for i, kind in enumerate(kinds) if kind == "equality")
+    assert {"machine", "equality"} == set(kinds[: last + 1])  # equality before any speed
+
+
+def run_main(monkeypatch, rows: dict, *args: str) -> None:
+    """main with made-up results: kind -> what every row of it tells."""
+    for kind in ("machine", *bench.KINDS):
+        monkeypatch.setattr(Rows, kind, lambda *a, kind=kind: rows.get(kind, {"ratio": 0.01}))
+    monkeypatch.setattr(bench, "plan", lambda cfg: [("equality", "tiny", "sedd"), TARGETED])
+    bench.main(["--device=cpu", *args])
+
+
+TARGETED = ("micro", "gpt2", "ema")  # has a target, far above 0.01
+
+
+def test_speed_decides_the_exit_code_only_with_gate(monkeypatch):
+    run_main(monkeypatch, {"equality": {"equal": True}})
+    with pytest.raises(SystemExit, match=r"too slow: micro gpt2 ema$"):
+        run_main(monkeypatch, {"equality": {"equal": True}}, "--gate")
+    with pytest.raises(SystemExit, match=r"differs, or is too slow: equality tiny sedd$"):
+        run_main(monkeypatch, {"equality": {"equal": False}})
+
+
+# ---- equality ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["sedd", "mdlm"])
+@pytest.mark.parametrize("shape", [Shape(260, 32, 64, 2, 4, 8, False, "learned"), WIDE])
+def test_textbook_is_our_loss(form, shape, monkeypatch):
+    monkeypatch.setitem(bench.SHAPES, "tiny", shape)
+    found = Rows(QUICK).equality("tiny", form)
+    assert found["equal"] and found["gradient"] <= 1e-5
+
+
+def test_a_broken_loss_fails(monkeypatch):
+    whole = Textbook.score_entropy
+    monkeypatch.setattr(Textbook, "score_entropy", lambda *a: 1.0001 * whole(*a))
+    assert not Rows(QUICK).equality("tiny", "sedd")["equal"]
+    assert Rows(QUICK).equality("tiny", "mdlm")["equal"]
+
+
+def test_a_broken_gradient_fails(monkeypatch):
+    """The same value, but a gradient that is too large in one place."""
+
+    def linear(self, name, x):
+        y = whole(self, name, x)
+        return y + 0.001 * (y - y.detach()) if "attn.proj" in name else y
+
+    whole = Textbook.linear
+    monkeypatch.setattr(Textbook, "linear", linear)
+    found = Rows(QUICK).equality("tiny", "sedd")
+    assert not found["equal"] and found["loss"] <= 1e-5
+
+
+@pytest.mark.parametrize("sampler", ["analytic", "hop"])
+def test_a_broken_sampler_fails(sampler, monkeypatch):
+    """One token is a quarter more probable than it should be."""
+
+    def draw(self, weights, rng):
+        return whole(self, weights * torch.tensor([1.25, 1, 1, 1, 1, 1])[: weights.shape[-1]], rng)
+
+    whole = Textbook.draw
+    monkeypatch.setattr(Textbook, "draw", draw)
+    found = Rows(QUICK).equality("tiny", sampler)
+    assert not found["equal"] and found["chi2"] > found["limit"]
+
+
+def test_an_update_and_the_average_are_equal():
+    ours = Ours(QUICK, bench.SHAPES["tiny"], "sedd")
+    book, params = Textbook(ours), dict(ours.net.named_parameters())
+    [adamw] = make_optimizers(ours.config, ours.net, ours.device)
+    ema = {k: p.detach().clone() for k, p in params.items()}
+    for update in range(1, 4):
+        for i, p in enumerate(params.values()):
+            p.grad = torch.randn(p.shape, generator=generator(update, i))
+        for k, grad in bench.textbook_weights({k: p.grad for k, p in params.items()}).items():
+            book.w[k].grad = grad
+        scale_gradients(params.values(), torch.ones(()), ours.config.grad_clip)
+        torch.nn.utils.clip_grad_norm_(book.params, ours.config.grad_clip)
+        adamw.step()
+        book.adamw.step()
+        update_ema(list(ema.values()), list(params.values()), update, ours.config)
+        book.average()
+    for mine, other in ((params, book.params), (ema, book.ema)):
+        mine = bench.textbook_weights(mine)
+        for k, p in zip(book.w, other, strict=True):
+            torch.testing.assert_close(mine[k], p.detach(), rtol=0, atol=3e-8)  # of 3 x 3e-4
+
+
+# ---- properties that need no clock -------------------------------------------------------------
+
+
+class Largest(TorchDispatchMode):
+    """Records the elements of the largest tensor that any operation returns."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(x, torch.Tensor):
+                self.numel = max(self.numel, x.numel())
+        return out
+
+
+@pytest.mark.parametrize("form", ["sedd", "mdlm"])
+def test_a_training_step_never_makes_all_logits(form):
+    everything = WIDE.batch_size * WIDE.block_size * WIDE.vocab
+    ours = Ours(QUICK, WIDE, form)
+    book, step = Textbook(ours), ours.training()
+    with Largest() as spy:
+        step()  # forward, backward, clipping, AdamW, average
+    assert spy.numel <= everything / 4, "a chunk of 256 rows is the most"
+    with Largest() as spy:
+        book.step(ours.x0)
+    assert spy.numel >= everything, "the spy sees the textbook's logits"
+
+
+@pytest.mark.parametrize("form", ["sedd", "mdlm"])
+def test_the_bound_never_makes_all_logits(form):
+    ours = Ours(QUICK, WIDE, form)
+    with Largest() as spy:
+        ours.objective.bound(ours.net, ours.batch, generator(0))
+    assert spy.numel <= WIDE.batch_size * WIDE.block_size * WIDE.vocab / 4
+
+
+@pytest.mark.parametrize("sampler", ["hop", "first_hitting"])
+def test_a_sampler_projects_only_what_it_writes(sampler):
+    rows, L, steps = 256, 16, 8
+    ours = Ours(QUICK, Shape(41, L, 16, 1, 2, 1), "mdlm")
+    found = ours.counted(lambda: ours.sampling(sampler, steps, rows, generator(0)))
+    assert found["logit_rows"] == rows * L
+    if sampler == "hop":
+        most = steps * (1 - (1 - 1 / steps) ** L)  # distinct steps among L draws: 7.06
+        assert 0.9 * most <= found["canvases"] / rows <= 1.1 * most
+        assert found["calls"] <= steps + 1
+    else:
+        assert found["canvases"] == rows * L and found["calls"] == L
+
+
+def test_hop_is_called_for_few_of_many_steps():
+    """A thousand steps cost no more calls than there are places."""
+    rows, L, steps = 64, 8, 1024
+    ours = Ours(QUICK, Shape(41, L, 16, 1, 2, 1), "mdlm")
+    found = ours.counted(lambda: ours.sampling("hop", steps, rows, generator(0)))
+    assert found["canvases"] / rows <= min(L, 1.1 * steps * (1 - (1 - 1 / steps) ** L))
+
+
+@pytest.mark.parametrize("sampler", ["analytic", "euler"])
+def test_a_step_projects_only_masked_places(sampler):
+    ours = Ours(QUICK, Shape(41, 16, 16, 1, 2, 1), "sedd")
+    ids = torch.randint(40, (32, 16), generator=generator(1))
+    given = torch.rand(32, 16, generator=generator(2)) < 0.5
+    masked, alive = [], []
+
+    def walk() -> None:
+        options = SampleOptions(steps=6, sampler=sampler)
+        for frame in ours.objective.sample(ours.net, ids, given, generator(3), options):
+            hidden = frame.ids == ours.objective.mask_id
+            masked.append(int(hidden.sum()))
+            alive.append(int(hidden.any(1).sum()))
+            assert torch.equal(frame.ids[given], ids[given])
+
+    found = ours.counted(walk)
+    assert masked[0] == int((~given).sum()) and masked[-1] == 0
+    assert found["logit_rows"] == sum(masked)  # every one at the start of every step, no other
+    assert found["canvases"] == sum(alive)  # finished canvases cost nothing
