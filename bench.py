@@ -294,7 +294,7 @@ class Rows(NamedTuple):
     def duel(self, ours: Callable, theirs: Callable, share: float = 1) -> dict[str, Any]:
         """Two warm-ups of each side, then turns; a call of `theirs` does `share` of the work."""
         sides, turn = ((ours, 1.0), (theirs, share)), 0.02 if self.cfg.quick else 0.3
-        first, wall, cpu = [seconds(side)[0] for side, _ in sides], ([], []), ([], [])
+        first, wall, cpu = [seconds(side)[0] / part for side, part in sides], ([], []), ([], [])
         times = [math.ceil(turn / seconds(side)[0]) for side, _ in sides]
         end = time.perf_counter() + self.cfg.budget
         while len(wall[0]) < max(self.cfg.rounds, 1) or time.perf_counter() < end:

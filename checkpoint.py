@@ -103,6 +103,9 @@ def read(path: str | Path) -> dict[str, Any]:
             raise UserError(f"{path}: {key} is a {type(state[key]).__name__}, unexpectedly")
     if state["format"] != FORMAT:
         raise UserError(f"{path}: format {state['format']}, but this code reads format {FORMAT}")
+    for key in ("meta", "files"):
+        if not isinstance(state["corpus"].get(key), dict):
+            raise UserError(f"{path}: corpus has no {key}")
     return state
 
 
@@ -144,6 +147,8 @@ def load_weights(net: nn.Module, state: dict[str, Tensor], where: str) -> None:
 
 def load(path: str, device: str | torch.device = "cpu", use_ema: bool = True) -> Model:
     """What `sample.py` and `evaluate.py` need from a ckpt.pt, an exported folder, or a hub id."""
+    if Path(path).suffix == ".pth":
+        raise UserError(f"{path} does not say what it was trained on; start a run from it first")
     if Path(path).suffix == ".pt" or Path(path).is_file():
         state = read(path)
         cfg = from_saved(Config, state["config"], str(path))

@@ -123,9 +123,10 @@ class _ScoredRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, scale, _):
-        for g in ctx.grads:
+        grads, ctx.grads = ctx.grads, None  # nobody else holds them: autograd need not copy
+        for g in grads:
             g.mul_(scale)
-        return *ctx.grads, None, None
+        return *grads, None, None
 
 
 def scored_rows(head: torch.nn.Linear, h: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:

@@ -439,6 +439,8 @@ def main(argv: list[str]) -> None:
         job = start(cfg, origins, world)
         if world.rank == 0:
             prepare_out(job.cfg)
+            if cfg.warmup_iters >= cfg.max_iters:
+                print(f"warning: warmup_iters={cfg.warmup_iters} never ends", file=sys.stderr)
             size = sum(p.numel() for p in job.net.parameters())
             print(f"{size:,} parameters on {world.device}, {world.size} process(es)", flush=True)
         if cfg.eval_only:

@@ -93,7 +93,7 @@ from pathlib import Path
 from checkpoint import FIELDS, read, save
 torch.set_num_threads(1)
 path, rng, hit, step = Path(sys.argv[1]) / "ckpt.pt", random.Random(0), 0, 0
-blank = {"format": 1, "config": {}, "corpus": {}, "ema": None, "optimizer": [], "best": 0.0}
+blank = {"format": 1, "config": {}, "corpus": {"meta": {}, "files": {}}, "ema": None, "optimizer": [], "best": 0.0}
 
 def write(step):
     save({**blank, "model": {"w": torch.full((500_000,), float(step))}, "step": step}, path)
@@ -607,3 +607,15 @@ def test_exported_model_samples_the_same(exported: tuple[Model, Model]):
 def test_export_to_a_file_is_refused(path: Path):
     pytest.importorskip("safetensors")
     assert str(path) in told(checkpoint.export, load(str(path)), path)
+
+
+@pytest.mark.parametrize("corpus", [{}, {"meta": None, "files": {}}, {"meta": {}, "files": 3}])
+def test_a_checkpoint_without_its_corpus_is_refused(trained: Any, tmp_path: Path, corpus: dict):
+    state = checkpoint.read(trained() / "ckpt.pt")
+    torch.save({**state, "corpus": corpus}, tmp_path / "ckpt.pt")
+    assert "corpus" in told(load, str(tmp_path / "ckpt.pt"))
+
+
+def test_a_pth_is_no_model_to_sample_from(tmp_path: Path):
+    (tmp_path / "x.pth").write_bytes(b"")
+    assert "start a run" in told(load, str(tmp_path / "x.pth"))
