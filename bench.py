@@ -28,13 +28,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from build import build_network, build_objective, gemm_peak, pick_device
+from build import autocast, build_network, build_objective, gemm_peak, pick_device
 from configurator import Config, load, require, run
 from corpus import Batch
 from diffusion import TRAIN_EPS, LogLinear, grid
 from objective import SampleOptions, generator, stratified
 from optimize import make_optimizers, update_ema
-from train import LossModule, Run, World, autocast, train_step
+from train import LossModule, Run, World, train_step
 
 KINDS = "equality train sample memory micro".split()
 TOLERANCE = 1e-5  # of the loss, of the largest gradient, of the largest weight
@@ -253,7 +253,7 @@ class Ours:
     def sampling(self, sampler: str, steps: int, rows: int, rng: torch.Generator) -> Tensor:
         """Write `rows` canvases -> ids (rows, L)."""
         ids = torch.zeros(rows, self.config.block_size, dtype=torch.int64, device=self.device)
-        with autocast(self.config, self.device):
+        with autocast(self.config.dtype, self.device):
             options = SampleOptions(steps, sampler)
             frames = self.objective.sample(self.net, ids, ids < 0, rng, options)
             return deque(frames, maxlen=1).pop().ids

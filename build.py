@@ -83,6 +83,12 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return getattr(torch, name)
 
 
+def autocast(name: str, device: torch.device) -> torch.autocast:
+    """The context in which the network runs: in the dtype that `name` picks on the device."""
+    dtype = pick_dtype(name, device)
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
 def gemm_peak(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of a large matrix product here, the best of a few: what MFU is a share of."""
     n = 8192 if device.type == "cuda" else 1024

@@ -18,6 +18,8 @@ import json
 import math
 import os
 import runpy
+import shlex
+import subprocess
 import sys
 import types
 import typing
@@ -305,6 +307,14 @@ def optional(module: str, package: str | None = None) -> Any:
         return __import__(module, fromlist=["_"])
     except ImportError as e:
         raise UserError(f"{module} is not installed: pip install {package or module}") from e
+
+
+def run_command(command: str) -> None:
+    """Run one of our own commands, as a user would."""
+    script, *args = shlex.split(command)
+    alone = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    if subprocess.run([sys.executable, str(ROOT / script), *args], env=alone).returncode:
+        raise UserError(f"this command failed: python {command}")
 
 
 def run(main: Callable[[list[str]], None]) -> NoReturn:

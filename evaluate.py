@@ -7,6 +7,7 @@ random order (the law of the model) and in confidence order, and of the mirrored
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 import checkpoint
 import palindromes
-from build import pick_device
+from build import autocast, pick_device
 from checkpoint import Model
 from configurator import load, require, run
 from corpus import Corpus, shuffled
@@ -38,6 +39,7 @@ class EvaluateConfig:
     samples: int = 512  # texts for the report of palindromes; 0 skips it
     seed: int = 1337  # of the samples; the noise of the bound is fixed
     device: str = "auto"  # auto | cpu | cuda | cuda:N
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on GPUs with it
     use_ema: bool = True  # the averaged weights, where the checkpoint has them
     show: bool = False  # animate the first samples in the terminal
 
@@ -61,7 +63,8 @@ def bound(cfg: EvaluateConfig, model: Model, corpus: Corpus) -> dict[str, float]
     for number, first in enumerate(tqdm(starts, unit="batch", disable=None, leave=False)):
         batch = corpus.batch(cfg.split, rows[first : first + cfg.batch_size], block)
         rng = generator(EVALUATION, number)
-        nats.append(model.objective.bound(model.net, batch, rng, cfg.t_samples))
+        with autocast(cfg.dtype, model.net.head.weight.device):
+            nats.append(model.objective.bound(model.net, batch, rng, cfg.t_samples))
         written = (torch.arange(block) < batch.length[:, None]) & ~batch.given
         tokens.append(written.sum(1).double())
         for ids, keep in zip(batch.ids, written, strict=True):
@@ -110,7 +113,7 @@ def palindrome_reports(cfg: EvaluateConfig, model: Model, seen: set[str]) -> dic
         watch = watcher(told, model, [])
         if cfg.show:
             print(f"\n{name}, as it is written:")
-        made = generate(model, canvases(told, model), options, cfg.seed, 128, watch)
+        made = generate(model, canvases(told, model), options, cfg.seed, 128, watch, cfg.dtype)
         found[name] = palindromes.report(made.texts, seen)
         print(f"{name} ({sampler}): {palindromes.describe(found[name])}", flush=True)
     return found

@@ -14,6 +14,7 @@ from typing import Any, Callable, Iterable, Iterator, NamedTuple
 import torch
 from torch import Tensor
 
+from build import autocast
 from checkpoint import Model
 from configurator import UserError
 from objective import Frame, SampleOptions, generator
@@ -124,6 +125,7 @@ def generate(
     seed: int = 0,
     batch_size: int = 64,
     watch: Callable[[Iterable[Frame], Tensor], Iterable[Frame]] = lambda frames, given: frames,
+    dtype: str = "auto",
 ) -> Samples:
     """Write every canvas; all have the same T. `watch` sees the frames of the first batch and the
     given places (B, T), and passes the frames on. The same seed gives the same samples."""
@@ -137,7 +139,9 @@ def generate(
         rng = generator(seed, SAMPLING, number, device=device)
         frames = model.objective.sample(model.net, ids, given, rng, own)
         frames = watch(frames, given) if number == 0 else frames
-        done.append(deque(frames, maxlen=1).pop().ids.cpu())  # the last one
+        with autocast(dtype, device):
+            last = deque(frames, maxlen=1).pop()
+        done.append(last.ids.cpu())
     counter["hook"].remove()
     ids = torch.cat(done)
     texts = [model.tokenizer.decode(row) for row in ids.tolist()]

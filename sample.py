@@ -10,7 +10,7 @@
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Iterable, Iterator, NamedTuple
+from typing import Callable, Iterable, Iterator, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,6 +47,7 @@ class SampleConfig:
     max_length: int = 0  # of the text, in tokens; 0: the longest in training
     seed: int = 1337  # the same seed gives the same samples
     device: str = "auto"  # auto | cpu | cuda | cuda:N
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on GPUs with it
     use_ema: bool = True  # the averaged weights, where the checkpoint has them
     show: bool = False  # animate the first samples in the terminal
     gif: str = ""  # write that animation to this file
@@ -154,9 +155,8 @@ def main(argv: list[str]) -> None:
         print(f"wrote {cfg.export}/model.safetensors and config.json")
         return
     kept: list[Shown] = []
-    found = generate(
-        model, canvases(cfg, model), options, cfg.seed, cfg.batch_size, watcher(cfg, model, kept)
-    )
+    begun, watch = canvases(cfg, model), watcher(cfg, model, kept)
+    found = generate(model, begun, options, cfg.seed, cfg.batch_size, watch, cfg.dtype)
     line = "\n" if not any("\n" in t for t in found.texts) else "\n---------------\n"
     print(line.join(found.texts))
     tokens = found.ids.numel() / found.seconds
@@ -165,7 +165,7 @@ def main(argv: list[str]) -> None:
         f"calls each, {found.seconds:.1f} s, {tokens:,.0f} tokens/s"
     )
     if cfg.gif:
-        write_gif(cfg, model, kept, canvases(cfg, model))
+        write_gif(cfg, model, kept, begun)
     if cfg.palindrome or model.meta.get("task") == "palindrome":
         print(palindrome_report(found.texts, model))
 

@@ -14,8 +14,6 @@ import dataclasses
 import json
 import math
 import os
-import shlex
-import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
@@ -29,8 +27,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import checkpoint
-from build import build_network, build_objective, gemm_peak, pick_device, pick_dtype
-from configurator import ROOT, Config, UserError, describe, load, optional, run, save_json
+from build import autocast, build_network, build_objective, gemm_peak, pick_device, pick_dtype
+from configurator import Config, UserError, describe, load, optional, run, run_command, save_json
 from corpus import Batch, Corpus, shuffled
 from objective import Loss, Objective, generator, seed_of
 from optimize import lr_multiple, make_optimizers, scale_gradients, update_ema
@@ -96,15 +94,6 @@ def open_corpus(cfg: Config, world: World) -> Corpus:
     corpus = Corpus(folder)
     corpus.require_block(cfg.block_size)
     return corpus
-
-
-def run_command(command: str) -> None:
-    """Run one of our own commands, as a user would."""
-    script, *args = shlex.split(command)
-    path = ROOT / script
-    alone = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    if subprocess.run([sys.executable, str(path), *args], env=alone).returncode:
-        raise UserError(f"this command failed: python {command}")
 
 
 # ---- the state of a run ------------------------------------------------------------------------
@@ -267,7 +256,7 @@ def train_step(job: Run) -> dict[str, float]:
         rng = generator(cfg.seed, NOISE, job.step, micro)
         more = world.size > 1 and i < per_rank - 1  # gradients are exchanged after the last one
         with job.module.no_sync() if more else contextlib.nullcontext():
-            with autocast(cfg, world.device):
+            with autocast(cfg.dtype, world.device):
                 loss = job.module(batch, rng)
             loss.nats.backward()
         names = list(loss.metrics)
@@ -297,17 +286,12 @@ def train_step(job: Run) -> dict[str, float]:
     return {"loss": nats / max(count, 1), "grad_norm": norm, "lr_multiple": multiple, **metrics}
 
 
-def autocast(cfg: Config, device: torch.device) -> Any:
-    dtype = pick_dtype(cfg.dtype, device)
-    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-
-
 @torch.no_grad()
 def evaluate(job: Run) -> float:
     """Validation bound in nats per written position, averaged weights, fixed batches and noise."""
     cfg, world = job.cfg, job.world
     sums = torch.zeros(2, dtype=torch.float64)
-    with job.averaged() as net, autocast(cfg, world.device):
+    with job.averaged() as net, autocast(cfg.dtype, world.device):
         for i in range(world.rank, cfg.eval_iters, world.size):
             batch = job.batch("val", EVALUATION, i)
             nats = job.objective.bound(net, batch, generator(EVALUATION, i))
@@ -329,7 +313,10 @@ class Log:
             None,
         )
         self.bar = tqdm(
-            total=cfg.max_iters, initial=job.step, unit="step", disable=self.quiet or not _tty()
+            total=cfg.max_iters,
+            initial=job.step,
+            unit="step",
+            disable=self.quiet or not sys.stdout.isatty(),
         )
         if self.quiet:
             return
@@ -373,10 +360,6 @@ class Log:
                 self.wandb.log(values, step=values["step"])
         except Exception as e:
             self.stop_wandb(e)
-
-
-def _tty() -> bool:
-    return sys.stdout.isatty()
 
 
 def loop(job: Run) -> None:

@@ -1,6 +1,7 @@
 # Overrides for a GPU: the sizes and the recipe of the byte fork of SEDD, with its uniform graph.
 #
-#   torchrun --standalone --nproc_per_node=4 train.py config/palindrome_pretrain.py config/sedd_bytes.py
+#   torchrun --standalone --nproc_per_node=4 \
+#       train.py config/palindrome_pretrain.py config/sedd_bytes.py
 #
 # Put it after palindrome_pretrain.py or palindrome_finetune.py, which say what to train on.
 graph = "uniform"

@@ -93,7 +93,8 @@ from pathlib import Path
 from checkpoint import FIELDS, read, save
 torch.set_num_threads(1)
 path, rng, hit, step = Path(sys.argv[1]) / "ckpt.pt", random.Random(0), 0, 0
-blank = {"format": 1, "config": {}, "corpus": {"meta": {}, "files": {}}, "ema": None, "optimizer": [], "best": 0.0}
+blank = {"format": 1, "config": {}, "corpus": {"meta": {}, "files": {}}}
+blank |= {"ema": None, "optimizer": [], "best": 0.0}
 
 def write(step):
     save({**blank, "model": {"w": torch.full((500_000,), float(step))}, "step": step}, path)
