@@ -152,8 +152,7 @@ def _fingerprint(path: Path) -> dict[str, int]:
 
 
 class Shard(NamedTuple):
-    """One .bin with its .idx; memory-mapped anew for each batch, so that resident memory does not
-    grow with the part of a corpus that a long run has touched."""
+    """One .bin with its .idx."""
 
     path: Path
     dtype: str
@@ -183,6 +182,8 @@ class Corpus:
         for name, told in names.items():
             _check_file(self.folder / name, told, verify)
         self.splits = {s: self._shards(s) for s in ("train", "val")}
+        self.maps: dict[Path, tuple[np.ndarray, np.ndarray | None]] = {}
+        self.batches = 0
         texts = [n for n in names if not n.endswith((".bin", ".idx"))]
         self.files = {n: (self.folder / n).read_text(encoding="utf-8") for n in texts}
         self.tokenizer = tokenizer_from(self.meta["tokenizer"], self.files)
@@ -248,22 +249,36 @@ class Corpus:
         ids = np.full((len(rows), block_size), self.pad_id, np.int64)  # (B, T)
         spans = np.empty((len(rows), 2), np.int64)  # prompt, length
         owner = np.searchsorted(ends, rows, side="right")
+        self._remap()
         for k in np.unique(owner):
+            data, index = self._mapped(shards[k])
             here = np.flatnonzero(owner == k)
             local = rows[here] - (ends[k] - sizes[k])
-            if shards[k].rows:
-                start, prompt, length = shards[k].index()[local].T
+            if index is not None:
+                start, prompt, length = index[local].T
             else:
                 start, prompt, length = local, np.zeros_like(local), np.full_like(local, block_size)
             place = np.arange(block_size)
             inside = place < length[:, None]  # (b, T)
-            taken = shards[k].data()[np.where(inside, start[:, None] + place, 0)]
+            taken = data[np.where(inside, start[:, None] + place, 0)]
             ids[here] = np.where(inside, taken, self.pad_id)
             spans[here] = np.stack([prompt, length], 1)
         if ids.max() >= self.vocab_size:
             raise UserError(f"{self.folder}: id {ids.max()} >= vocab_size {self.vocab_size}")
         given = np.arange(block_size) < spans[:, :1]
         return Batch(*map(torch.from_numpy, (ids, given, spans[:, 1].copy())))
+
+    def _remap(self) -> None:
+        """Drop the memory maps now and then, so that resident memory does not grow with the part
+        of a corpus that a long run has touched."""
+        self.batches += 1
+        if self.batches % 256 == 0:
+            self.maps.clear()
+
+    def _mapped(self, shard: Shard) -> tuple[np.ndarray, np.ndarray | None]:
+        if shard.path not in self.maps:
+            self.maps[shard.path] = shard.data(), shard.index() if shard.rows else None
+        return self.maps[shard.path]
 
     def windows(self, split: str, block_size: int) -> int:
         """How many row numbers `batch` knows: rows, or windows of a stream."""

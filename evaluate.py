@@ -96,27 +96,22 @@ def describe_bound(found: dict[str, float], split: str) -> str:
     )
 
 
-def palindrome_reports(cfg: EvaluateConfig, model: Model, seen: set[str]) -> dict[str, dict]:
-    """Reports on samples in random order, in confidence order, and mirrored by construction."""
-    absorbing = model.objective.mask_id is not None
-    random_order = "first_hitting" if absorbing else "analytic"
-    runs = {"random order": (random_order, False), "mirrored": (random_order, True)}
-    if absorbing:
-        runs["confidence order"] = ("confidence", False)
-    found = {}
-    for name in sorted(runs, key=["random order", "confidence order", "mirrored"].index):
-        sampler, mirrored = runs[name]
-        told = SampleConfig(
-            num_samples=cfg.samples, palindrome=mirrored, seed=cfg.seed, show=cfg.show
-        )
+def palindrome_reports(cfg: EvaluateConfig, model: Model, seen: set[str]) -> None:
+    """Report on samples in random order, in confidence order, and mirrored by construction."""
+    runs = [("random order", "analytic", False), ("mirrored", "analytic", True)]
+    if model.objective.mask_id is not None:
+        orders = ("random", "first_hitting"), ("confidence", "confidence")
+        runs = [(f"{name} order", sampler, False) for name, sampler in orders]
+        runs.append(("mirrored", "first_hitting", True))
+    for name, sampler, mirrored in runs:
+        told = SampleConfig(num_samples=cfg.samples, palindrome=mirrored, show=cfg.show)
         options = SampleOptions(steps=told.steps, sampler=sampler)
-        watch = watcher(told, model, [])
         if cfg.show:
             print(f"\n{name}, as it is written:")
-        made = generate(model, canvases(told, model), options, cfg.seed, 128, watch, cfg.dtype)
-        found[name] = palindromes.report(made.texts, seen)
-        print(f"{name} ({sampler}): {palindromes.describe(found[name])}", flush=True)
-    return found
+        begun, watch = canvases(told, model), watcher(told, model, [])
+        made = generate(model, begun, options, cfg.seed, 128, watch, cfg.dtype)
+        found = palindromes.report(made.texts, seen)
+        print(f"{name} ({sampler}): {palindromes.describe(found)}", flush=True)
 
 
 def main(argv: list[str]) -> None:
