@@ -571,7 +571,7 @@ class Walk:
                 for part in self.parts(at):
                     z = self.log_weights(h[part], None if h_mate is None else h_mate[part])
                     shift = self.process.shift(total[i])
-                    mass = z.double().logsumexp(1) - (0 if shift is None else shift.item())
+                    mass = z.logsumexp(1).double() - (0 if shift is None else shift.item())
                     fires = self.uniforms(len(z)) < gain.item() * mass.exp()
                     self.write(at[part][fires], draw_tokens(z[fires], self.o, self.rng))
             yield

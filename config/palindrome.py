@@ -23,18 +23,18 @@ positions = "learned"
 # two micro-batches, so that one or two processes do the same steps
 batch_size = 32
 gradient_accumulation_steps = 2
-max_iters = 2000
+max_iters = 1800
 optimizer = "muon"
-muon_lr = 0.01
+muon_lr = 0.007
 learning_rate = 2e-3
 beta2 = 0.98
 weight_decay = 0.01
 warmup_iters = 50
-schedule = "linear"
+schedule = "flat_cosine"
 min_lr = 0.02
-ema_decay = 0.0  # the learning rate goes to zero, which averages as well
+ema_decay = 0.0  # the learning rate goes to almost nothing, which averages as well
 
-eval_interval = 1000
+eval_interval = 900
 eval_iters = 20
 log_interval = 100
 demo = "evaluate.py --show"
