@@ -267,12 +267,7 @@ def train_step(job: Run) -> dict[str, float]:
     norm = scale_gradients(job.net.parameters(), world.size / totals[1], cfg.grad_clip)
     vitals = torch.cat([totals, norm.double()[None]]).tolist()  # the one wait of the step
     nats, count, *sums, norm = vitals
-    if not (math.isfinite(nats) and math.isfinite(norm)):
-        raise Diverged(
-            f"step {job.step + 1}: loss {nats / max(count, 1):.4g}, gradient norm {norm:.4g} at "
-            f"{multiple:.3g} of the peak learning rate; the step was not taken. Micro-batches "
-            f"from {job.step * cfg.gradient_accumulation_steps} on; the last checkpoint is intact"
-        )
+    require_finite(job, nats / max(count, 1), norm)
     for optimizer in job.optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * multiple
@@ -284,6 +279,17 @@ def train_step(job: Run) -> dict[str, float]:
     pairs = zip(names, sums[::2], sums[1::2], strict=True)
     metrics = {name: total / max(number, 1) for name, total, number in pairs}
     return {"loss": nats / max(count, 1), "grad_norm": norm, "lr_multiple": multiple, **metrics}
+
+
+def require_finite(job: Run, loss: float, norm: float) -> None:
+    """Raise Diverged, naming the step, before a bad update is made."""
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        peak = lr_multiple(job.step + 1, job.cfg)
+        raise Diverged(
+            f"step {job.step + 1}: loss {loss:.4g}, gradient norm {norm:.4g} at {peak:.3g} of the "
+            f"peak learning rate; the step was not taken. Micro-batches from "
+            f"{job.step * job.cfg.gradient_accumulation_steps} on; the last checkpoint is intact"
+        )
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from exact import Distribution, ExactNetwork
+from exact import Distribution, ExactNetwork, Given
 
 from build import build_network, build_objective
 from configurator import Config
@@ -232,26 +232,6 @@ def test_normalised_score_entropy_is_weighted_cross_entropy():
     torch.testing.assert_close(two, want, rtol=1e-5, atol=0)
     for metric in (ce, ce2):
         torch.testing.assert_close(metric, torch.tensor([float(nats.sum()), B * T]))
-
-
-class Given(torch.nn.Module):
-    """A network whose outputs are given as features."""
-
-    time = None
-
-    def __init__(self, outputs):
-        super().__init__()
-        V = outputs.shape[-1]
-        self.outputs, self.head = outputs, torch.nn.Linear(V, V)
-        with torch.no_grad():
-            self.head.weight.copy_(torch.eye(V))
-            self.head.bias.zero_()
-
-    def features(self, ids, time=None):
-        return self.outputs
-
-    def logits(self, h):
-        return self.head(h)
 
 
 # ---- steps and samplers --------------------------------------------------------------------------

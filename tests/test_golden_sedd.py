@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from exact import Given
 
 from checkpoint import from_sedd, load_weights, to_sedd
 from diffusion import (
@@ -174,30 +175,13 @@ def test_forward(case):
         hook.remove()
 
 
-class Outputs(torch.nn.Module):
-    """A network whose outputs are given: features are the outputs, and the head is the identity."""
-
-    time = None
-
-    def __init__(self, outputs):
-        super().__init__()
-        V = outputs.shape[-1]
-        self.outputs, self.head = outputs, torch.nn.Linear(V, V)
-        with torch.no_grad():
-            self.head.weight.copy_(torch.eye(V))
-            self.head.bias.zero_()
-
-    def features(self, ids, time=None):
-        return self.outputs
-
-
 def test_score_entropy(case):
     """The loss that we train with, fed the recorded log-scores."""
     name = case.name + ".se."
     x, x0, sigma = gold(name + "x"), gold(name + "x0"), gold(name + "sigma")[:, 0]
     process = ScoreEntropy(case.graph, LogLinear(), scale_by_sigma=False)
     everywhere = torch.ones_like(x, dtype=torch.bool)
-    net = Outputs(gold(name + "score"))
+    net = Given(gold(name + "score"))
     _, each, _, _ = process.entropy(net, x0, x, everywhere, sigma, torch.ones_like(sigma))
     scored = x == case.graph.mask_id if case.name == "absorb" else everywhere
     ours = torch.zeros(x.shape).masked_scatter(scored, each)
