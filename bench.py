@@ -6,8 +6,7 @@
 The textbook follows the published SEDD (arXiv 2310.16834) and MDLM (arXiv 2406.07524), from our
 weights: scores of all places over the whole vocabulary, as much noise in samplers, an average by a
 loop, plain AdamW. Rows of equality come first and decide the exit code; then both take turns, and
-ratio 1.5 says that the textbook takes 1.5 times our time (or memory). Times depend on the machine
-and on its other users, ratios less, counters of samplers not at all.
+ratio 1.5 says that the textbook takes 1.5 times our time (or memory).
 """
 
 import json
