@@ -264,7 +264,7 @@ def train_step(job: Run) -> dict[str, float]:
         mine = torch.cat([torch.stack([loss.nats.detach(), count]), *loss.metrics.values()])
         totals = mine if totals is None else totals + mine
     totals = world.sum(totals.double())
-    norm = scale_gradients(job.net.parameters(), world.size / totals[1], cfg.grad_clip)
+    norm = scale_gradients(job.net.parameters(), world.size / totals[1].clamp(min=1), cfg.grad_clip)
     vitals = torch.cat([totals, norm.double()[None]]).tolist()  # the one wait of the step
     nats, count, *sums, norm = vitals
     require_finite(job, nats / max(count, 1), norm)
@@ -278,7 +278,8 @@ def train_step(job: Run) -> dict[str, float]:
         update_ema(list(job.ema.values()), list(job.net.parameters()), job.step, cfg)
     pairs = zip(names, sums[::2], sums[1::2], strict=True)
     metrics = {name: total / max(number, 1) for name, total, number in pairs}
-    return {"loss": nats / max(count, 1), "grad_norm": norm, "lr_multiple": multiple, **metrics}
+    lr = multiple * cfg.learning_rate
+    return {"loss": nats / max(count, 1), "lr": lr, "grad_norm": norm, **metrics}
 
 
 def require_finite(job: Run, loss: float, norm: float) -> None:
@@ -303,7 +304,7 @@ def evaluate(job: Run) -> float:
             nats = job.objective.bound(net, batch, generator(EVALUATION, i))
             sums += torch.stack([nats.sum().cpu(), (~batch.given).sum().double()])
     sums = world.sum(sums.to(world.device))
-    return float(sums[0] / sums[1])
+    return float(sums[0] / sums[1].clamp(min=1))
 
 
 # ---- the loop ----------------------------------------------------------------------------------

@@ -18,11 +18,12 @@ from torch import Tensor
 import checkpoint
 import train
 from configurator import ROOT, Config, UserError, load
-from corpus import Batch
+from corpus import Batch, CorpusWriter
 from diffusion import Absorbing, Geometric, LogLinear, ScoreEntropy, Uniform
 from model import Transformer
 from objective import Loss, SampleOptions, generator
 from optimize import lr_multiple, make_optimizers, scale_gradients, update_ema
+from tokenizer import Symbols
 
 VOLATILE = {"tokens_per_s", "mfu"}  # of a line of the log: they depend on the clock
 
@@ -557,12 +558,24 @@ def test_warmup_longer_than_the_run():
 
 
 def test_learning_rates_reach_the_optimizers(tmp_path: Path, flags: Any):
-    """Each group has its own peak; what is logged is the multiple."""
+    """Each group has its own peak; what is logged is that of AdamW."""
     values = {"optimizer": "muon", "warmup_iters": 4, "learning_rate": 0.02, "muon_lr": 0.04}
     train.main(flags(tmp_path, max_iters=2, **values))
     adamw, muon = checkpoint.read(tmp_path / "ckpt.pt")["optimizer"]
     assert (adamw["param_groups"][0]["lr"], muon["param_groups"][0]["lr"]) == (0.01, 0.02)
-    assert [x["lr_multiple"] for x in log(tmp_path) if "loss" in x] == [0.25, 0.5]
+    assert [x["lr"] for x in log(tmp_path) if "loss" in x] == [0.005, 0.01]
+
+
+def test_rows_with_nothing_to_write(tmp_path: Path, flags: Any):
+    """All given: the loss is 0, not 0/0, and the run goes on."""
+    with CorpusWriter(tmp_path / "given", Symbols(["a"])) as out:
+        for split in ("train", "val"):
+            out.row(split, [0, 0, 0], prompt=3)
+    argv = flags(tmp_path / "out", max_iters=2, dataset="given", data_dir=tmp_path)
+    train.main([*argv, "--block_size=3"])
+    found = log(tmp_path / "out")
+    assert [x["loss"] for x in found if "loss" in x] == [0.0, 0.0]
+    assert [x["val_bound"] for x in found if "val_bound" in x] == [0.0]
 
 
 def test_a_resumed_run_takes_the_new_learning_rate(done: Path, flags: Any):
