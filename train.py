@@ -248,9 +248,8 @@ def train_step(job: Run) -> dict[str, float]:
     per_rank = cfg.gradient_accumulation_steps // world.size
     for i in range(per_rank):
         micro = i * world.size + world.rank  # numbered over the whole job
-        batch = job.batch(
-            "train", seed_of(cfg.seed, ORDER), job.step * per_rank * world.size + micro
-        )
+        number = job.step * cfg.gradient_accumulation_steps + micro
+        batch = job.batch("train", seed_of(cfg.seed, ORDER), number)
         if cfg.dropout:
             torch.manual_seed(seed_of(cfg.seed, DROPOUT, job.step, micro))
         rng = generator(cfg.seed, NOISE, job.step, micro)
