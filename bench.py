@@ -313,7 +313,7 @@ class Rows(NamedTuple):
         x = torch.ones(1 << (22 if self.cfg.quick else 25), device=device)
         jobs = partial(torch.empty_like(x).copy_, x), partial(torch.rand_like, x)
         copy, draw = (len(x) / min(seconds(job)[0] for _ in range(5)) for job in jobs)
-        flops = gemm_peak(device, getattr(torch, dtype))
+        flops = gemm_peak(device, dtype)
         return {"threads": threads, "flops": flops, "copied_per_s": 8 * copy, "drawn_per_s": draw}
 
     def equality(self, name: str, form: str) -> dict[str, Any]:
@@ -351,7 +351,7 @@ class Rows(NamedTuple):
         found = self.duel(ours.training(), partial(Textbook(ours).step, ours.x0))
         rate = ours.x0.numel() / found["ours_s"]
         flops = rate * ours.net.flops_per_token(ours.config.block_size)
-        mfu = flops / gemm_peak(ours.device, getattr(torch, dtype))
+        mfu = flops / gemm_peak(ours.device, dtype)
         return {**found, "tokens_per_s": rate, "mfu": mfu}
 
     def sample(self, name: str, sampler: str, steps: str, dtype: str) -> dict[str, Any]:

@@ -4,7 +4,11 @@ To add an objective, write its class beside its relatives and a line in OBJECTIV
 (config, vocabulary size, special ids) to the instance.
 """
 
+import os
+import shutil
+import sys
 import time
+from importlib.util import find_spec
 from typing import Any, Callable
 
 import torch
@@ -75,6 +79,18 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def wants_compile(choice: str, device: torch.device) -> bool:
+    """Whether to compile the blocks: `auto` is on CUDA only. Without a compiler, no, with one
+    warning."""
+    if choice == "false" or (choice == "auto" and device.type != "cuda"):
+        return False
+    names = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
+    found = find_spec("triton") if device.type == "cuda" else any(filter(shutil.which, names))
+    if not found:
+        print("warning: no compiler here; running without --compile", file=sys.stderr)
+    return bool(found)
+
+
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """The dtype of autocast: `auto` is bfloat16 on a GPU that has it, float32 anywhere else."""
     if name == "auto":
@@ -89,10 +105,10 @@ def autocast(name: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
-def gemm_peak(device: torch.device, dtype: torch.dtype) -> float:
+def gemm_peak(device: torch.device, name: str) -> float:
     """FLOP/s of a large matrix product here, the best of a few: what MFU is a share of."""
     n = 8192 if device.type == "cuda" else 1024
-    a = torch.ones(n, n, device=device, dtype=dtype)
+    a = torch.ones(n, n, device=device, dtype=pick_dtype(name, device))
     times = []
     for _ in range(8):
         start = time.perf_counter()

@@ -64,7 +64,7 @@ class Model(NamedTuple):
 def save(state: dict[str, Any], path: Path) -> None:
     """Write `state` to `path`, all of it or nothing; what was there becomes *_prev.pt.
 
-    Raises UserError if the disk refuses; the old files are then untouched.
+    Raises UserError if the disk refuses; what was in `path` is then untouched.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:

@@ -224,6 +224,13 @@ class Corpus:
                     f"{shards[0].path}: {tokens} tokens, but block_size={block_size} "
                     f"needs at least {block_size + 1}"
                 )
+            if self.rows(split) and "pad" not in self.specials:
+                shortest = min(int(s.index()[:, 2].min()) for s in shards)
+                if shortest < block_size:  # what would fill the row is a token of the text
+                    raise UserError(
+                        f"{shards[0].path}: rows of {shortest} tokens need a pad id to fill "
+                        f"block_size={block_size}, and the tokenizer has none"
+                    )
             if longest > block_size:
                 raise UserError(
                     f"{shards[0].path}: the longest row has {longest} tokens; "

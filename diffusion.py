@@ -333,7 +333,7 @@ class ScoreEntropy(Objective):
         count, u = written.sum(1), torch.rand(x0.shape, generator=rng, dtype=torch.float64)
         if self.graph.absorbing:
             # k of the n written places are masked, k uniform on 1..n, and m is then the k-th
-            # smallest of n uniforms: far less spread than masking each place by itself
+            # smallest of n uniforms: less spread than masking each place by itself
             pick = (i + torch.rand(len(x0), generator=rng, dtype=torch.float64)) / samples
             k = (pick * count).long().clamp(max=(count - 1).clamp(min=0))  # k - 1, (B,)
             m = u.masked_fill(~written, 2.0).sort(1).values.gather(1, k[:, None])[:, 0]

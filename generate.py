@@ -8,6 +8,7 @@ texts = generate(model, [start] * 10, SampleOptions(steps=64), seed=1).texts
 import re
 import time
 from collections import deque
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Callable, Iterable, Iterator, NamedTuple
 
@@ -130,19 +131,19 @@ def generate(
     """Write every canvas; all have the same T. `watch` sees the frames of the first batch and the
     given places (B, T), and passes the frames on. The same seed gives the same samples."""
     device, done = next(model.net.parameters()).device, []
-    counter, clock = _count_calls(model.net), time.perf_counter()
-    for number, first in enumerate(range(0, len(canvases), batch_size)):
-        some = canvases[first : first + batch_size]
-        ids, given, mirror = (torch.stack(part).to(device) for part in zip(*some, strict=True))
-        paired = (mirror != torch.arange(mirror.shape[1], device=device)).any()
-        own = _mirrored(options, mirror, model) if paired else options
-        rng = generator(seed, SAMPLING, number, device=device)
-        frames = model.objective.sample(model.net, ids, given, rng, own)
-        frames = watch(frames, given) if number == 0 else frames
-        with autocast(dtype, device):
-            last = deque(frames, maxlen=1).pop()
-        done.append(last.ids.cpu())
-    counter["hook"].remove()
+    clock = time.perf_counter()
+    with _counted_calls(model.net) as counter:
+        for number, first in enumerate(range(0, len(canvases), batch_size)):
+            some = canvases[first : first + batch_size]
+            ids, given, mirror = (torch.stack(part).to(device) for part in zip(*some, strict=True))
+            paired = (mirror != torch.arange(mirror.shape[1], device=device)).any()
+            own = _mirrored(options, mirror, model) if paired else options
+            rng = generator(seed, SAMPLING, number, device=device)
+            frames = model.objective.sample(model.net, ids, given, rng, own)
+            frames = watch(frames, given) if number == 0 else frames
+            with autocast(dtype, device):
+                last = deque(frames, maxlen=1).pop()
+            done.append(last.ids.cpu())
     ids = torch.cat(done)
     texts = [model.tokenizer.decode(row) for row in ids.tolist()]
     return Samples(ids, texts, time.perf_counter() - clock, counter["calls"], counter["rows"])
@@ -153,13 +154,17 @@ def _mirrored(options: SampleOptions, mirror: Tensor, model: Model) -> SampleOpt
     return replace(options, mirror=mirror, banned=tuple(model.meta["specials"].values()))
 
 
-def _count_calls(net: Any) -> dict[str, Any]:
-    """Count the calls of the network and the canvases in them, until the hook is removed."""
-    counter: dict[str, Any] = {"calls": 0, "rows": 0}
+@contextmanager
+def _counted_calls(net: Any) -> Iterator[dict[str, int]]:
+    """Count the calls of the network, and the canvases in them, for the time of a block."""
+    counter = {"calls": 0, "rows": 0}
 
     def count(module: Any, args: tuple, output: Tensor) -> None:
         counter["calls"] += 1
         counter["rows"] += len(output)
 
-    counter["hook"] = net.norm.register_forward_hook(count)
-    return counter
+    hook = net.norm.register_forward_hook(count)
+    try:
+        yield counter
+    finally:
+        hook.remove()

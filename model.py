@@ -70,9 +70,8 @@ class Attention(nn.Module):
         """x (B, T, C); rotation (cos, sin) of shape (B or 1, T, 1, 1, d/2); mask as `features`."""
         B, T, C = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head)
-        if (
-            x.device.type == "cpu"
-        ):  # bfloat16 attention has a backward that is 11 times slower there (measured)
+        # bfloat16 attention has a slow backward on a CPU
+        if x.device.type == "cpu":
             qkv = qkv.float()
         if rotation is not None:
             qk, v = rotate(qkv[:, :, :2], *rotation), qkv[:, :, 2]
@@ -169,7 +168,7 @@ class Transformer(nn.Module):
     @torch.no_grad()
     def initialise(self) -> None:
         """Every block starts as the identity and every logit at 0: by gates of zero with time (as
-        published), by residual matrices of zero without (measured to train fastest when small)."""
+        published), by residual matrices of zero without."""
         bound = 1 / math.sqrt(self.n_embd)
         for zero in (self.head, self.modulation):
             if zero is not None:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import checkpoint
-from build import autocast, build_network, build_objective, gemm_peak, pick_device, pick_dtype
+from build import autocast, build_network, build_objective, gemm_peak, pick_device, wants_compile
 from configurator import Config, UserError, describe, load, optional, run, run_command, save_json
 from corpus import Batch, Corpus, shuffled
 from objective import Loss, Objective, generator, seed_of
@@ -208,7 +208,7 @@ def start(cfg: Config, origins: dict[str, str], world: World) -> Run:
         checkpoint.load_weights(net, weights, cfg.init_from)
     net = net.to(world.device).train()
     module: nn.Module = LossModule(net, objective)
-    if cfg.compile == "true" or (cfg.compile == "auto" and world.device.type == "cuda"):
+    if wants_compile(cfg.compile, world.device):
         for block in net.blocks:
             block.compile()
     if world.size > 1:
@@ -374,7 +374,7 @@ def loop(job: Run) -> None:
     log, ckpt = Log(cfg, job), Path(cfg.out_dir) / "ckpt.pt"
     tokens = cfg.batch_size * cfg.gradient_accumulation_steps * cfg.block_size
     flops = job.net.flops_per_token(cfg.block_size) * tokens / world.size
-    peak = gemm_peak(world.device, pick_dtype(cfg.dtype, world.device))
+    peak = gemm_peak(world.device, cfg.dtype)
     since, clock = job.step, time.perf_counter()
     while job.step < cfg.max_iters:
         values = train_step(job)

@@ -3,8 +3,7 @@
 #   python train.py config/palindrome.py
 #
 # A small network without time (RADD: an absorbing score is a softmax, and the noise level only a
-# factor), learnt positions and Muon: AdamW alone, rotary positions or adaLN do not get there in
-# minutes. For expected losses and times see the README.
+# factor), learnt positions and Muon. For expected losses and times see the README.
 out_dir = "out/palindrome"
 dataset = "palindrome"
 prepare = "prepare_bytes.py --source=palindrome"

@@ -502,3 +502,16 @@ def test_far_places_cost_nothing():
     far = shuffled(np.arange(10**12 + 3, 10**12 + 103), 10**12, seed=1)
     assert len(set(far.tolist())) == 100 and far.max() < 10**12 and far.min() >= 0
     assert time.process_time() - begin < 1
+
+
+def test_short_rows_need_a_pad_id(tmp_path: Path):
+    """Without one they would be filled with id 0, a token of the text, and that would be learnt."""
+    tokens = Symbols(list("abc"))
+    tokens.specials = {"eos": 5}
+    with CorpusWriter(tmp_path / "c", tokens) as out:
+        for split in ("train", "val"):
+            out.row(split, [0, 1, 2])
+            out.row(split, [0, 1, 2, 5])
+    corpus = Corpus(tmp_path / "c")
+    with pytest.raises(UserError, match="pad id"):
+        corpus.require_block(4)

@@ -566,6 +566,15 @@ def test_learning_rates_reach_the_optimizers(tmp_path: Path, flags: Any):
     assert [x["lr"] for x in log(tmp_path) if "loss" in x] == [0.005, 0.01]
 
 
+def test_no_compiler_is_one_warning(tmp_path: Path, flags: Any, monkeypatch, capsys):
+    """Fault 49: --compile where there is no compiler runs all the same, and says so."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    train.main(flags(tmp_path / "out", max_iters=1, compile=True))
+    assert capsys.readouterr().err.count("no compiler") == 1
+    assert checkpoint.read(tmp_path / "out" / "ckpt.pt")["step"] == 1
+
+
 def test_rows_with_nothing_to_write(tmp_path: Path, flags: Any):
     """All given: the loss is 0, not 0/0, and the run goes on."""
     with CorpusWriter(tmp_path / "given", Symbols(["a"])) as out:
