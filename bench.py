@@ -30,7 +30,8 @@ from torch import Tensor
 from build import autocast, build_network, build_objective, gemm_peak, pick_device
 from configurator import Config, load, require, run
 from corpus import Batch
-from diffusion import TRAIN_EPS, LogLinear, grid
+from diffusion import grid
+from noise import LogLinear
 from objective import SampleOptions, generator, stratified
 from optimize import make_optimizers, update_ema
 from train import LossModule, Run, World, train_step
@@ -38,6 +39,7 @@ from train import LossModule, Run, World, train_step
 KINDS = "equality train sample memory micro".split()
 TOLERANCE = 1e-5  # of the loss, of the largest gradient, of the largest weight
 NOISE = LogLinear()
+LOW = NOISE.lowest
 keys = "vocab block_size n_embd n_layer n_head batch_size time_input positions"  # as in Config
 Shape = namedtuple("Shape", keys, defaults=(True, "rotary"))
 SHAPES = {
@@ -52,8 +54,16 @@ STEPS = {"tiny": [4], "palindrome": [16, 64, 1024], "gpt2": [16]}  # of samplers
 TARGETS = {  # what --gate asks of a ratio
     "train palindrome": {"sedd float32": 1.2, "sedd bfloat16": 1.8},
     "train gpt2": {"sedd float32": 3.3},
-    "sample palindrome": {"hop 64 float32": 2.5, "hop 64 bfloat16": 4.5, "hop 1024 float32": 20},
-    "sample gpt2": {"analytic 16 float32": 6, "hop 16 float32": 10, "hop 16 bfloat16": 16},
+    "sample palindrome": {
+        "ancestral 64 float32": 2.5,
+        "ancestral 64 bfloat16": 4.5,
+        "ancestral 1024 float32": 20,
+    },
+    "sample gpt2": {
+        "analytic 16 float32": 6,
+        "ancestral 16 float32": 10,
+        "ancestral 16 bfloat16": 16,
+    },
     "memory gpt2": {"sedd": 1 / 0.6, "mdlm": 1 / 0.45},
     "micro gpt2": {"ema": 5, "adamw": 4},
 }
@@ -178,7 +188,7 @@ class Textbook:
 
     def step(self, x0: Tensor) -> None:
         t, u = (torch.rand(n, device=x0.device) for n in (len(x0), x0.shape))
-        (self.loss(x0, TRAIN_EPS + (1 - TRAIN_EPS) * t, u) / x0.numel()).backward()
+        (self.loss(x0, LOW + (1 - LOW) * t, u) / x0.numel()).backward()
         torch.nn.utils.clip_grad_norm_(self.params, self.config.grad_clip)
         self.adamw.step()
         self.adamw.zero_grad()
@@ -219,7 +229,7 @@ class Textbook:
         yield self.log_p(x, x[:, 0]).argmax(-1)
 
 
-FORMS = {"analytic": ("sedd", Textbook.analytic), "hop": ("mdlm", Textbook.ddpm)}
+FORMS = {"analytic": ("sedd", Textbook.analytic), "ancestral": ("mdlm", Textbook.ddpm)}
 
 
 class Ours:
@@ -324,7 +334,10 @@ class Rows(NamedTuple):
         book, rng = Textbook(ours), generator(self.cfg.seed)
         t, u = stratified(len(ours.x0), rng), torch.rand(ours.x0.shape, generator=rng)
         a = ours.objective.loss(ours.net, ours.batch, generator(self.cfg.seed)).nats
-        b = book.loss(ours.x0, *(x.to(ours.device) for x in (TRAIN_EPS + (1 - TRAIN_EPS) * t, u)))
+        b = book.loss(
+            ours.x0,
+            *(x.to(ours.device) for x in (LOW + (1 - LOW) * t, u)),
+        )
         (a + b).backward()
         grads = textbook_weights({k: p.grad for k, p in ours.net.named_parameters()})
         worst = max((grads[k] - p.grad).abs().max() for k, p in book.w.items())
@@ -408,9 +421,9 @@ def plan(cfg: BenchConfig) -> Iterator[tuple[str, str, str]]:
     yield from product(["equality"], ["tiny"], FORMS)
     for name in shapes:
         yield from product(["train"], [name], ("sedd float32", "sedd bfloat16", "mdlm float32"))
-        for steps in STEPS.get(name, []):  # without hop, a thousand steps take minutes
+        for steps in STEPS.get(name, []):  # without ancestral, a thousand steps take minutes
             yield from product(["sample"], [name], [f"analytic {steps} float32"] * (steps <= 64))
-            yield from product(["sample"], [name], (f"hop {steps} {dtype}" for dtype in both))
+            yield from product(["sample"], [name], (f"ancestral {steps} {dtype}" for dtype in both))
         if SHAPES[name].vocab > 10000 or cfg.quick:
             yield from product(["memory"], [name], forms * Path("/proc").exists())  # read there
             yield from product(["micro"], [name], ("ema", "adamw"))

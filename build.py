@@ -4,7 +4,9 @@ To add an objective, write its class beside its relatives and a line in OBJECTIV
 (config, vocabulary size, special ids) to the instance.
 """
 
+import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -13,10 +15,19 @@ from typing import Any, Callable
 
 import torch
 
-from configurator import Config, UserError
-from diffusion import Absorbing, Geometric, LogLinear, ScoreEntropy, Uniform
-from model import Transformer
+from blocks import BlockDiffusion
+from configurator import Config, UserError, optional
+from diffusion import Absorbing, ScoreEntropy, Uniform
+from masked import Masked
+from model import MaskedLM, Transformer
+from noise import NOISES, Noise
 from objective import Objective
+
+
+def schedule(cfg: Config) -> Noise:
+    """The noise schedule of a config."""
+    limits = (cfg.sigma_min, cfg.sigma_max) if cfg.noise == "geometric" else ()
+    return NOISES[cfg.noise](*limits)
 
 
 def score_entropy(cfg: Config, vocab_size: int, specials: dict[str, int]) -> ScoreEntropy:
@@ -30,15 +41,52 @@ def score_entropy(cfg: Config, vocab_size: int, specials: dict[str, int]) -> Sco
     else:
         mask = specials.get("mask")
         graph = Absorbing(vocab_size) if mask is None else Absorbing(vocab_size - 1, mask)
-    geometric = cfg.noise == "geometric"
-    noise = Geometric(cfg.sigma_min, cfg.sigma_max) if geometric else LogLinear()
     if not cfg.time_input and not (cfg.normalize or cfg.scale_by_sigma):
         raise UserError("time_input=False needs normalize or scale_by_sigma: scores grow with 1/t")
-    return ScoreEntropy(graph, noise, cfg.scale_by_sigma, cfg.normalize)
+    return ScoreEntropy(graph, schedule(cfg), cfg.scale_by_sigma, cfg.normalize)
+
+
+def masked(cfg: Config, vocab_size: int, specials: dict[str, int]) -> Masked:
+    """Masked diffusion with the book-keeping of the config."""
+    if cfg.importance and cfg.noise not in ("loglinear", "linear"):
+        raise UserError("importance=True needs noise=loglinear or linear")
+    return Masked(
+        vocab_size,
+        specials.get("mask"),
+        schedule(cfg),
+        zero_time=cfg.zero_time,
+        loss_per=cfg.loss_per,
+        padding=cfg.padding,
+        random_length=cfg.random_length,
+        by_importance=cfg.importance,
+    )
+
+
+def block_diffusion(cfg: Config, vocab_size: int, specials: dict[str, int]) -> BlockDiffusion:
+    """Masked diffusion in blocks from left to right."""
+    if cfg.importance or cfg.loss_per != "token":
+        raise UserError("objective=bd3 has a noise level per block: no importance, loss_per=token")
+    if cfg.backbone:
+        raise UserError("objective=bd3 keeps keys and values, which no backbone hands out")
+    if cfg.block_length == 1 and (cfg.t_low, cfg.t_high) != (0.0, 1.0):
+        raise UserError("t_low, t_high: blocks of one token are always masked")
+    return BlockDiffusion(
+        vocab_size,
+        specials.get("mask"),
+        schedule(cfg),
+        length=cfg.block_length,
+        low=cfg.t_low,
+        high=cfg.t_high,
+        zero_time=cfg.zero_time,
+        padding=cfg.padding,
+        random_length=cfg.random_length,
+    )
 
 
 OBJECTIVES: dict[str, Callable[[Config, int, dict[str, int]], Objective]] = {
     "sedd": score_entropy,
+    "masked": masked,
+    "bd3": block_diffusion,
 }
 
 
@@ -50,9 +98,11 @@ def build_objective(cfg: Config, meta: dict[str, Any]) -> Objective:
     return OBJECTIVES[cfg.objective](cfg, meta["vocab_size"], meta["specials"])
 
 
-def build_network(cfg: Config, objective: Objective) -> Transformer:
+def build_network(cfg: Config, objective: Objective) -> Transformer | MaskedLM:
     """The network that the objective needs, freshly initialised from torch's global generator."""
-    return Transformer(
+    if cfg.backbone:
+        return build_backbone(cfg, objective)
+    net = Transformer(
         vocab_size=objective.needs["vocab_size"],
         n_layer=cfg.n_layer,
         n_head=cfg.n_head,
@@ -63,6 +113,41 @@ def build_network(cfg: Config, objective: Objective) -> Transformer:
         causal=objective.needs["causal"],
         dropout=cfg.dropout,
     )
+    net.gradient_checkpointing = cfg.gradient_checkpointing
+    return net
+
+
+def build_backbone(cfg: Config, objective: Objective) -> MaskedLM:
+    """The network of transformers that the JSON of cfg.backbone describes. Its dropout is ours: the
+    draws must be those of the run."""
+    told = json.loads(cfg.backbone)
+    name, rows = told["model_type"], objective.needs["vocab_size"]
+    if objective.needs["causal"]:
+        raise UserError(f"objective={cfg.objective} reads from left to right, {name} cannot")
+    if cfg.objective == "bd3":
+        raise UserError(f"objective=bd3 samples with a cache of keys and values, {name} has none")
+    if cfg.time_input:
+        raise UserError(f"{name} has no input for the noise level: add --time_input=False")
+    if told["vocab_size"] != rows:
+        raise UserError(f"{name} has {told['vocab_size']} tokens, this objective needs {rows}")
+    kinds = re.compile(r"(?<!classifier_)dropout(_prob)?$")
+    told |= {k: cfg.dropout for k in told if kinds.search(k)}
+    transformers = optional("transformers")
+    try:
+        config = transformers.AutoConfig.for_model(**told)
+        factory = transformers.AutoModelForMaskedLM
+        network = factory.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+    except Exception as e:  # transformers validates by exceptions of many types
+        raise UserError(f"backbone: {str(e).splitlines()[0][:200]}") from e
+    if cfg.gradient_checkpointing:
+        old = "gradient_checkpointing_enable"  # the name before transformers 5.2x
+        getattr(network, "activation_checkpointing_enable", getattr(network, old))(
+            {"use_reentrant": False}
+        )
+    net = MaskedLM(network)
+    if cfg.block_size > net.longest:
+        raise UserError(f"block_size={cfg.block_size}, but {name} has {net.longest} positions")
+    return net
 
 
 def pick_device(name: str) -> torch.device:

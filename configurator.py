@@ -28,7 +28,10 @@ from pathlib import Path
 from typing import Any, Callable, Literal, NoReturn
 
 ROOT = Path(__file__).resolve().parent
-PLAIN = (bool, int, float, str, type(None))  # what a config value may be
+Noises = Literal[
+    *("loglinear", "affine", "clamped", "linear", "cosine", "cosine_squared", "geometric"),
+    *("square", "square_root", "log"),
+]
 
 
 class UserError(Exception):
@@ -63,6 +66,7 @@ class Config:
     # the run
     out_dir: str = "out"  # checkpoints, config.json and log.jsonl go here
     init_from: str = "scratch"  # scratch | resume | auto | a checkpoint, folder or hub id
+    finetune_suffix: str = ""  # what out_dir gets at its end where init_from names weights
     seed: int = 1337  # every draw derives from it: init, data order, noise, dropout
     device: str = "auto"  # auto | cpu | cuda | cuda:N
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on GPUs with it
@@ -71,20 +75,33 @@ class Config:
     demo: str = ""  # command run on the finished checkpoint, which is added as --ckpt=
     # the objective
     objective: str = "sedd"  # a name listed in build.py
-    graph: Literal["uniform", "absorb"] = "absorb"  # where noise takes a token: any token, or MASK
-    noise: Literal["loglinear", "geometric"] = "loglinear"  # total noise sigma(t)
+    noise: Noises = "loglinear"  # how many tokens are destroyed at time t: noise.py
     sigma_min: float = 1e-4  # geometric noise at t = 0
     sigma_max: float = 20.0  # geometric noise at t = 1
-    scale_by_sigma: bool = True  # absorb: subtract log(e^sigma - 1) + log n
-    normalize: bool = False  # absorb: scores from a softmax (RADD): a cross-entropy loss
+    graph: Literal["uniform", "absorb"] = "absorb"  # sedd: noise takes a token to any, or to MASK
+    scale_by_sigma: bool = True  # sedd, absorb: subtract log(e^sigma - 1) + log n
+    normalize: bool = False  # sedd, absorb: scores from a softmax (RADD): a cross-entropy loss
+    loss_per: Literal["token", "answer", "sequence"] = "token"  # masked: what it is a mean over
+    padding: Literal["learn", "crop", "ignore"] = "learn"  # masked; crop: up to the longest row
+    random_length: float = 0.0  # masked: share of micro-batches that are cut to a random length
+    importance: bool = False  # masked: draw t where its weight is large: all tokens weigh alike
+    block_length: int = 0  # bd3: tokens per block, from left to right; 0: all of them are one
+    t_low: float = 0.0  # bd3: noise levels of training, a clipped schedule; 0: as the noise has it
+    t_high: float = 1.0  # bd3: evaluate.py names the limits with the least spread
+    # what is given, in training only
+    prefix_shuffle: bool = False  # the given ids of every row in an order of its own
+    prefix_noise: float = 0.0  # share of the rows in which some given ids are others: prefix.py
     # the network
     n_layer: int = 12  # transformer blocks
     n_head: int = 12  # attention heads
     n_embd: int = 768  # width
     time_input: bool = True  # condition every block on the noise level (adaLN)
+    zero_time: bool = False  # masked: but tell it noise 0 always, as the published MDLM does
     cond_dim: int = 128  # width of the time embedding
     positions: Literal["rotary", "learned", "both"] = "rotary"  # how a block knows where it is
     dropout: float = 0.0  # on both residual branches; slow on CPU
+    backbone: str = ""  # a transformers masked LM: hub id, folder or JSON; empty: our own network
+    gradient_checkpointing: bool = False  # run blocks again in the backward pass: less memory
     # optimisation
     max_iters: int = 20000  # optimiser steps
     batch_size: int = 64  # rows per micro-batch
@@ -128,6 +145,12 @@ class Config:
         require(
             self, "n_embd", self.n_embd % step == 0, f"a multiple of {step} (n_head={self.n_head})"
         )
+        require(self, "block_length", self.block_length >= 0, "at least 0")
+        require(self, "t_low", 0 <= self.t_low < 1, "at least 0 and below 1")
+        above = f"above t_low={self.t_low} and at most 1"
+        require(self, "t_high", self.t_low < self.t_high <= 1, above)
+        for key in ("random_length", "prefix_noise"):
+            require(self, key, 0 <= getattr(self, key) <= 1, "between 0 and 1")
         above = f"above 0 and below sigma_max={self.sigma_max}"
         require(self, "sigma_min", 0 < self.sigma_min < self.sigma_max, above)
         end, above = self.lr_decay_iters, f"above warmup_iters={self.warmup_iters}"
@@ -264,9 +287,10 @@ def from_saved(cls: type, saved: dict[str, Any], origin: str) -> Any:
 
 
 def comments(cls: type) -> dict[str, str]:
-    """Field -> the comment that trails it in the source of `cls`."""
+    """Field -> the comment that trails it in the source of `cls` or of what it inherits from."""
     found = {}
-    for line in inspect.getsource(cls).splitlines():
+    sources = (inspect.getsource(c) for c in reversed(cls.__mro__[:-1]))
+    for line in "".join(sources).splitlines():
         code, _, comment = line.partition("  # ")
         name, colon, _ = code.strip().partition(":")
         if colon and comment and name.isidentifier():
@@ -294,11 +318,16 @@ def describe(cfg: Any, origins: dict[str, str]) -> str:
     return "\n".join(f"  {value:<50} {origin}".rstrip() for value, origin in rows)
 
 
-def save_json(cfg: Any, path: Path) -> None:
-    """Write the full resolved set of values beside the run, whole or not at all."""
+def save_json(values: Any, path: Path) -> None:
+    """Write a config, or a dict of plain data, to a file, whole or not at all."""
+    if dataclasses.is_dataclass(values):
+        values = dataclasses.asdict(values)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(dataclasses.asdict(cfg), indent=1) + "\n")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(json.dumps(values, indent=1) + "\n")
+        os.replace(temporary, path)
+    except OSError as e:
+        raise UserError(f"cannot write {path}: {e.strerror}") from e
 
 
 def optional(module: str, package: str | None = None) -> Any:

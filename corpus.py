@@ -15,7 +15,6 @@ does not fit together, in one line that names the file.
 import json
 import os
 import shutil
-import zlib
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator, NamedTuple, NoReturn
 
@@ -24,10 +23,10 @@ import torch
 from torch import Tensor
 
 from configurator import UserError
+from files import check_file, fingerprint
 from tokenizer import Tokenizer, tokenizer_from
 
 FORMAT = 1  # of meta.json and the files that it describes
-CHECKED = 1 << 28  # bytes: files up to this size have their checksum verified when opened
 
 
 class Batch(NamedTuple):
@@ -59,6 +58,7 @@ class CorpusWriter:
         self.partial = self.folder.with_name(f".{self.folder.name}.{os.getpid()}.partial")
         self.files: dict[str, Any] = {}
         self.counts: dict[str, dict[str, int]] = {}
+        self.names: dict[str, str] = {}  # of a split's file, where it is not that of the split
 
     def __enter__(self) -> "CorpusWriter":
         if self.folder.exists():
@@ -71,7 +71,7 @@ class CorpusWriter:
 
     def _write(self, name: str, array: np.ndarray) -> None:
         if name not in self.files:
-            self.files[name] = open(self.partial / name, "wb")
+            self.files[name] = open(self.partial / name, "ab")
         self.files[name].write(array.tobytes())
 
     def tokens(self, split: str, ids: Iterable[int] | np.ndarray) -> int:
@@ -81,7 +81,7 @@ class CorpusWriter:
             bad = int(array.max() if array.min() >= 0 else array.min())
             raise UserError(f"id {bad} is outside the vocabulary of {self.tokenizer.vocab_size}")
         count = self.counts.setdefault(split, {"tokens": 0, "rows": 0, "longest": 0})
-        self._write(f"{split}.bin", array.astype(self.dtype))
+        self._write(f"{self.names.get(split, split)}.bin", array.astype(self.dtype))
         count["tokens"] += array.size
         return count["tokens"] - array.size
 
@@ -133,19 +133,10 @@ class CorpusWriter:
             "tokenizer": self.tokenizer.spec(),
             **self.info,
             "splits": self.counts,
-            "files": {n: _fingerprint(self.partial / n) for n in names},
+            "files": {n: fingerprint(self.partial / n) for n in names},
         }
         (self.partial / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
         os.rename(self.partial, self.folder)
-
-
-def _fingerprint(path: Path) -> dict[str, int]:
-    """Size in bytes and CRC-32 of a file, read in pieces."""
-    crc = 0
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            crc = zlib.crc32(piece, crc)
-    return {"bytes": path.stat().st_size, "crc32": crc}
 
 
 # ---- reading -----------------------------------------------------------------------------------
@@ -180,7 +171,7 @@ class Corpus:
         self.pad_id = self.specials.get("pad", 0)
         names = self.meta["files"]
         for name, told in names.items():
-            _check_file(self.folder / name, told, verify)
+            check_file(self.folder / name, told, verify)
         self.splits = {s: self._shards(s) for s in ("train", "val")}
         self.maps: dict[Path, tuple[np.ndarray, np.ndarray | None]] = {}
         self.batches = 0
@@ -342,19 +333,6 @@ def check_specials(specials: dict[str, int], vocab_size: int, where: str) -> Non
             raise UserError(f"{where}: special {name}={i} is outside vocab_size {vocab_size}")
         if name != "mask" and i == specials.get("mask"):
             raise UserError(f"{where}: mask and {name} share the id {i}")
-
-
-def _check_file(path: Path, told: dict[str, int], verify: bool) -> None:
-    """Refuse a file that is absent, empty, of another size, or (if small) of another checksum."""
-    if not path.is_file():
-        raise UserError(f"{path} is missing; prepare the corpus anew")
-    size = path.stat().st_size
-    if size == 0:
-        raise UserError(f"{path} is empty; prepare the corpus anew")
-    if size != told.get("bytes"):
-        raise UserError(f"{path}: {size} bytes, but meta.json says {told.get('bytes')}")
-    if (verify or size <= CHECKED) and _fingerprint(path)["crc32"] != told.get("crc32"):
-        raise UserError(f"{path} is damaged: its checksum is not the one in meta.json")
 
 
 def _check_shard(shard: Shard, vocab_size: int) -> None:

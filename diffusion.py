@@ -1,4 +1,4 @@
-"""Diffusion over discrete tokens: noise schedules, graphs, score entropy, reverse steps, samplers.
+"""Diffusion over discrete tokens: graphs, score entropy, reverse steps, samplers on a grid.
 
 The forward process moves every token by a Markov chain, dp/dsigma = Q p, run up to the total noise
 sigma(t), t from 0 (text) to 1 (noise). A network estimates the ratios p_sigma(y) / p_sigma(x), the
@@ -8,14 +8,11 @@ concrete score, and the chain is run backwards with them.
            Data Distribution, arXiv 2310.16834
     RADD   Ou et al. 2024, Your Absorbing Discrete Diffusion Secretly Models the Conditional
            Distributions of Clean Data, arXiv 2406.03736
-    FHS    Zheng et al. 2024, Masked Diffusion Models are Secretly Time-Agnostic Masked Models,
-           arXiv 2409.02908 (first hitting)
 
 n is the number of real tokens; the absorbing graph has one more state, MASK, and V = n + 1.
 """
 
 import math
-from dataclasses import dataclass
 from typing import Any, Callable, Iterator, NamedTuple
 
 import torch
@@ -24,54 +21,23 @@ from torch import Tensor
 
 from configurator import UserError
 from corpus import Batch
+from decode import SAMPLERS, At, Decoder
+from noise import SAMPLE_EPS, Noise, told
 from objective import (
     Frame,
     Loss,
     Objective,
     Rule,
     SampleOptions,
-    chunks,
+    choose_sampler,
     cross_entropy_rule,
     draw_tokens,
+    features_at,
+    frames,
+    mask_exactly,
     scored_rows,
     stratified,
 )
-
-TRAIN_EPS = 1e-3  # smallest t in training (SEDD)
-SAMPLE_EPS = 1e-5  # smallest t of the sampling grid, where the denoiser takes over (SEDD)
-
-# ---- noise schedules ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class LogLinear:
-    """1 - e^-sigma = (1 - eps) t: the share of moved tokens grows linearly in t."""
-
-    eps: float = 1e-3
-
-    def total(self, t: Tensor) -> Tensor:
-        return -torch.log1p(-(1 - self.eps) * t)
-
-    def rate(self, t: Tensor) -> Tensor:
-        """d total / dt."""
-        return (1 - self.eps) / (1 - (1 - self.eps) * t)
-
-
-@dataclass(frozen=True)
-class Geometric:
-    """sigma = sigma_min^(1 - t) sigma_max^t."""
-
-    sigma_min: float = 1e-4
-    sigma_max: float = 20.0
-
-    def total(self, t: Tensor) -> Tensor:
-        return self.sigma_min ** (1 - t) * self.sigma_max**t
-
-    def rate(self, t: Tensor) -> Tensor:
-        return self.total(t) * math.log(self.sigma_max / self.sigma_min)
-
-
-Noise = LogLinear | Geometric
 
 # ---- graphs ------------------------------------------------------------------------------------
 
@@ -248,6 +214,7 @@ class ScoreEntropy(Objective):
         self.scaled, self.normalize = scale_by_sigma and graph.absorbing, normalize
         self.mask_id = graph.mask_id if graph.absorbing else None
         self.needs = {"causal": False, "time": True, "vocab_size": graph.states}
+        self.samplers = ("analytic", "euler", *(SAMPLERS if graph.absorbing else ()))
 
     # -- loss --
 
@@ -255,7 +222,8 @@ class ScoreEntropy(Objective):
         """Denoising score entropy, integrated over t with one t per row (SEDD, Eq. 10), summed.
         Nats; divided by `count` it bounds the nats per written position, padding included."""
         x0, written = batch.ids, ~batch.given
-        t = TRAIN_EPS + (1 - TRAIN_EPS) * stratified(len(x0), rng)
+        low = self.noise.lowest
+        t = low + (1 - low) * stratified(len(x0), rng)
         sigma, rate = self.noise.total(t), self.noise.rate(t)
         xt = self.corrupt(x0, batch.given, sigma, rng)
         nats, _, _, ce = self.entropy(net, x0, xt, written, sigma, rate)
@@ -273,16 +241,10 @@ class ScoreEntropy(Objective):
         self, net: Any, x0: Tensor, xt: Tensor, written: Tensor, sigma: Tensor, weight: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Score entropy times weight (B,) at the written places -> (sum (), of each scored place
-        (R,), the row that it belongs to (R,), (sum, count) of its plain cross entropy or None).
-
-        All tensors but the network's live on the CPU, so that finding the scored places never
-        makes a GPU wait; they are moved once, here.
-        """
+        (R,), the row that it belongs to (R,), (sum, count) of its plain cross entropy or None)."""
         device = net.head.weight.device
         scored = written & (xt == self.mask_id) if self.graph.absorbing else written
-        row, col = scored.nonzero(as_tuple=True)
-        h = net.features(xt.to(device, non_blocking=True), self.condition(net, sigma, device))
-        h = h.flatten(0, 1)[(row * x0.shape[1] + col).to(device, non_blocking=True)]  # (R, C)
+        h, row, col = features_at(net, xt, scored, self.condition(net, sigma, device))
         target = x0[row, col].to(device, non_blocking=True)
         sigma, weight = sigma.double()[row], weight.double()[row]
         if self.normalize:
@@ -308,8 +270,7 @@ class ScoreEntropy(Objective):
         level beyond those of the sampling grid."""
         if net.time is None:
             return None
-        low, high = self.noise.total(torch.tensor([SAMPLE_EPS, 1.0])).tolist()
-        return sigma.float().clamp(low, high).to(device, non_blocking=True)
+        return told(self.noise, sigma).to(device, non_blocking=True)
 
     def shift(self, sigma: Tensor) -> Tensor | None:
         """What is taken off the network's output to make it a log-score; None for nothing."""
@@ -330,21 +291,17 @@ class ScoreEntropy(Objective):
 
     def _bound_once(self, net: Any, batch: Batch, rng: Any, i: int, samples: int) -> Tensor:
         x0, written = batch.ids, ~batch.given
-        count, u = written.sum(1), torch.rand(x0.shape, generator=rng, dtype=torch.float64)
+        count = written.sum(1)
+        pick = (i + torch.rand(len(x0), generator=rng, dtype=torch.float64)) / samples
         if self.graph.absorbing:
-            # k of the n written places are masked, k uniform on 1..n, and m is then the k-th
-            # smallest of n uniforms: less spread than masking each place by itself
-            pick = (i + torch.rand(len(x0), generator=rng, dtype=torch.float64)) / samples
-            k = (pick * count).long().clamp(max=(count - 1).clamp(min=0))  # k - 1, (B,)
-            m = u.masked_fill(~written, 2.0).sort(1).values.gather(1, k[:, None])[:, 0]
-            m = m.clamp(1e-9, 1 - 1e-9)  # rows with nothing to write have no masked place at all
-            xt = x0.masked_fill(written & (u <= m[:, None]), self.mask_id)
-            weight, extra = count / (k + 1.0) * m / (1 - m), torch.zeros(len(x0)).double()
+            masked, k, m = mask_exactly(written, pick, rng)
+            xt = x0.masked_fill(masked, self.mask_id)
+            weight, extra = count / k.double() * m / (1 - m), torch.zeros(len(x0)).double()
         else:
             end = self.noise.total(torch.tensor(1.0, dtype=torch.float64))
             top = -torch.expm1(-end)
-            m = top * (i + torch.rand(len(x0), generator=rng, dtype=torch.float64)) / samples
-            m = m.clamp(min=1e-9)
+            m = (top * pick).clamp(min=1e-9)
+            u = torch.rand(x0.shape, generator=rng, dtype=torch.float64)
             other = torch.randint(self.graph.n, x0.shape, generator=rng)
             xt = torch.where(written, self.graph.move(x0, -torch.log1p(-m)[:, None], u, other), x0)
             weight, extra = top / (1 - m), count * self.graph.prior_nats(end)
@@ -357,21 +314,14 @@ class ScoreEntropy(Objective):
     def sample(
         self, net: Any, ids: Tensor, given: Tensor, rng: torch.Generator, options: SampleOptions
     ) -> Iterator[Frame]:
-        """options.sampler: euler, analytic (both graphs, on a grid of `steps`); on the absorbing
-        graph also hop, first_hitting and confidence."""
-        known = MASKED if self.graph.absorbing else GRIDS
-        if options.sampler not in known:
-            choices = ", ".join(known)
-            raise UserError(f"sampler must be one of {choices} here, got {options.sampler!r}")
-        blank = self.mask_id if self.graph.absorbing else 0
-        walk = Walk(self, net, torch.where(given, ids, blank), given, rng, options)
-        length = torch.full_like(ids[:, 0], ids.shape[1])
-        before = walk.x.clone()
-        yield Frame(before, length, torch.zeros_like(given))
-        for _ in known[options.sampler](walk):
-            after = walk.x.clone()
-            yield Frame(after, length, after != before)
-            before = after
+        """options.sampler: analytic, euler (both graphs, on a grid of `steps`); on the absorbing
+        graph also those of decode.py."""
+        options = choose_sampler(self, options)
+        grids = options.sampler in ("analytic", "euler")
+        if grids:
+            refuse_unused(options)
+        walk = Walk if not self.graph.absorbing else MaskedWalk if grids else Decoder
+        yield from frames(walk(self, net, ids, given, rng, options))
 
     def log_score(self, net: Any, h: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
         """h (R, C), x (R,), sigma (R,) -> log-score (R, V) float32, 0 at the current token."""
@@ -429,87 +379,47 @@ def grid(steps: int) -> Tensor:
     return torch.linspace(1, SAMPLE_EPS, steps + 1, dtype=torch.float64)
 
 
-class _At(NamedTuple):
-    """Places of the canvas: row, column, and column of the mirrored partner, (R,) each."""
-
-    row: Tensor
-    col: Tensor
-    mate: Tensor
-
-    def __getitem__(self, some: Any) -> "_At":
-        return _At(*(getattr(self, name)[some] for name in self._fields))
+def refuse_unused(options: SampleOptions) -> None:
+    """The grids below write the whole text at once, by scores."""
+    plain = SampleOptions()
+    for key in ("schedule", "block_length", "cfg", "remask", "cache", "stop", "delay"):
+        if getattr(options, key) != getattr(plain, key):
+            value = getattr(options, key)
+            raise UserError(f"sampler={options.sampler} has no use for {key}={value}")
 
 
-class Walk:
-    """One run of a sampler: the canvas x (B, T), which steps change in place, and what they need.
+class Walk(Decoder):
+    """Samplers of the uniform graph: any place may change in any step, so all of them are
+    projected, a chunk at a time. Euler or analytic steps, then the denoiser."""
 
-    Every sampler is a method that yields after each step. A mirrored pair is decided once, with
-    the mean of both weights and one draw, and written at both places, in every step and in the
-    last: it is equal by construction.
-    """
+    def start(self, ids: Tensor) -> Tensor:
+        """Random text, equal in both of a mirrored pair."""
+        places = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        mirror = places if self.o.mirror is None else self.o.mirror
+        allowed = [i for i in range(self.process.graph.n) if i not in self.o.banned]
+        noise = torch.randint(len(allowed), ids.shape, generator=self.rng, device=ids.device)
+        noise = torch.tensor(allowed, device=ids.device)[noise]
+        return noise.gather(1, torch.minimum(places, mirror))
 
-    def __init__(self, process: ScoreEntropy, net: Any, x: Tensor, given: Tensor, rng: Any, o: Any):
-        self.process, self.net, self.x, self.rng, self.o = process, net, x, rng, o
-        self.noise, self.graph = process.noise, process.graph
-        places = torch.arange(x.shape[1], device=x.device).expand_as(x)  # (B, T)
-        self.mirror = places if o.mirror is None else o.mirror
-        self.open = ~given & (places <= self.mirror)  # one of each pair
-        if not self.graph.absorbing:  # random text to start from, equal in both of a pair
-            allowed = [i for i in range(self.graph.n) if i not in o.banned]
-            noise = torch.randint(len(allowed), x.shape, generator=rng, device=x.device)
-            noise = torch.tensor(allowed, device=x.device)[noise]
-            noise = noise.gather(1, torch.minimum(places, self.mirror))
-            self.x = torch.where(given, x, noise)
-
-    def uniforms(self, *shape: int) -> Tensor:
-        return torch.rand(shape, generator=self.rng, device=self.x.device, dtype=torch.float64)
-
-    def at(self, where: Tensor) -> _At:
-        row, col = where.nonzero(as_tuple=True)
-        return _At(row, col, self.mirror[row, col])
-
-    def undecided(self) -> _At:
-        """Places that still hold MASK, in row order."""
-        return self.at(self.open & (self.x == self.graph.mask_id))
-
-    def parts(self, at: _At) -> Iterator[slice]:
-        return chunks(len(at.row), self.graph.states)
-
-    def write(self, at: _At, token: Tensor) -> None:
-        self.x[at.row, at.col] = token
-        self.x[at.row, at.mate] = token
-
-    def visit(self, at: _At, sigma: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Run the network on the rows that `at` (in row order) touches; sigma (B,) float64 ->
-        features at the places and at their partners (None without mirror), (R, C) each."""
-        rows, slot = torch.unique_consecutive(at.row, return_inverse=True)
-        told = self.process.condition(self.net, sigma.to(rows.device)[rows], rows.device)
-        h = self.net.features(self.x[rows], told)
-        return h[slot, at.col], None if self.o.mirror is None else h[slot, at.mate]
-
-    # -- the uniform graph --
-
-    def uniform_grid(self) -> Iterator[None]:
-        """Euler or analytic steps, then the denoiser. Any place may change in any step, so all of
-        them are projected, a chunk at a time."""
+    def run(self) -> Iterator[None]:
         times, at = grid(self.o.steps), self.at(self.open)
         if len(at.row) == 0:
             return
-        total = self.noise.total(times)
+        noise = self.process.noise
+        total = noise.total(times)
         for i in range(self.o.steps + 1):
             if i == self.o.steps:
                 step, dsigma = denoise_weights, total[i]
             elif self.o.sampler == "euler":
-                step, dsigma = euler_weights, (times[i] - times[i + 1]) * self.noise.rate(times[i])
+                step, dsigma = euler_weights, (times[i] - times[i + 1]) * noise.rate(times[i])
             else:
                 step, dsigma = analytic_weights, total[i] - total[i + 1]
-            h, h_mate = self.visit(at, total[i].expand(len(self.x)))
+            h = self.visit(at, -torch.expm1(-total[i]).expand(len(self.x)))
             drawn = []
             for part in self.parts(at):
                 x = self.x[at.row, at.col][part]
-                weights = self.step_weights(h[part], x, total[i], step, dsigma)
-                if h_mate is not None:
-                    weights = weights + self.step_weights(h_mate[part], x, total[i], step, dsigma)
+                ways = h[part, 0].unbind(1)  # the place, and its partner if it has one
+                weights = sum(self.step_weights(way, x, total[i], step, dsigma) for way in ways)
                 drawn.append(self.draw(weights, x))
             self.write(at, torch.cat(drawn))
             yield
@@ -520,7 +430,7 @@ class Walk:
         """Weights (r, V) float64 of the next state, from features h (r, C) and states x (r,)."""
         each = sigma.to(x.device).expand(len(x))
         score = self.process.log_score(self.net, h, x, each).double().exp()
-        return step(self.graph, x, score, dsigma.to(x.device).expand(len(x)))
+        return step(self.process.graph, x, score, dsigma.to(x.device).expand(len(x)))
 
     def draw(self, weights: Tensor, x: Tensor) -> Tensor:
         """Step weights (r, V) -> ids (r,); temperature, top-k and top-p act on the whole row. Where
@@ -530,119 +440,34 @@ class Walk:
         weights.scatter_add_(1, x[:, None], (weights.sum(1, keepdim=True) == 0).double())
         return draw_tokens(weights.log(), self.o, self.rng)
 
-    # -- the absorbing graph: where first, what second, and only what is still MASK --
 
-    def log_weights(self, h: Tensor, h_mate: Tensor | None) -> Tensor:
-        """Features (r, C) -> log-scores (r, V) float32, before the shift; of pairs, their mean."""
-        z = self.net.logits(h).float()
-        z[:, [self.graph.mask_id, *self.o.banned]] = -torch.inf
-        if self.process.normalize:
-            z = z.log_softmax(-1)
-        if h_mate is None:
-            return z
-        return torch.logaddexp(z, self.log_weights(h_mate, None)) - math.log(2)
+class MaskedWalk(Decoder):
+    """Samplers of the absorbing graph whose events depend on the scores: Euler or analytic steps,
+    then the denoiser. In a step, a masked place is revealed with probability gain * (sum of its
+    scores), clipped to 1: the total weight of all moves in `analytic_weights` (gain = e^dsigma - 1)
+    or `euler_weights` (gain = dt sigma'(t)). Then its token is drawn from the scores. The same law
+    as a draw over all V states, and only what is still MASK is projected."""
 
-    def reveal(self, at: _At, h: Tensor, h_mate: Tensor | None, which: Tensor) -> None:
-        """Write tokens at the places that `which` (R,) bool selects, and project no others."""
-        at, h = at[which], h[which]
-        h_mate = None if h_mate is None else h_mate[which]
-        for part in self.parts(at):
-            z = self.log_weights(h[part], None if h_mate is None else h_mate[part])
-            self.write(at[part], draw_tokens(z, self.o, self.rng))
-
-    def masked_grid(self) -> Iterator[None]:
-        """Euler or analytic steps, then the denoiser. In a step, a masked place is revealed with
-        probability gain * (sum of its scores), clipped to 1: the total weight of all moves in
-        `analytic_weights` (gain = e^dsigma - 1) or `euler_weights` (gain = dt sigma'(t)). Then its
-        token is drawn from the scores. The same law as a draw over all V states."""
-        times = grid(self.o.steps)
-        total = self.noise.total(times)
+    def run(self) -> Iterator[None]:
+        times, noise = grid(self.o.steps), self.process.noise
+        total = noise.total(times)
         for i in range(self.o.steps + 1):
             at = self.undecided()
             if len(at.row) == 0:
                 return
-            h, h_mate = self.visit(at, total[i].expand(len(self.x)))
+            h = self.visit(at, -torch.expm1(-total[i]).expand(len(self.x)))
             if i == self.o.steps:
-                self.reveal(at, h, h_mate, torch.ones_like(at.row, dtype=torch.bool))
+                self.reveal(at, h, torch.ones_like(at.row, dtype=torch.bool))
             else:
-                gain = torch.expm1(total[i] - total[min(i + 1, self.o.steps)])
+                gain = torch.expm1(total[i] - total[i + 1])
                 if self.o.sampler == "euler":
-                    gain = (times[i] - times[i + 1]) * self.noise.rate(times[i])
-                for part in self.parts(at):
-                    z = self.log_weights(h[part], None if h_mate is None else h_mate[part])
-                    shift = self.process.shift(total[i])
-                    mass = z.logsumexp(1).double() - (0 if shift is None else shift.item())
-                    fires = self.uniforms(len(z)) < gain.item() * mass.exp()
-                    self.write(at[part][fires], draw_tokens(z[fires], self.o, self.rng))
+                    gain = (times[i] - times[i + 1]) * noise.rate(times[i])
+                self.step(at, h, total[i], gain.item())
             yield
 
-    def hop(self) -> Iterator[None]:
-        """The analytic grid when scores are normalised, as true ones are: the step in which a place
-        is revealed then does not depend on the network, so it is drawn first, and each row goes
-        from one of its own events to the next. T (1 - (1 - 1/T)^L) calls per row instead of T."""
-        total = self.noise.total(grid(self.o.steps))
-        moved = -torch.expm1(-total).to(self.x.device)  # share of masked places at each time
-        level = self.uniforms(*self.x.shape) * moved[0]
-        due = self.o.steps - torch.searchsorted(moved.flip(0).contiguous(), level, right=False)
-        due = due.clamp(min=0)  # (B, T): the step that takes the share below the level
-        while len((at := self.undecided()).row):
-            mine = due[at.row, at.col]
-            soonest = torch.full_like(due[:, 0], self.o.steps).scatter_reduce(
-                0, at.row, mine, "amin"
-            )
-            h, h_mate = self.visit(at, total.to(mine.device)[soonest])
-            self.reveal(at, h, h_mate, mine == soonest[at.row])
-            yield
-
-    def first_hitting(self) -> Iterator[None]:
-        """The continuous-time limit of the grid, one place per step (FHS, Prop. 4.1): with k places
-        masked, the share of masked ones falls by a factor u^(1/k) until the next reveal."""
-        share = -torch.expm1(-self.noise.total(torch.ones(len(self.x), dtype=torch.float64)))
-        share = share.to(self.x.device)
-        while len((at := self.undecided()).row):
-            left = torch.bincount(at.row, minlength=len(self.x))
-            share = share * self.uniforms(len(share)) ** (1 / left.clamp(min=1))
-            h, h_mate = self.visit(at, -torch.log1p(-share))
-            first = _highest(at.row, self.uniforms(len(at.row)), left.clamp(max=1))
-            self.reveal(at, h, h_mate, first)
-            yield
-
-    def confidence(self) -> Iterator[None]:
-        """The places whose best token is most probable first (ties: leftmost), ceil(left / steps
-        left) of them per step; each token is still drawn. Not the law of the process, but better
-        text. A network with time is told the noise at which as many places are masked."""
-        written = (self.open.sum(1)).clamp(min=1)
-        ends = -torch.expm1(-self.noise.total(grid(1))).to(self.x.device)
-        for i in range(self.o.steps):
-            at = self.undecided()
-            if len(at.row) == 0:
-                return
-            left = torch.bincount(at.row, minlength=len(self.x))
-            share = (left / written).double().clamp(ends[1], ends[0])
-            h, h_mate = self.visit(at, -torch.log1p(-share))
-            best = [h.new_empty(0)]
-            for part in self.parts(at):
-                z = self.log_weights(h[part], None if h_mate is None else h_mate[part])
-                best.append(z.amax(1) - z.logsumexp(1))
-            quota = -(-left // (self.o.steps - i))
-            self.reveal(at, h, h_mate, _highest(at.row, torch.cat(best), quota))
-            yield
-
-
-def _highest(row: Tensor, value: Tensor, quota: Tensor) -> Tensor:
-    """(R,) bool: the `quota` (B,) highest values of each row; row (R,) ascending; ties: first."""
-    by_value = value.argsort(descending=True, stable=True)
-    order = by_value[row[by_value].argsort(stable=True)]  # by row, then by value
-    start = torch.cumsum(torch.bincount(row, minlength=len(quota)), 0)
-    rank = torch.arange(len(row), device=row.device) - torch.cat([start[:1] * 0, start])[row]
-    return torch.zeros_like(row, dtype=torch.bool).index_put((order,), rank < quota[row])
-
-
-GRIDS = {"euler": Walk.uniform_grid, "analytic": Walk.uniform_grid}
-MASKED = {
-    "euler": Walk.masked_grid,
-    "analytic": Walk.masked_grid,
-    "hop": Walk.hop,
-    "first_hitting": Walk.first_hitting,
-    "confidence": Walk.confidence,
-}
+    def step(self, at: At, h: Tensor, sigma: Tensor, gain: float) -> None:
+        for part in self.parts(at):
+            z, shift = self.logits(h[part]), self.process.shift(sigma)
+            mass = z.logsumexp(1).double() - (0 if shift is None else shift.item())
+            fires = self.uniforms(len(z)) < gain * mass.exp()
+            self.write(at[part][fires], draw_tokens(z[fires], self.o, self.rng))

@@ -1,13 +1,21 @@
 """Evaluate a checkpoint: python evaluate.py --ckpt=out/palindrome/ckpt.pt
 
-Prints the bound on the likelihood of the validation split, in nats and bits per byte with its
-standard error, and, for a corpus of palindromes, how many unconstrained samples are exact ones, in
-random order (the law of the model) and in confidence order, and of the mirrored sampler.
+The bound on the likelihood of the validation split, in nats per token and bits per byte with their
+standard error, of what the model writes: in a corpus of questions, the answers. Then, by corpus:
+
+    palindromes   how many samples are exact ones
+    questions     how many sampled answers are the wanted ones, in both splits
+    --judge=gpt2  any corpus: generative perplexity of samples, with entropy, settings and reference
+
+--prompt="2+2=" --answer="4"    how likely an answer is, and whether it is the one that is written
+--answers=FILE.jsonl            the same for each {"prompt", "answer"}; with --chat, as a chat
 """
 
+import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Iterator, NamedTuple
 
 import numpy as np
 import torch
@@ -15,116 +23,277 @@ from tqdm import tqdm
 
 import checkpoint
 import palindromes
-from build import autocast, pick_device
+from answers import COPIES, compare, describe_answers, describe_scores, score_answers
+from build import autocast, build_objective, pick_device
 from checkpoint import Model
-from configurator import load, require, run
-from corpus import Corpus, shuffled
-from generate import generate
-from objective import SampleOptions, generator
-from sample import SampleConfig, canvases, watcher
+from configurator import UserError, load, require, run, save_json
+from corpus import Batch, Corpus, shuffled
+from generate import answer_canvas, generate, read_prompt, written_ids
+from judge import Judge, describe_judged, judged, ratio, text_bytes, written_text
+from objective import choose_sampler, generator
+from prepare_sft import records
+from sample import (
+    SampleConfig,
+    SamplerConfig,
+    canvases,
+    chat_defaults,
+    sample_options,
+    settings,
+    watcher,
+)
 
 EVALUATION = 4  # stream of randomness, as in train.py
+TEXTS = 100  # samples, unless told otherwise
+PALINDROMES = 512
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(SamplerConfig):
     """Everything that `evaluate.py` can be told."""
 
-    ckpt: str = "out/palindrome/ckpt.pt"  # a ckpt.pt, a folder with safetensors, or a hub id
     data: str = ""  # corpus folder; empty: the one that the checkpoint was trained on
     split: str = "val"  # train | val
     rows: int = 2000  # rows of the split, or all if it has fewer; 0 skips the bound
     t_samples: int = 4  # noise levels per row
-    batch_size: int = 100  # rows at a time
-    samples: int = 512  # texts for the report of palindromes; 0 skips it
-    seed: int = 1337  # of the samples; the noise of the bound is fixed
-    device: str = "auto"  # auto | cpu | cuda | cuda:N
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on GPUs with it
-    use_ema: bool = True  # the averaged weights, where the checkpoint has them
-    show: bool = False  # animate the first samples in the terminal
+    discrete_steps: int = 0  # also the bound for a sampler of so many steps; 0 skips it
+    batch_size: int = 100  # rows, answers or texts at a time
+    samples: int | None = None  # 0 skips them; None: 512 palindromes, or 100 answers or texts
+    judge: str = ""  # causal language model of transformers: a folder or hub id
+    answer: str = ""  # score this text, given --prompt, and nothing else
+    answers: str = ""  # score those of a FILE.jsonl, and nothing else
+    maskings: int = 128  # of each answer
+    json: str = ""  # write all numbers and settings to this file
 
     def __post_init__(self):
+        super().__post_init__()
         for key in ("t_samples", "batch_size"):
             require(self, key, getattr(self, key) >= 1, "at least 1")
-        for key in ("rows", "samples"):
+        for key in ("rows", "discrete_steps"):
             require(self, key, getattr(self, key) >= 0, "at least 0")
+        require(self, "samples", self.samples is None or self.samples >= 0, "at least 0")
         require(self, "split", self.split in ("train", "val"), "train or val")
+        good = self.maskings > 0 and self.maskings % COPIES == 0
+        require(self, "maskings", good, f"a multiple of {COPIES}")
+        require(self, "answers", not (self.answers and self.answer), "left out with --answer")
+        there = not self.json or Path(self.json).parent.is_dir()
+        require(self, "json", there, "a file in a folder that exists")
+
+
+# ---- the bound ---------------------------------------------------------------------------------
+
+
+def uncropped(model: Model) -> Model:
+    """Where training crops batches to their longest row: all canvases as long as the longest of the
+    corpus, so that no row depends on its neighbours, and none is longer than what was trained."""
+    longest = max((s.get("longest", 0) for s in model.meta.get("splits", {}).values()), default=0)
+    if getattr(model.objective, "padding", "learn") != "crop" or not longest:
+        return model
+    size = min(model.config.block_size, longest)
+    config = dataclasses.replace(model.config, padding="learn", block_size=size)
+    return model._replace(config=config, objective=build_objective(config, model.meta))
+
+
+def batches(cfg: EvaluateConfig, model: Model, corpus: Corpus) -> Iterator[Batch]:
+    """The first `rows` of the split's shuffled rows or windows."""
+    block = model.config.block_size
+    total = corpus.windows(cfg.split, block)
+    rows = shuffled(np.arange(min(cfg.rows, total)), total, 0)
+    for first in range(0, len(rows), cfg.batch_size):
+        yield corpus.batch(cfg.split, rows[first : first + cfg.batch_size], block)
 
 
 def bound(cfg: EvaluateConfig, model: Model, corpus: Corpus) -> dict[str, float]:
     """Totals over rows of the split: the bound with its standard error, and what it is per token
-    (text and EOS; the cost of padding is in the sum) and per byte of text."""
-    block = model.config.block_size
-    corpus.require_block(block)
-    count = min(cfg.rows, corpus.windows(cfg.split, block))
-    rows = shuffled(np.arange(count), corpus.windows(cfg.split, block), 0)
-    nats, tokens, size = [], [], []
-    starts = range(0, count, cfg.batch_size)
-    for number, first in enumerate(tqdm(starts, unit="batch", disable=None, leave=False)):
-        batch = corpus.batch(cfg.split, rows[first : first + cfg.batch_size], block)
-        rng = generator(EVALUATION, number)
+    and per byte of the text that the model writes (given text is neither scored nor counted; EOS
+    is a token; what padding costs, where it is learnt, is in the sum)."""
+    corpus.require_block(model.config.block_size)
+    nats, discrete, tokens, size = [], [], [], []
+    told = tqdm(batches(cfg, model, corpus), unit="batch", disable=None, leave=False)
+    for number, batch in enumerate(told):
+        rng, other = generator(EVALUATION, number), generator(EVALUATION, number, 1)
         with autocast(cfg.dtype, model.net.head.weight.device):
             nats.append(model.objective.bound(model.net, batch, rng, cfg.t_samples))
-        written = (torch.arange(block) < batch.length[:, None]) & ~batch.given
-        tokens.append(written.sum(1).double())
-        for ids, keep in zip(batch.ids, written, strict=True):
-            size.append(len(model.tokenizer.decode(ids[keep].tolist()).encode()))
-    each, length = torch.cat(nats), torch.cat(tokens)
-    rate = float(each.sum() / length.sum())
-    error = float((each - rate * length).square().sum().sqrt() / length.sum())  # of a ratio
-    return {
-        "rows": count,
-        "t_samples": cfg.t_samples,
-        "nats_per_row": float(each.mean()),
-        "nats_per_token": rate,
-        "nats_per_token_error": error,
-        "bits_per_byte": float(each.sum()) / math.log(2) / max(sum(size), 1),
-        "bits_per_byte_error": error * float(length.sum()) / math.log(2) / max(sum(size), 1),
-        "tokens": int(length.sum()),
-        "bytes": sum(size),
-    }
+            if cfg.discrete_steps:
+                more = (other, cfg.discrete_steps, cfg.t_samples)
+                discrete.append(model.objective.discrete_bound(model.net, batch, *more))
+        texts = written_text(batch)
+        tokens += map(len, texts)
+        size += [text_bytes(model.tokenizer, ids) for ids in texts]
+    each, length = torch.cat(nats), torch.tensor(tokens, dtype=torch.float64)
+    found = {"rows": len(each), "t_samples": cfg.t_samples, "nats_per_row": float(each.mean())}
+    found["nats_per_token"], found["nats_per_token_error"] = ratio(each, length)
+    byte, error = ratio(each, torch.tensor(size, dtype=torch.float64))
+    found |= {"bits_per_byte": byte / math.log(2), "bits_per_byte_error": error / math.log(2)}
+    if discrete:
+        rate, error = ratio(torch.cat(discrete), length)
+        found |= {"discrete_nats_per_token": rate, "discrete_nats_per_token_error": error}
+    return {**found, "tokens": int(length.sum()), "bytes": sum(size)}
 
 
-def describe_bound(found: dict[str, float], split: str) -> str:
+def describe_bound(found: dict[str, float], cfg: EvaluateConfig) -> str:
     token = f"{found['nats_per_token']:.4f} +- {found['nats_per_token_error']:.4f} nats per token"
     byte = f"{found['bits_per_byte']:.4f} +- {found['bits_per_byte_error']:.4f} bits per byte"
-    return (
-        f"{split}: at most {token}, {byte}, {found['nats_per_row']:.3f} nats per row\n"
+    text = (
+        f"{cfg.split}: at most {token}, {byte}, {found['nats_per_row']:.3f} nats per row\n"
         f"  (variational bound, {found['t_samples']} noise levels for each of {found['rows']} rows;"
         f" {found['tokens']:,} tokens, EOS among them; {found['bytes']:,} bytes of text; "
         "+- one standard error)"
     )
+    if cfg.discrete_steps:
+        rate, error = (found[f"discrete_nats_per_token{k}"] for k in ("", "_error"))
+        text += f"\n  in {cfg.discrete_steps} steps: {rate:.4f} +- {error:.4f} nats per token"
+    return text
 
 
-def palindrome_reports(cfg: EvaluateConfig, model: Model, seen: set[str]) -> None:
-    """Report on samples in random order, in confidence order, and mirrored by construction."""
-    runs = [("random order", "analytic", False), ("mirrored", "analytic", True)]
+def clip_report(cfg: EvaluateConfig, model: Model, corpus: Corpus) -> dict[str, float]:
+    """Block diffusion: the range of noise levels in which the loss has the least spread."""
+    some = (batch for batch, _ in zip(batches(cfg, model, corpus), range(100), strict=False))
+    ranges = model.objective.clip_search(model.net, some, generator(EVALUATION, 0, 2))
+    spread, low, high = ranges[0]
+    whole = next(s for s, a, b in ranges if b - a > 0.95)
+    print(
+        f"  least spread of a block's loss: --t_low={low:g} --t_high={high:g}, "
+        f"variance {spread:.3f} instead of {whole:.3f}"
+    )
+    return {"t_low": low, "t_high": high, "variance": spread, "variance_of_all": whole}
+
+
+# ---- answers and samples -----------------------------------------------------------------------
+
+
+def answers_report(cfg: EvaluateConfig, model: Model) -> dict[str, Any]:
+    """How likely the answers are that were asked about, one line for each."""
+    pairs = [(read_prompt(cfg.prompt), read_prompt(cfg.answer))]
+    if cfg.answers:
+        pairs = [(row.get("prompt"), row.get("answer")) for row in records(Path(cfg.answers))]
+    if not pairs or not all(isinstance(text, str) for pair in pairs for text in pair):
+        raise UserError(f"answers={cfg.answers}: every line needs a prompt and an answer")
+    each = score_answers(cfg, model, pairs, cfg.maskings, cfg.batch_size)
+    tokens, nats = (sum(one[key] for one in each) for key in ("tokens", "nats"))
+    error = math.sqrt(sum(one["nats_error"] ** 2 for one in each))
+    found = {"each": each, "nats": nats, "nats_error": error, "tokens": tokens}
+    print(describe_scores(found, cfg.maskings))
+    return found
+
+
+def palindrome_reports(cfg: EvaluateConfig, model: Model, seen: set[str]) -> dict[str, Any]:
+    """Report on samples in random order, in confidence order, and mirrored by construction; or, of
+    the one sampler that was asked for."""
+    law = "auto" if model.objective.mask_id is None else "first_hitting"
+    runs = [("random order", law, False), ("mirrored", law, True)]
     if model.objective.mask_id is not None:
-        orders = ("random", "first_hitting"), ("confidence", "confidence")
-        runs = [(f"{name} order", sampler, False) for name, sampler in orders]
-        runs.append(("mirrored", "first_hitting", True))
+        runs.insert(1, ("confidence order", "confidence", False))
+    if cfg.sampler != "auto":
+        runs = [("samples", cfg.sampler, False), ("mirrored", cfg.sampler, True)]
+    reports = {}
     for name, sampler, mirrored in runs:
-        told = SampleConfig(num_samples=cfg.samples, palindrome=mirrored, show=cfg.show)
-        options = SampleOptions(steps=told.steps, sampler=sampler)
+        told = {"palindrome": mirrored, "max_length": cfg.max_length, "show": cfg.show}
+        told = SampleConfig(num_samples=count(cfg, PALINDROMES), **told)
+        options = sample_options(dataclasses.replace(cfg, sampler=sampler), model)
+        sampler = choose_sampler(model.objective, options).sampler
         if cfg.show:
             print(f"\n{name}, as it is written:")
         begun, watch = canvases(told, model), watcher(told, model, [])
         made = generate(model, begun, options, cfg.seed, 128, watch, cfg.dtype)
         found = palindromes.report(made.texts, seen)
         print(f"{name} ({sampler}): {palindromes.describe(found)}", flush=True)
+        reports[name] = {"sampler": sampler, **found}
+    return reports
+
+
+def count(cfg: EvaluateConfig, usual: int) -> int:
+    return usual if cfg.samples is None else cfg.samples
+
+
+class Texts(NamedTuple):
+    """Samples and as many texts of the corpus, as ids, and what the samples took."""
+
+    found: list[list[int]]
+    wanted: list[list[int]]
+    speed: dict[str, float]
+
+
+def sampled(cfg: EvaluateConfig, model: Model, corpus: Corpus, split: str) -> Texts:
+    """Texts from nothing but --prompt; for a corpus of questions, answers to those of the split."""
+    block, total = model.config.block_size, corpus.windows(split, model.config.block_size)
+    rows = shuffled(np.arange(min(count(cfg, TEXTS), total)), total, 0)
+    batch = corpus.batch(split, rows, block)
+    asked = SampleConfig(
+        num_samples=count(cfg, TEXTS), prompt=cfg.prompt, max_length=cfg.max_length, show=cfg.show
+    )
+    if cfg.chat:
+        asked_for = zip(batch.ids, batch.given, strict=True)
+        prompts = [ids[given].tolist() for ids, given in asked_for]
+        begun = [answer_canvas(model, p, min(cfg.max_length, block - len(p))) for p in prompts]
+    else:
+        begun = canvases(asked, model)
+    how, watch = sample_options(cfg, model), watcher(asked, model, [])
+    made = generate(model, begun, how, cfg.seed, cfg.batch_size, watch, cfg.dtype)
+    found = written_ids(model, made.ids, begun)
+    rate = sum(map(len, found)) / made.seconds
+    speed = {"seconds": made.seconds, "tokens_per_second": rate, "calls": made.rows / len(begun)}
+    return Texts(found, written_text(batch), speed)
+
+
+def sample_report(cfg: EvaluateConfig, model: Model, corpus: Corpus, judge: Judge | None) -> dict:
+    """What samples are worth, beside texts of the corpus, and how they were made."""
+    found: dict[str, Any] = {"settings": settings(cfg, model)}
+    for split in ("train", "val") if cfg.chat else (cfg.split,):
+        texts = sampled(cfg, model, corpus, split)
+        told = found[split] = {"speed": texts.speed}
+        if cfg.chat:
+            same = compare(texts.found, texts.wanted, model.meta["specials"]["eos"])
+            told["answers"] = same._asdict()
+            print(describe_answers(same, split))
+        for name, ids in (("samples", texts.found), ("corpus", texts.wanted)):
+            told[name] = judged(ids, model.tokenizer, judge)
+            if judge or not cfg.chat:
+                print(describe_judged(told[name], f"  {name}", judge))
+        rate, calls = texts.speed["tokens_per_second"], texts.speed["calls"]
+        print(f"  {rate:,.0f} tokens/s written, up to EOS; {calls:.1f} network calls per sample")
+    print("  " + " ".join(f"{k}={v}" for k, v in found["settings"].items()), flush=True)
+    return found
+
+
+# ---- the command -------------------------------------------------------------------------------
+
+
+def corpus_report(cfg: EvaluateConfig, model: Model, asked: bool, judge: Judge | None) -> dict:
+    """The bound, then the samples."""
+    corpus = Corpus(cfg.data or f"{model.config.data_dir}/{model.config.dataset}")
+    corpus.require_like({**model.meta, "tokenizer": model.tokenizer.spec()})
+    found, task = {}, model.meta.get("task")
+    if cfg.rows:
+        found["bound"] = bound(cfg, model, corpus)
+        print(describe_bound(found["bound"], cfg), flush=True)
+        if hasattr(model.objective, "clip_search") and model.objective.length != 1:
+            found["clip"] = clip_report(cfg, model, corpus)
+    if task == "palindrome" and count(cfg, PALINDROMES):
+        found["palindromes"] = palindrome_reports(cfg, model, set(corpus.texts("train")))
+    if count(cfg, TEXTS) and (task == "chat" or judge or (asked and task != "palindrome")):
+        found["samples"] = sample_report(cfg, model, corpus, judge)
+    return found
 
 
 def main(argv: list[str]) -> None:
-    cfg, _ = load(EvaluateConfig, argv)
-    model = checkpoint.load(cfg.ckpt, pick_device(cfg.device), cfg.use_ema)
-    folder = cfg.data or f"{model.config.data_dir}/{model.config.dataset}"
-    corpus = Corpus(folder)
-    corpus.require_like({**model.meta, "tokenizer": model.tokenizer.spec()})
-    if cfg.rows:
-        found = bound(cfg, model, corpus)
-        print(describe_bound(found, cfg.split), flush=True)
-    if cfg.samples and model.meta.get("task") == "palindrome":
-        palindrome_reports(cfg, model, set(corpus.texts("train")))
+    cfg, origins = load(EvaluateConfig, argv)
+    device = pick_device(cfg.device)
+    model = uncropped(checkpoint.load(cfg.ckpt, device, cfg.use_ema))
+    if model.meta.get("task") == "chat":
+        cfg = chat_defaults(cfg, origins)
+    elif cfg.chat and not (cfg.answer or cfg.answers):
+        raise UserError("chat: the checkpoint was not trained on questions; name an --answer")
+    if cfg.discrete_steps and not hasattr(model.objective, "discrete_bound"):
+        raise UserError(f"discrete_steps: objective={model.config.objective} has no such bound")
+    if cfg.answer or cfg.answers:
+        found = {"likelihood": answers_report(cfg, model)}
+    else:
+        judge = Judge(cfg.judge, device, cfg.dtype) if cfg.judge else None
+        found = corpus_report(cfg, model, "samples" in origins, judge)
+    if cfg.json:
+        about = {"objective": model.config.objective, "step": model.step}
+        told = {"config": dataclasses.asdict(cfg), "checkpoint": about, **found}
+        save_json(told, Path(cfg.json))
 
 
 if __name__ == "__main__":

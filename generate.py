@@ -13,9 +13,11 @@ from dataclasses import replace
 from typing import Any, Callable, Iterable, Iterator, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from build import autocast
+from chat import Message, encode_chat
 from checkpoint import Model
 from configurator import UserError
 from objective import Frame, SampleOptions, generator
@@ -34,7 +36,7 @@ class Canvas(NamedTuple):
 class Samples(NamedTuple):
     """What came out, and what it cost."""
 
-    ids: Tensor  # (N, T) int64
+    ids: Tensor  # (N, T) int64, T the longest canvas
     texts: list[str]
     seconds: float
     calls: int  # of the network
@@ -43,13 +45,27 @@ class Samples(NamedTuple):
 
 def framed(model: Model) -> bool:
     """Are the rows of this model [BOS] text [EOS] PAD...? If not, every position is text."""
-    names = {"pad", "bos", "eos"}
-    return names <= set(model.meta["specials"]) and longest_text(model) > 0
+    names = {"pad", "bos", "eos"} <= set(model.meta["specials"])
+    return names and longest_text(model) > 0 and model.meta.get("task") != "chat"
+
+
+def longest_row(model: Model) -> int:
+    """Tokens of the longest training row; 0 for a continuous stream."""
+    return model.meta.get("splits", {}).get("train", {}).get("longest", 0)
 
 
 def longest_text(model: Model) -> int:
-    """Tokens of the longest text among the training rows; 0 for a continuous stream."""
-    return max(0, model.meta.get("splits", {}).get("train", {}).get("longest", 0) - 2)
+    """The same without BOS and EOS."""
+    return max(0, longest_row(model) - 2)
+
+
+def canvas_end(model: Model, least: int) -> int:
+    """Positions of a canvas for `least` tokens: the block; where training cropped the padding, the
+    longest training row if that is enough. On a longer canvas than any that it has seen, a network
+    writes EOS."""
+    block, longest = model.config.block_size, longest_row(model)
+    cropped = getattr(model.objective, "padding", "learn") == "crop"
+    return min(block, longest) if cropped and least <= longest else block
 
 
 def canvas(
@@ -65,9 +81,10 @@ def canvas(
     max_length: at most so many; 0 is as many as the block holds. mirrored: the text, whose length
     must be known, mirrors itself. Raises UserError for what does not fit."""
     parts = list(_template(model, infill)) if infill else model.tokenizer.encode(prompt)
-    frame, special, block = framed(model), model.meta["specials"], model.config.block_size
-    room = min(max_length or block, block - 2 * frame)
+    frame, special = framed(model), model.meta["specials"]
     asked = max(len(parts), length, max_length)
+    block = canvas_end(model, asked + 2 * frame)
+    room = min(max_length or block, block - 2 * frame)
     if asked > room:
         raise UserError(f"{asked} tokens of text do not fit: there is room for {room}")
     if length and len(parts) > length:
@@ -85,6 +102,27 @@ def canvas(
     _mirror_given(parts, mirror.tolist(), model)
     ids = torch.tensor([0 if p is None else p for p in parts])
     return Canvas(ids, torch.tensor([p is not None for p in parts]), mirror)
+
+
+def chat_canvas(model: Model, messages: list[Message], length: int = 0) -> Canvas:
+    """A conversation with room for `length` tokens of the next answer; 0: to the end of the block.
+    Raises UserError if they do not fit."""
+    return answer_canvas(model, encode_chat(model.tokenizer, messages, reply=True), length)
+
+
+def answer_canvas(model: Model, ids: list[int], length: int = 0) -> Canvas:
+    """The ids of a conversation with room for `length` tokens after them, as `chat_canvas`."""
+    block = canvas_end(model, len(ids) + max(1, length))
+    room = block - len(ids)
+    if room < max(1, length):
+        raise UserError(
+            f"{len(ids)} tokens of conversation and {max(1, length)} of answer do not fit the "
+            f"block of {block}"
+        )
+    length = length or room
+    given = torch.arange(len(ids) + length) < len(ids)
+    canvas = torch.tensor(ids + [0] * length)
+    return Canvas(canvas, given, torch.arange(len(canvas)))
 
 
 def _template(model: Model, text: str) -> Iterator[int | None]:
@@ -128,25 +166,53 @@ def generate(
     watch: Callable[[Iterable[Frame], Tensor], Iterable[Frame]] = lambda frames, given: frames,
     dtype: str = "auto",
 ) -> Samples:
-    """Write every canvas; all have the same T. `watch` sees the frames of the first batch and the
-    given places (B, T), and passes the frames on. The same seed gives the same samples."""
+    """Write every canvas; a shorter one has the pad id behind it. `watch` sees the frames of the
+    first batch and the given places (B, T), and passes the frames on. The same seed gives the same
+    samples."""
     device, done = next(model.net.parameters()).device, []
+    widest, pad = max(len(c.ids) for c in canvases), model.meta["specials"].get("pad", 0)
     clock = time.perf_counter()
     with _counted_calls(model.net) as counter:
         for number, first in enumerate(range(0, len(canvases), batch_size)):
-            some = canvases[first : first + batch_size]
-            ids, given, mirror = (torch.stack(part).to(device) for part in zip(*some, strict=True))
+            part = canvases[first : first + batch_size]
+            sizes = torch.tensor([len(c.ids) for c in part])
+            even = zip(*_even(part, int(sizes.max()), pad), strict=True)
+            ids, given, mirror = (torch.stack(p).to(device) for p in even)
             paired = (mirror != torch.arange(mirror.shape[1], device=device)).any()
             own = _mirrored(options, mirror, model) if paired else options
+            if (sizes != ids.shape[1]).any():
+                own = replace(own, length=sizes.to(device))
             rng = generator(seed, SAMPLING, number, device=device)
             frames = model.objective.sample(model.net, ids, given, rng, own)
             frames = watch(frames, given) if number == 0 else frames
             with autocast(dtype, device):
                 last = deque(frames, maxlen=1).pop()
-            done.append(last.ids.cpu())
+            done.append(F.pad(last.ids.cpu(), (0, widest - ids.shape[1]), value=pad))
     ids = torch.cat(done)
     texts = [model.tokenizer.decode(row) for row in ids.tolist()]
     return Samples(ids, texts, time.perf_counter() - clock, counter["calls"], counter["rows"])
+
+
+def written_ids(model: Model, ids: Tensor, canvases: list[Canvas]) -> list[list[int]]:
+    """ids (N, T) of samples -> of each what was written, not what was given: all of it where the
+    model was trained on a stream, else up to the first EOS, which is among it if it was written."""
+    rows = model.meta.get("splits", {}).get("train", {}).get("rows", 0)
+    eos = model.meta["specials"].get("eos", -1) if rows else -1
+    pairs = zip(ids, canvases, strict=True)
+    found = [row[: len(begun.ids)][~begun.given].tolist() for row, begun in pairs]
+    return [row[: row.index(eos) + 1] if eos in row else row for row in found]
+
+
+def _even(canvases: list[Canvas], T: int, pad: int) -> list[Canvas]:
+    """All of T places: behind a shorter canvas stands given padding."""
+    return [
+        Canvas(
+            F.pad(c.ids, (0, T - len(c.ids)), value=pad),
+            F.pad(c.given, (0, T - len(c.given)), value=True),
+            torch.cat([c.mirror, torch.arange(len(c.mirror), T)]),
+        )
+        for c in canvases
+    ]
 
 
 def _mirrored(options: SampleOptions, mirror: Tensor, model: Model) -> SampleOptions:

@@ -9,11 +9,15 @@ and rotary positions it is the network of SEDD (Lou et al. 2024) and MDLM (Sahoo
 """
 
 import math
+from typing import Any, Callable
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from configurator import UserError
 
 FREQUENCIES = 128  # cosines and as many sines of the noise level (SEDD)
 ROTARY_BASE = 10000.0
@@ -29,7 +33,7 @@ class Norm(nn.Module):
     def forward(
         self, x: Tensor, shift: Tensor | None = None, scale: Tensor | None = None
     ) -> Tensor:
-        """x (B, T, C); shift, scale (B, 1, C)."""
+        """x (B, T, C); shift, scale (B, 1 or T, C)."""
         x = x.float()
         if shift is None:
             return F.layer_norm(x, self.weight.shape, self.weight)
@@ -40,7 +44,7 @@ class Norm(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """Noise level (B,) -> conditioning vector (B, C): sinusoids, then a two-layer MLP."""
+    """Noise level (...) -> conditioning vector (..., C): sinusoids, then a two-layer MLP."""
 
     def __init__(self, cond_dim: int):
         super().__init__()
@@ -48,9 +52,9 @@ class TimeEmbedding(nn.Module):
         self.proj = nn.Linear(cond_dim, cond_dim)
 
     def sinusoids(self, time: Tensor) -> Tensor:
-        """(B,) -> (B, 256): cosines of the 128 frequencies 10000^(-k/128), then their sines."""
+        """(...) -> (..., 256): cosines of the 128 frequencies 10000^(-k/128), then their sines."""
         power = torch.arange(FREQUENCIES, device=time.device, dtype=torch.float32) / FREQUENCIES
-        angle = time.float()[:, None] * torch.exp(-math.log(10000.0) * power)
+        angle = time.float()[..., None] * torch.exp(-math.log(10000.0) * power)
         return torch.cat([angle.cos(), angle.sin()], -1)
 
     def forward(self, time: Tensor) -> Tensor:
@@ -66,8 +70,11 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(n_embd, 3 * n_embd, bias=False)
         self.proj = nn.Linear(n_embd, n_embd, bias=False)
 
-    def forward(self, x: Tensor, rotation: tuple | None, mask: Tensor | None) -> Tensor:
-        """x (B, T, C); rotation (cos, sin) of shape (B or 1, T, 1, 1, d/2); mask as `features`."""
+    def forward(
+        self, x: Tensor, rotation: tuple | None, mask: Tensor | None, store: Callable | None = None
+    ) -> Tensor:
+        """x (B, T, C); rotation (cos, sin) of shape (B or 1, T, 1, 1, d/2); mask as `features`;
+        store as `Cache.layer`."""
         B, T, C = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head)
         # bfloat16 attention has a slow backward on a CPU
@@ -78,6 +85,8 @@ class Attention(nn.Module):
         else:
             qk, v = qkv[:, :, :2], qkv[:, :, 2]
         q, k, v = qk[:, :, 0].transpose(1, 2), qk[:, :, 1].transpose(1, 2), v.transpose(1, 2)
+        if store is not None:
+            k, v = store(k, v)
         with torch.autocast(x.device.type, enabled=False):  # q, k, v have the dtype they should
             y = F.scaled_dot_product_attention(
                 q, k, v, attn_mask=mask, is_causal=self.causal and mask is None
@@ -89,6 +98,41 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary positions (Su et al. 2021), halves paired: x (..., d), cos and sin (..., d/2)."""
     a, b = x.chunk(2, -1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(x.dtype)
+
+
+class Cache:
+    """Keys and values of every block for a canvas of S columns and B rows, so that a forward over
+    some columns can attend to the others without computing them again. For no_grad only.
+
+        cache = Cache(B, S)
+        cache.at, cache.visible = slice(8, 12), 12  # ids of columns 8 to 11, which see 0 to 11
+        h = net.features(ids, time, cache=cache)  # ids (B, 4); stores these columns in place
+
+    Columns that were never stored must not be visible. `rows` (R,) int64 picks rows of the cache
+    that a batch of R stands for; None: all B of them.
+    """
+
+    def __init__(self, B: int, S: int):
+        self.size, self.kept = (B, S), {}  # layer -> keys and values, (2, B, H, S, d)
+        self.at, self.visible = slice(0, S), S
+        self.rows: Tensor | None = None
+
+    def layer(self, i: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """What block i does with its keys and values (R, H, T, d): store them at the columns
+        `at`, and get those of all visible columns, (R, H, visible, d)."""
+
+        def store(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+            _, H, T, d = k.shape
+            B, S = self.size
+            assert self.at.start + T == self.at.stop <= self.visible <= S, (T, self.at, S)
+            if i not in self.kept:
+                self.kept[i] = k.new_zeros(2, B, H, S, d)
+            kept = self.kept[i]
+            rows = slice(None) if self.rows is None else self.rows
+            kept[0, rows, :, self.at], kept[1, rows, :, self.at] = k, v
+            return kept[0, rows, :, : self.visible], kept[1, rows, :, : self.visible]
+
+        return store
 
 
 class MLP(nn.Module):
@@ -113,14 +157,19 @@ class Block(nn.Module):
         self.dropout = dropout
 
     def forward(
-        self, h: Tensor, modulation: Tensor | None, rotation: tuple | None, mask: Tensor | None
+        self,
+        h: Tensor,
+        modulation: Tensor | None,
+        rotation: tuple | None,
+        mask: Tensor | None,
+        store: Callable | None = None,
     ) -> Tensor:
-        """h (B, T, C) float32; modulation (B, 6, C): shift, scale, gate of each branch."""
+        """h (B, T, C) float32; modulation (B, 6, 1 or T, C): shift, scale, gate of each branch."""
         if modulation is None:
-            h = h + self.drop(self.attn(self.norm1(h), rotation, mask))
+            h = h + self.drop(self.attn(self.norm1(h), rotation, mask, store))
             return h + self.drop(self.mlp(self.norm2(h)))
-        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.unsqueeze(2).unbind(1)
-        branch = self.attn(self.norm1(h, shift1, scale1), rotation, mask)
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.unbind(1)
+        branch = self.attn(self.norm1(h, shift1, scale1), rotation, mask, store)
         h = torch.addcmul(h, gate1, self.drop(branch).to(h.dtype))
         branch = self.mlp(self.norm2(h, shift2, scale2))
         return torch.addcmul(h, gate2, self.drop(branch).to(h.dtype))
@@ -134,6 +183,8 @@ class Transformer(nn.Module):
 
     cond_dim=0 builds it without time. block_size bounds T only where positions are learnt.
     """
+
+    gradient_checkpointing = False
 
     def __init__(
         self,
@@ -194,34 +245,48 @@ class Transformer(nn.Module):
         time: Tensor | None = None,
         mask: Tensor | None = None,
         positions: Tensor | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
-        """ids (B, T) int64, time (B,) noise level, mask bool broadcastable to (B, T, T): may query
-        attend to key, positions (B, T) int64 if not 0..T-1 -> (B, T, C) float32."""
+        """ids (B, T) int64, time noise level (B,) or of each position (B, T), mask bool
+        broadcastable to (B, T, T): may query attend to key, positions (B, T) int64 if not 0..T-1
+        -> (B, T, C) float32. With a cache, ids are its columns `at` (and so are the positions),
+        and the keys are its visible columns."""
         B, T = ids.shape
+        first, keys = (0, T) if cache is None else (cache.at.start, cache.visible)
+        places = torch.arange(first, first + T, device=ids.device)
         if positions is None:
-            positions = torch.arange(T, device=ids.device)[None]  # (1, T)
+            assert self.place is None or first + T <= self.place.num_embeddings, (first, T)
+            positions = places[None]  # (1, T)
         h = self.embed(ids)
         if self.place is not None:
-            assert T <= self.place.num_embeddings, (T, self.place.num_embeddings)
             h = h + self.place(positions)
-        modulation = self.modulate(time, B)  # (B, 6 n_layer + 2, C) or None
+        modulation = self.modulate(time, B)  # (B, 6 n_layer + 2, 1 or T, C)
         rotation = self.rotation(positions) if self.rotary else None
         if mask is not None:
             mask = mask.unsqueeze(-3)  # the same for all heads
-            if self.causal:
-                mask = mask & torch.ones(T, T, dtype=torch.bool, device=ids.device).tril()
+        if self.causal and (mask is not None or cache is not None):
+            before = torch.arange(keys, device=ids.device) <= places[:, None]  # (T, keys)
+            mask = before if mask is None else mask & before
         for i, block in enumerate(self.blocks):
             own = None if modulation is None else modulation[:, 6 * i : 6 * i + 6]
-            h = block(h, own, rotation, mask)
+            store = None if cache is None else cache.layer(i)
+            h = self.run(block, h, own, rotation, mask, store)
         if modulation is None:
             return self.norm(h)
-        return self.norm(h, *modulation[:, -2:].unsqueeze(2).unbind(1))
+        return self.norm(h, *modulation[:, -2:].unbind(1))
+
+    def run(self, block: nn.Module, *inputs: Any) -> Tensor:
+        """The block; its inside computed again in the backward pass if that is asked for."""
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
 
     def modulate(self, time: Tensor | None, B: int) -> Tensor | None:
         assert (time is None) == (self.time is None), "built with time, called without, or reverse"
         if time is None:
             return None
-        return self.modulation(self.time(time)).view(B, -1, self.n_embd)
+        m = self.modulation(self.time(time))  # (B, [T,] (6 n_layer + 2) C)
+        return m.view(B, -1, 6 * self.n_layer + 2, self.n_embd).transpose(1, 2)
 
     def rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T) -> cos, sin, each (B, T, 1, 1, d/2)."""
@@ -242,4 +307,117 @@ class Transformer(nn.Module):
         """Training FLOPs per token, forward and backward, of a pass over T positions in which
         every position is projected to the vocabulary; multiply-add counts two."""
         body = 12 * self.n_layer * self.n_embd**2 + self.vocab_size * self.n_embd
+        return 6 * body + 12 * self.n_layer * self.n_embd * T
+
+
+# ---- masked language models of the transformers library ------------------------------------------
+
+
+class Skipped(nn.Module):
+    """The output layer of a masked language model, left out of its forward: features come out where
+    logits would. Its parameters keep their names and stay tied to what they were tied to."""
+
+    def __init__(self, decoder: nn.Linear):
+        super().__init__()
+        self.weight, self.bias = decoder.weight, decoder.bias  # (V, C), (V,)
+        if self.bias is None:
+            del self.bias
+            self.register_buffer("bias", decoder.weight.new_zeros(len(self.weight)), False)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h
+
+
+class MaskedLM(nn.Module):
+    """Any *ForMaskedLM of transformers (ModernBERT, BERT, RoBERTa, DistilBERT) with the interface
+    of `Transformer`: no noise level, both directions. Features are what its output layer reads.
+
+    Every id is a token that it reads and learns: also those that it calls padding.
+    """
+
+    causal, time = False, None
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        cfg, body = network.config, network.base_model
+        network.set_output_embeddings(Skipped(network.get_output_embeddings()))
+        network.get_input_embeddings().padding_idx = None  # its gradient would be dropped
+        self.network = network
+        self.vocab_size, self.n_embd = cfg.vocab_size, cfg.hidden_size
+        self.n_layer, self.n_head = cfg.num_hidden_layers, cfg.num_attention_heads
+        # RoBERTa counts positions from pad_token_id + 1 on, and would number by the ids
+        places = [m for n, m in body.named_modules() if n.endswith("position_embeddings")]
+        padded = places[0].padding_idx if places else None
+        self.first = 0 if padded is None else padded + 1
+        self.longest = cfg.max_position_embeddings - self.first
+        local = "sliding_attention" in (getattr(cfg, "layer_types", None) or ())
+        self.window = cfg.sliding_window if local else 0  # of local layers, to each side
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        lists = (m for m in self.network.base_model.modules() if isinstance(m, nn.ModuleList))
+        return next(m for m in lists if len(m) == self.n_layer)
+
+    @property
+    def head(self) -> Skipped:
+        """Its weight (V, C) and bias (V,) are the projection to the vocabulary."""
+        return self.network.get_output_embeddings()
+
+    norm = head  # the module whose output is the features
+
+    def features(
+        self,
+        ids: Tensor,
+        time: Tensor | None = None,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """As `Transformer.features`; raises UserError for positions that the model does not have.
+        With a mask or positions, a local layer sees its window in terms of the positions."""
+        assert time is None, "built without time"
+        B, T = ids.shape
+        longest = T if positions is None else int(positions.max()) + 1
+        if longest > self.longest:
+            raise UserError(f"{longest} positions, but this backbone has {self.longest}")
+        if mask is not None and mask.ndim == 3 and mask.shape[1] == 1 and positions is None:
+            seen = mask[:, 0].expand(B, T).long()  # keys that are padding
+        elif mask is not None or (positions is not None and self.window):
+            seen = self.attention(mask, positions, ids)
+        else:
+            seen = None
+        if positions is None:
+            positions = torch.arange(T, device=ids.device)[None]  # (1, T)
+        out = self.network(ids, attention_mask=seen, position_ids=positions + self.first)
+        return out.logits.float()
+
+    def attention(self, mask: Tensor | None, positions: Tensor | None, ids: Tensor) -> Any:
+        """What transformers is to add to the attention scores, (B or 1, 1, T, T): 0 and -inf,
+        because its eager attention misreads booleans; by kind of layer where there are local ones,
+        because such a mask replaces their window."""
+        T = ids.shape[1]
+        if positions is None:
+            positions = torch.arange(T, device=ids.device)[None]
+        seen = torch.ones(T, T, dtype=torch.bool, device=ids.device) if mask is None else mask
+        seen = seen.expand(seen.shape[0] if seen.ndim == 3 else 1, T, T)[:, None]
+
+        def added(seen: Tensor) -> Tensor:
+            return self.head.weight.new_zeros(seen.shape).masked_fill(~seen, -torch.inf)
+
+        if not self.window:
+            return added(seen)
+        near = (positions[:, None, :, None] - positions[:, None, None]).abs() <= self.window
+        return {"full_attention": added(seen), "sliding_attention": added(seen & near)}
+
+    def logits(self, h: Tensor) -> Tensor:
+        """(..., C) -> (..., V)."""
+        return F.linear(h, self.head.weight, self.head.bias)
+
+    def matrices(self) -> list[nn.Parameter]:
+        """The weight matrices inside the blocks: what Muon is for."""
+        return [p for p in self.blocks.parameters() if p.ndim == 2]
+
+    def flops_per_token(self, T: int) -> int:
+        """As `Transformer.flops_per_token`; local layers count in full, as they are computed."""
+        body = sum(p.numel() for p in self.matrices())
+        body += (self.vocab_size + self.n_embd) * self.n_embd  # output layer, and what precedes it
         return 6 * body + 12 * self.n_layer * self.n_embd * T

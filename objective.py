@@ -5,14 +5,14 @@ An objective owns the process (how text is destroyed and written again) and no p
 network is handed to it. One class here or in the files above, and one line in build.py, add one.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Callable, Iterator, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from configurator import require
+from configurator import UserError, require
 from corpus import Batch
 
 CHUNK = 1 << 22  # logits alive at a time, 16 MB of float32; but never less than 256 rows
@@ -40,6 +40,11 @@ class Objective:
 
     needs: dict[str, Any]
     mask_id: int | None = None  # never left in a finished sample
+    samplers: tuple[str, ...] = ()  # names that `sample` knows, the default first
+
+    def written(self, batch: Batch) -> Tensor:
+        """(B, T) bool: places that the model writes; unless told otherwise, all but the given."""
+        return ~batch.given
 
     def loss(self, net: Any, batch: Batch, rng: torch.Generator) -> Loss:
         """Training loss of a batch; `rng` lives on the CPU and decides every draw."""
@@ -80,6 +85,38 @@ def generator(*integers: int, device: str | torch.device = "cpu") -> torch.Gener
 def stratified(B: int, rng: torch.Generator) -> Tensor:
     """(B,) uniforms in [0, 1), one in each of B equal strata (MDLM's low-discrepancy sampler)."""
     return (torch.arange(B) + torch.rand(B, generator=rng)) / B
+
+
+def mask_exactly(
+    written: Tensor, pick: Tensor, rng: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Which of the written places (B, T) to mask, how many, and at which share of masked ones.
+
+    Exactly k of n, k = floor(pick n) + 1, pick (B,) in [0, 1): less spread than masking each place
+    by itself. The share (B,) float64 is the k-th smallest of n uniforms: the law that it has given
+    k if the weight of k masked places in the bound is n / k. Returns (B, T) bool, k (B,), share.
+    """
+    count, u = written.sum(1), torch.rand(written.shape, generator=rng, dtype=torch.float64)
+    k = (pick * count).long().clamp(max=(count - 1).clamp(min=0))  # k - 1, (B,)
+    share = u.masked_fill(~written, 2.0).sort(1).values.gather(1, k[:, None])[:, 0]
+    share = share.clamp(1e-9, 1 - 1e-9)  # rows with nothing to write have no masked place at all
+    return written & (u <= share[:, None]), k + 1, share
+
+
+def features_at(
+    net: Any, seen: Tensor, scored: Tensor, time: Tensor | None, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Features of the network on seen (B, T) at the scored places (B, T) bool -> (h (R, C) on the
+    network's device, row (R,), column (R,)).
+
+    seen, scored, row and column are on the CPU, so that finding the places never makes a GPU wait.
+    """
+    device = net.head.weight.device
+    row, col = scored.nonzero(as_tuple=True)
+    seen = seen.to(device, non_blocking=True)
+    h = net.features(seen, time) if mask is None else net.features(seen, time, mask.to(device))
+    places = (row * seen.shape[1] + col).to(device, non_blocking=True)
+    return h.flatten(0, 1)[places], row, col
 
 
 # ---- the loss on scored rows -------------------------------------------------------------------
@@ -188,18 +225,63 @@ class SampleOptions:
     """How to sample; what an objective has no use for, it ignores."""
 
     steps: int = 64  # of the reverse process, where it has a grid
-    sampler: str = "analytic"
+    sampler: str = "auto"  # auto: the first that the objective names
     temperature: float = 1.0  # 0 takes the most probable token
     top_k: int = 0  # 0 keeps all tokens
     top_p: float = 1.0  # smallest set of tokens that holds this probability; 0 keeps the best one
-    mirror: Tensor | None = None  # (B, T) int64: partner of each place, itself where it has none
+    schedule: str = "uniform"  # how many places per step, in the ordered samplers
+    threshold: float = 0.9  # schedule=threshold: places that score so much
+    factor: float = 1.0  # schedule=factor: the r best while they score 1 - factor / (r + 1)
+    block_length: int = 0  # tokens that are written before those to their right; 0: all at once
+    cfg: float = 0.0  # guidance towards the prompt; 0 is none
+    remask: str = "none"  # doubt what is written: cap, rescale, conf, loop
+    eta: float | None = None  # how much; None: as published
+    cache: str = "none"  # keys and values from the start of a block: prefix, dual
+    stop: int | None = None  # id that ends a text; what comes after it is not sampled
+    delay: tuple[int, ...] = ()  # ids that are written after all others, in confidence order
     banned: tuple[int, ...] = ()  # ids that are never written
+    mirror: Tensor | None = None  # (B, T) int64: partner of each place, itself where it has none
+    length: Tensor | None = None  # (B,) int64: where rows end that are shorter than T
 
     def __post_init__(self):
         require(self, "steps", self.steps >= 1, "at least 1")
-        require(self, "temperature", self.temperature >= 0, "at least 0")
-        require(self, "top_k", self.top_k >= 0, "at least 0")
-        require(self, "top_p", 0 <= self.top_p <= 1, "between 0 and 1")
+        for key in ("temperature", "top_k", "block_length", "cfg", "factor"):
+            require(self, key, getattr(self, key) >= 0, "at least 0")
+        for key in ("top_p", "threshold"):
+            require(self, key, 0 <= getattr(self, key) <= 1, "between 0 and 1")
+        for key, known in CHOICES.items():
+            require(self, key, getattr(self, key) in known, "one of " + ", ".join(known))
+        require(self, "eta", self.eta is None or 0 <= self.eta <= 1, "between 0 and 1")
+
+
+CHOICES = {
+    "schedule": ("uniform", "linear", "cosine", "threshold", "factor"),
+    "remask": ("none", "cap", "rescale", "conf", "loop"),
+    "cache": ("none", "prefix", "dual"),
+}
+
+
+def choose_sampler(objective: Objective, options: SampleOptions) -> SampleOptions:
+    """The options with `auto` resolved. Raises UserError for a sampler that is not known."""
+    known = objective.samplers
+    if options.sampler == "auto":
+        return replace(options, sampler=known[0])
+    if options.sampler not in known:
+        raise UserError(f"sampler must be one of {', '.join(known)} here, got {options.sampler!r}")
+    return options
+
+
+def frames(walk: Any) -> Iterator[Frame]:
+    """The frames of a sampler that changes walk.x (B, T) and yields from walk.run()."""
+    before = walk.x.clone()
+    length = torch.full_like(before[:, 0], before.shape[1])
+    if walk.o.length is not None:
+        length = walk.o.length
+    yield Frame(before, length, torch.zeros_like(before, dtype=torch.bool))
+    for _ in walk.run():
+        after = walk.x.clone()
+        yield Frame(after, length, after != before)
+        before = after
 
 
 def sharpen(logits: Tensor, o: SampleOptions) -> Tensor:

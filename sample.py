@@ -3,14 +3,19 @@
 --prompt="abc" or --prompt=FILE:start.txt     text that every sample begins with
 --infill="s[3]s"                              the whole text, with a hole of three tokens
 --palindrome                                  mirrored in every sample by construction
+--chat --prompt="What does len do?"           an answer; without a prompt, a conversation
 --ckpt=louaaron/sedd-small                    published weights, from the hub or a folder
 --export=DIR                                  write safetensors and JSON instead of sampling
+
+With --chat the defaults are those of LLaDA: one sample, confidence order, temperature 0.
 """
 
+import dataclasses
 import random
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Iterable, Iterator, Literal, NamedTuple
+from typing import Any, Callable, Iterable, Iterator, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,46 +23,81 @@ from torch import Tensor
 import checkpoint
 import palindromes
 import view
-from build import pick_device
+from build import pick_device, pick_dtype
+from chat import ASSISTANT, USER, Message, decode_answer, encode_chat
 from checkpoint import Model
 from configurator import UserError, load, require, run
 from corpus import Corpus
-from generate import SAMPLING, Canvas, canvas, framed, generate, longest_text, read_prompt
-from objective import Frame, SampleOptions, seed_of
+from generate import (
+    SAMPLING,
+    Canvas,
+    Samples,
+    canvas,
+    chat_canvas,
+    framed,
+    generate,
+    longest_text,
+    read_prompt,
+    written_ids,
+)
+from objective import Frame, SampleOptions, choose_sampler, seed_of
 
 SHORTEST = 4  # tokens of a text whose length --palindrome draws
 SHOWN = 8  # samples in an animation
 
 
 @dataclass(frozen=True)
-class SampleConfig:
-    """Everything that `sample.py` can be told."""
+class SamplerConfig:
+    """What `sample.py` and `evaluate.py` can both be told."""
 
     ckpt: str = "out/palindrome/ckpt.pt"  # a ckpt.pt, a folder with safetensors, or a hub id
-    num_samples: int = 10  # how many
-    batch_size: int = 64  # of them at a time
     steps: int = 64  # of the reverse process
-    sampler: str = "analytic"  # euler | analytic; absorbing: hop | first_hitting | confidence
+    sampler: str = "auto"  # which places next, as decode.py lists them; auto: the objective's own
     temperature: float = 1.0  # of the token draws; 0 takes the most probable
     top_k: int = 0  # keep the k most probable tokens; 0 keeps all
     top_p: float = 1.0  # keep the fewest tokens that hold this probability
-    prompt: str = ""  # text that every sample begins with, or FILE:path
-    infill: str = ""  # a whole text with holes: s[3]s has one of three tokens
-    palindrome: bool = False  # mirror every sample
-    max_length: int = 0  # of the text, in tokens; 0: the longest in training
+    schedule: str = "uniform"  # how many places: uniform | linear | cosine | threshold | factor
+    threshold: float = 0.9  # schedule=threshold: write every place that is at least so sure
+    factor: float = 1.0  # schedule=factor: write the r surest while sure of 1 - factor / (r + 1)
+    block_length: int = 0  # write so many tokens before those to their right; 0: all at once
+    cfg: float = 0.0  # guidance: how far to go beyond what the prompt alone says
+    remask: str = "none"  # write again what was written: cap | rescale | conf | loop (ReMDM)
+    eta: float | None = None  # how often; None: as published
+    cache: str = "none"  # keep keys and values for the time of a block: prefix | dual
+    delay_eos: bool = False  # in confidence order, end a text as late as possible
+    chat: bool = False  # the prompt is a question to answer; sample.py without one: converse
+    prompt: str = ""  # text that comes first, or FILE:path
+    max_length: int = 0  # of the text or answer, in tokens; 0: what the block holds
     seed: int = 1337  # the same seed gives the same samples
     device: str = "auto"  # auto | cpu | cuda | cuda:N
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on GPUs with it
     use_ema: bool = True  # the averaged weights, where the checkpoint has them
     show: bool = False  # animate the first samples in the terminal
+
+    def __post_init__(self):
+        require(self, "max_length", self.max_length >= 0, "at least 0")
+
+
+@dataclass(frozen=True)
+class SampleConfig(SamplerConfig):
+    """Everything that `sample.py` can be told."""
+
+    num_samples: int = 10  # how many
+    batch_size: int = 64  # of them at a time
+    infill: str = ""  # a whole text with holes: s[3]s has one of three tokens
+    palindrome: bool = False  # mirror every sample
     gif: str = ""  # write that animation to this file
     export: str = ""  # write model.safetensors and config.json to this folder, and stop
 
     def __post_init__(self):
+        super().__post_init__()
         for key in ("num_samples", "batch_size"):
             require(self, key, getattr(self, key) >= 1, "at least 1")
-        require(self, "max_length", self.max_length >= 0, "at least 0")
         require(self, "infill", not (self.infill and self.prompt), "empty when there is a prompt")
+        require(self, "chat", not (self.chat and self.palindrome), "off with --palindrome")
+
+
+Configured = TypeVar("Configured", bound=SamplerConfig)
 
 
 def canvases(cfg: SampleConfig, model: Model) -> list[Canvas]:
@@ -71,6 +111,27 @@ def canvases(cfg: SampleConfig, model: Model) -> list[Canvas]:
     rng = random.Random(seed_of(cfg.seed, SAMPLING))
     sizes = rng.choices(palindrome_lengths(cfg, model, prompt), k=cfg.num_samples)
     return [canvas(model, prompt, length=n, mirrored=True) for n in sizes]
+
+
+def sample_options(cfg: SamplerConfig, model: Model) -> SampleOptions:
+    """What the sampler is told."""
+    names = [f.name for f in dataclasses.fields(SampleOptions) if hasattr(cfg, f.name)]
+    options = SampleOptions(**{name: getattr(cfg, name) for name in names})
+    special = model.meta["specials"]
+    ends = tuple(special[name] for name in ("eos", "eot") if name in special)
+    return dataclasses.replace(
+        options,
+        stop=special.get("eos") if cfg.chat else None,
+        delay=ends if cfg.delay_eos else (),
+    )
+
+
+def settings(cfg: SamplerConfig, model: Model) -> dict[str, Any]:
+    """All that decides how samples come out."""
+    options = dataclasses.asdict(choose_sampler(model.objective, sample_options(cfg, model)))
+    shown = {k: v for k, v in options.items() if k in vars(cfg)}
+    dtype = pick_dtype(cfg.dtype, pick_device(cfg.device))
+    return {**shown, "network": str(dtype).removeprefix("torch."), "draws": "float64"}
 
 
 def palindrome_lengths(cfg: SampleConfig, model: Model, prompt: str) -> range | list[int]:
@@ -146,28 +207,91 @@ def palindrome_report(texts: list[str], model: Model) -> str:
     return palindromes.describe(palindromes.report(texts, seen))
 
 
+# ---- conversations -----------------------------------------------------------------------------
+
+
+def chat_defaults(cfg: Configured, origins: dict[str, str]) -> Configured:
+    """What a chat does unless told otherwise."""
+    usual = {"num_samples": 1, "sampler": "confidence", "temperature": 0.0}
+    fresh = {k: v for k, v in usual.items() if k not in origins and hasattr(cfg, k)}
+    return dataclasses.replace(cfg, chat=True, **fresh)
+
+
+def answer(
+    cfg: SampleConfig, model: Model, messages: list[Message], watch: Callable
+) -> tuple[list[str], Samples]:
+    """The next message of the assistant, cfg.num_samples times, and what it took."""
+    begun = chat_canvas(model, messages, cfg.max_length)
+    prompt = int(begun.given.sum())
+    few = [begun] * cfg.num_samples
+    options = sample_options(cfg, model)
+    found = generate(model, few, options, cfg.seed, cfg.batch_size, watch, cfg.dtype)
+    return [decode_answer(model.tokenizer, row[prompt:].tolist()) for row in found.ids], found
+
+
+def converse(cfg: SampleConfig, model: Model) -> None:
+    """Questions from the terminal until its end (Ctrl-D) or an empty line; each answer is given
+    all that was said before, as long as that fits the block."""
+    messages: list[Message] = []
+    while question := ask():
+        messages.append((USER, question))
+        while len(messages) > 1 and not fits(cfg, model, messages):
+            messages = messages[2:]  # the oldest question and its answer
+        texts, found = answer(cfg, model, messages, watcher(cfg, model, []))
+        print(texts[0], flush=True)
+        print(f"  ({found.rows} network calls, {found.seconds:.1f} s)", file=sys.stderr)
+        messages.append((ASSISTANT, texts[0]))
+
+
+def fits(cfg: SampleConfig, model: Model, messages: list[Message]) -> bool:
+    said = len(encode_chat(model.tokenizer, messages, reply=True))
+    return said + max(1, cfg.max_length) <= model.config.block_size
+
+
+def ask() -> str:
+    """A line from the terminal or a pipe; empty at its end."""
+    try:
+        return input("> " if sys.stdin.isatty() else "").strip()
+    except (EOFError, KeyboardInterrupt):
+        return ""
+
+
+# ---- the command -------------------------------------------------------------------------------
+
+
 def main(argv: list[str]) -> None:
-    cfg, _ = load(SampleConfig, argv)
-    options = SampleOptions(cfg.steps, cfg.sampler, cfg.temperature, cfg.top_k, cfg.top_p)
+    cfg, origins = load(SampleConfig, argv)
+    cfg = chat_defaults(cfg, origins) if cfg.chat else cfg
     model = checkpoint.load(cfg.ckpt, pick_device(cfg.device), cfg.use_ema)
     if cfg.export:
         checkpoint.export(model, cfg.export)
         print(f"wrote {cfg.export}/model.safetensors and config.json")
         return
+    if cfg.chat and not cfg.prompt:
+        converse(cfg, model)
+        return
     kept: list[Shown] = []
-    begun, watch = canvases(cfg, model), watcher(cfg, model, kept)
-    found = generate(model, begun, options, cfg.seed, cfg.batch_size, watch, cfg.dtype)
-    line = "\n" if not any("\n" in t for t in found.texts) else "\n---------------\n"
-    print(line.join(found.texts))
-    tokens = found.ids.numel() / found.seconds
+    watch = watcher(cfg, model, kept)
+    if cfg.chat:
+        asked = [(USER, read_prompt(cfg.prompt))]
+        begun = [chat_canvas(model, asked, cfg.max_length)] * cfg.num_samples
+        texts, found = answer(cfg, model, asked, watch)
+    else:
+        begun, options = canvases(cfg, model), sample_options(cfg, model)
+        found = generate(model, begun, options, cfg.seed, cfg.batch_size, watch, cfg.dtype)
+        texts = found.texts
+    line = "\n" if not any("\n" in t for t in texts) else "\n---------------\n"
+    print(line.join(texts))
+    tokens = sum(map(len, written_ids(model, found.ids, begun))) / found.seconds
+    sampler = choose_sampler(model.objective, sample_options(cfg, model)).sampler
     print(
-        f"\n{cfg.num_samples} samples by {cfg.sampler}, {found.rows / cfg.num_samples:.1f} network "
+        f"\n{cfg.num_samples} samples by {sampler}, {found.rows / cfg.num_samples:.1f} network "
         f"calls each, {found.seconds:.1f} s, {tokens:,.0f} tokens/s"
     )
     if cfg.gif:
         write_gif(cfg, model, kept, begun)
     if cfg.palindrome or model.meta.get("task") == "palindrome":
-        print(palindrome_report(found.texts, model))
+        print(palindrome_report(texts, model))
 
 
 def write_gif(cfg: SampleConfig, model: Model, kept: list[Shown], begun: list[Canvas]) -> None:

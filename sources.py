@@ -23,29 +23,36 @@ class Documents(NamedTuple):
     texts: Iterable[bytes]
 
 
-def python_prose() -> list[str]:
-    """The English of this Python: help topics, then the docstrings of the standard library in the
-    order of files and lines. Sources are parsed, never imported. Duplicates are left out."""
+def library_files() -> tuple[Path, list[Path]]:
+    """The folder of the standard library, and its Python files without tests, in order."""
     root, skip = Path(sysconfig.get_path("stdlib")), {"test", "tests", "idle_test", "site-packages"}
     # `parts` orders folders alike on all systems
     files = sorted(root.rglob("*.py"), key=lambda p: p.relative_to(root).parts)
     files = [p for p in files if not skip.intersection(p.relative_to(root).parts)]
+    if not files:
+        raise UserError(f"source=pydoc: no Python sources below {root}; take another source")
+    return root, files
+
+
+def python_prose() -> list[str]:
+    """The English of this Python: help topics, then the docstrings of the standard library in the
+    order of files and lines. Sources are parsed, never imported. Duplicates are left out."""
+    root, files = library_files()
     topics = root / "pydoc_data" / "topics.py"
     files.sort(key=lambda p: p != topics)  # stable: topics first, if this Python has them
     collecting = gc.isenabled()
     gc.disable()  # syntax trees hold no cycles, and the search for them takes half of the time
     try:
         bar = tqdm(files, "reading the standard library", disable=not sys.stdout.isatty())
-        texts = [text for p in bar for text in (_strings if p == topics else _docstrings)(_tree(p))]
+        trees = ((_strings if p == topics else _docstrings, parsed(p)) for p in bar)
+        texts = [text for texts_of, tree in trees for text in texts_of(tree)]
     finally:
         if collecting:
             gc.enable()
-    if not texts:
-        raise UserError(f"source=pydoc: no Python sources below {root}; use --source=text --path=")
     return list(dict.fromkeys(texts))
 
 
-def _tree(path: Path) -> ast.AST:
+def parsed(path: Path) -> ast.AST:
     """A source file parsed; empty if it is for another version of the language."""
     try:
         with warnings.catch_warnings():

@@ -119,7 +119,7 @@ class GPT2:
 
 class HF:
     """Any tokenizer.json of the `tokenizers` library; special tokens are found by their usual names
-    unless given: {"pad": "[PAD]", ...}."""
+    unless given: {"pad": "[PAD]", ...}. No text is ever read as one: "<EOS>" is five letters."""
 
     kind = "hf"
     usual = {  # noqa: RUF012
@@ -127,13 +127,21 @@ class HF:
         "bos": ("<BOS>", "<s>", "[CLS]"),
         "eos": ("<EOS>", "</s>", "[SEP]", "<|endoftext|>"),
         "mask": ("[MASK]", "<mask>"),
+        "start": ("<START_ID>",),
+        "end": ("<END_ID>",),
+        "eot": ("<EOT_ID>",),
     }
+    chat = ("<BOS>", "<EOS>", "<START_ID>", "<END_ID>", "<EOT_ID>")  # in the order of their ids
+    first = ("[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]")  # ids 0-4 of those that we train
 
     def __init__(self, text: str, names: dict[str, str] | None = None):
         self.codec = optional("tokenizers").Tokenizer.from_str(text)
+        self.codec.encode_special_tokens = True
+        self.codec.no_truncation()  # published files may carry a model's longest input
+        self.codec.no_padding()
         self.files = {"tokenizer.json": text}
-        self.vocab_size = self.codec.get_vocab_size(with_added_tokens=True)
         vocabulary = self.codec.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(vocabulary.values()) + 1  # ids may have gaps
         if names is None:
             found = {k: next((n for n in v if n in vocabulary), "") for k, v in self.usual.items()}
             names = {k: n for k, n in found.items() if n}
@@ -141,12 +149,87 @@ class HF:
         if absent:
             raise UserError(f"tokenizer.json has no token {absent[0]!r}")
         self.names, self.specials = names, {k: vocabulary[n] for k, n in names.items()}
+        self.reserved = set(self.specials.values())
+
+    @classmethod
+    def with_chat(cls, text: str) -> "HF":
+        """tokenizer.json plus the five tokens of a chat, those that it lacks as new ids at its end.
+        BOS and EOS frame a text, and EOS pads, as in the ModernBERT diffusion model."""
+        codec = optional("tokenizers").Tokenizer.from_str(text)
+        codec.add_special_tokens(list(cls.chat))
+        vocabulary = codec.get_vocab(with_added_tokens=True)
+        if len(set(vocabulary.values())) < len(vocabulary):  # the library counts, and ids had gaps
+            raise UserError("tokenizer.json has gaps in its ids, so that none can be added")
+        frame = [(token, vocabulary[token]) for token in ("<BOS>", "<EOS>")]
+        codec.post_processor = optional("tokenizers.processors", "tokenizers").TemplateProcessing(
+            single="<BOS> $A <EOS>", special_tokens=frame
+        )
+        names = {**cls(codec.to_str()).names, "pad": "<EOS>"}
+        return cls(codec.to_str(), names)
+
+    @classmethod
+    def train(cls, texts: Iterable[str], size: int) -> "HF":
+        """Byte-level BPE of `size` ids: [UNK] [CLS] [SEP] [PAD] [MASK], the 256 bytes, the most
+        frequent merges of `texts`, the five tokens of a chat. Raises UserError if there are too few
+        ids for the bytes or too few pairs for the ids."""
+        least = len(cls.first) + 256 + len(cls.chat)
+        if size < least:
+            raise UserError(f"tokenizer=train:{size} must be at least train:{least}")
+        parts = optional("tokenizers")
+        codec = parts.Tokenizer(parts.models.BPE(unk_token="[UNK]"))
+        codec.pre_tokenizer = parts.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        codec.decoder = parts.decoders.ByteLevel()
+        trainer = parts.trainers.BpeTrainer(
+            vocab_size=size - len(cls.chat),
+            special_tokens=list(cls.first),
+            initial_alphabet=parts.pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        codec.train_from_iterator(texts, trainer)
+        made = cls.with_chat(codec.to_str())
+        if made.vocab_size < size:
+            most = made.vocab_size
+            raise UserError(f"the text has pairs for {most} ids only: --tokenizer=train:{most}")
+        return made
+
+    @classmethod
+    def create(cls, source: str, cache_dir: str = "") -> "HF":
+        """From a folder with tokenizer.json, or a hub id; with the tokens of a chat."""
+        path, name = Path(source), "tokenizer.json"
+        if not path.is_dir():
+            if source.startswith((".", "/", "~")) or source.count("/") > 1:
+                raise UserError(f"tokenizer={source}: no such folder")
+            hub = optional("huggingface_hub")
+            try:
+                path = Path(hub.hf_hub_download(source, name, cache_dir=cache_dir or None)).parent
+            except Exception as e:  # the hub's errors are many; none of them is ours to interpret
+                raise UserError(
+                    f"tokenizer={source} could not be fetched ({type(e).__name__}); without the "
+                    f"hub: --tokenizer=FOLDER with {name}, --tokenizer=train:4096, or bytes"
+                ) from e
+        if not (path / name).is_file():
+            raise UserError(f"tokenizer={source}: the folder has no {name}")
+        try:
+            return cls.with_chat((path / name).read_text(encoding="utf-8"))
+        except UserError:
+            raise
+        except Exception as e:  # the `tokenizers` library raises bare ones
+            raise UserError(f"{path / name} is not readable: {e}") from e
 
     def encode(self, text: str) -> list[int]:
-        return self.codec.encode(text, add_special_tokens=False).ids
+        """Raises UserError if the model itself holds a special token as a word of the language."""
+        ids = self.codec.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        if not self.reserved.isdisjoint(ids):
+            name = next(n for n, i in self.specials.items() if i in ids)
+            raise UserError(
+                f"the tokenizer reads {self.names[name]!r} in a text as its special token {name}; "
+                "take another tokenizer"
+            )
+        return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        return self.codec.decode(_until(ids, self.specials.get("eos", -1)))
+        kept = _until(ids, self.specials.get("eos", -1))
+        return self.codec.decode([i for i in kept if i not in self.reserved])
 
     def spec(self) -> dict[str, Any]:
         return {"kind": self.kind, "names": self.names}

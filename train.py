@@ -32,6 +32,7 @@ from configurator import Config, UserError, describe, load, optional, run, run_c
 from corpus import Batch, Corpus, shuffled
 from objective import Loss, Objective, generator, seed_of
 from optimize import lr_multiple, make_optimizers, scale_gradients, update_ema
+from prefix import changed_prefix
 
 INIT, NOISE, DROPOUT, ORDER, EVALUATION = range(5)  # streams of randomness
 
@@ -131,7 +132,7 @@ class Run:
             "format": checkpoint.FORMAT,
             "config": dataclasses.asdict(self.cfg),
             "corpus": self.corpus.identity(),
-            "model": self.net.state_dict(),
+            "model": checkpoint.weights_of(self.net),
             "ema": self.ema or None,
             "optimizer": [o.state_dict() for o in self.optimizers],
             "step": self.step,
@@ -172,40 +173,29 @@ class Run:
         return self.corpus.batch(split, rows, self.cfg.block_size)
 
 
-def inherit(
-    cfg: Config, origins: dict[str, str], saved: dict[str, Any], source: str, *more: str
-) -> Config:
-    """`cfg` with the architecture of the checkpoint `source`, and the fields `more` of its config;
-    refuse what contradicts it."""
-    changed = {k: v for k, v in saved.items() if k in (*checkpoint.ARCHITECTURE, *more)}
-    changed = {k: v for k, v in changed.items() if v != getattr(cfg, k)}
-    for key, value in changed.items():
-        if key in origins:
-            raise UserError(
-                f"{source} has {key}={value!r}, but {origins[key]} says {getattr(cfg, key)!r}"
-            )
-        print(f"{key} = {value!r}, taken from {source}")
-    return dataclasses.replace(cfg, **changed)
-
-
 def start(cfg: Config, origins: dict[str, str], world: World) -> Run:
     """Build the run that `init_from` asks for."""
     corpus, out = open_corpus(cfg, world), Path(cfg.out_dir)
     source, weights, resumed = cfg.init_from, None, None
+    if source == "modernbert-tiny":
+        cfg, source = dataclasses.replace(cfg, backbone=source), "scratch"
     if source == "auto":
         source = "resume" if (out / "ckpt.pt").exists() else "scratch"
+    if cfg.backbone:
+        cfg = checkpoint.with_backbone(cfg, origins, corpus, cfg.backbone)
     if source == "resume":
         resumed = checkpoint.read(out / "ckpt.pt")
-        cfg = inherit(cfg, origins, resumed["config"], str(out / "ckpt.pt"), "optimizer")
+        cfg = checkpoint.inherit(cfg, origins, resumed["config"], str(out / "ckpt.pt"), "optimizer")
         corpus.require_like(resumed["corpus"]["meta"])
         weights = resumed["model"]
     elif source != "scratch":
-        cfg, weights = pretrained(cfg, origins, corpus)
+        cfg, weights = checkpoint.pretrained(cfg, origins, corpus)
+    grow = source not in ("resume", "scratch") and bool(cfg.backbone)
     objective = build_objective(cfg, corpus.meta)
     torch.manual_seed(seed_of(cfg.seed, INIT))
     net = build_network(cfg, objective)
     if weights is not None:
-        checkpoint.load_weights(net, weights, cfg.init_from)
+        checkpoint.load_weights(net, weights, cfg.init_from, grow)
     net = net.to(world.device).train()
     module: nn.Module = LossModule(net, objective)
     if wants_compile(cfg.compile, world.device):
@@ -221,19 +211,6 @@ def start(cfg: Config, origins: dict[str, str], world: World) -> Run:
     if resumed is not None:
         job.restore(resumed)
     return job
-
-
-def pretrained(cfg: Config, origins: dict[str, str], corpus: Corpus) -> tuple[Config, dict]:
-    """Weights to start from, the averaged ones where there are any; nothing else is taken over."""
-    source = cfg.init_from
-    if Path(source).suffix == ".pt":
-        state = checkpoint.read(source)
-        corpus.require_like(state["corpus"]["meta"])
-        return inherit(cfg, origins, state["config"], source), state["ema"] or state["model"]
-    found = checkpoint.published(source)
-    if found.tokens not in (None, corpus.vocab_size):
-        raise UserError(f"{source} has {found.tokens} tokens, {corpus.folder} {corpus.vocab_size}")
-    return inherit(cfg, origins, found.config, source), found.weights
 
 
 # ---- one step ----------------------------------------------------------------------------------
@@ -253,6 +230,7 @@ def train_step(job: Run) -> dict[str, float]:
         if cfg.dropout:
             torch.manual_seed(seed_of(cfg.seed, DROPOUT, job.step, micro))
         rng = generator(cfg.seed, NOISE, job.step, micro)
+        batch = changed_prefix(batch, cfg.prefix_shuffle, cfg.prefix_noise, rng)
         more = world.size > 1 and i < per_rank - 1  # gradients are exchanged after the last one
         with job.module.no_sync() if more else contextlib.nullcontext():
             with autocast(cfg.dtype, world.device):
@@ -301,7 +279,8 @@ def evaluate(job: Run) -> float:
         for i in range(world.rank, cfg.eval_iters, world.size):
             batch = job.batch("val", EVALUATION, i)
             nats = job.objective.bound(net, batch, generator(EVALUATION, i))
-            sums += torch.stack([nats.sum().cpu(), (~batch.given).sum().double()])
+            written = job.objective.written(batch).sum()
+            sums += torch.stack([nats.sum().cpu(), written.double()])
     sums = world.sum(sums.to(world.device))
     return float(sums[0] / sums[1].clamp(min=1))
 
@@ -406,6 +385,15 @@ def save_and_evaluate(job: Run, log: Log, ckpt: Path) -> None:
     log.write(line, step=job.step, val_bound=bound, best=job.best)
 
 
+def named(cfg: Config, origins: dict[str, str]) -> Config:
+    """The config with the suffix of fine-tuning on its out_dir, where there are weights to start
+    from: so that they do not overwrite a run from scratch. A name given by hand stays."""
+    begun = cfg.init_from in ("scratch", "resume", "auto", "modernbert-tiny")
+    if begun or origins.get("out_dir") == "command line":
+        return cfg
+    return dataclasses.replace(cfg, out_dir=cfg.out_dir + cfg.finetune_suffix)
+
+
 def prepare_out(cfg: Config) -> None:
     """Make out_dir and write config.json there, before any step is done; clear what a killed run
     left half written."""
@@ -421,6 +409,7 @@ def prepare_out(cfg: Config) -> None:
 
 def main(argv: list[str]) -> None:
     cfg, origins = load(Config, argv)
+    cfg = named(cfg, origins)
     world = enter_world(cfg)
     try:
         if world.rank == 0:

@@ -3,6 +3,7 @@ every objective are tested against."""
 
 import itertools
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,34 +37,57 @@ class ExactNetwork(nn.Module):
     every token but the first `prompt` ones, which are given and clean. The head is the identity.
     """
 
-    def __init__(self, data: Distribution, graph, prompt: int = 0):
+    def __init__(self, data: Distribution, process, prompt: int = 0):
+        """process: an objective, or a graph."""
         super().__init__()
-        self.data, self.graph, self.prompt = data, graph, prompt
-        self.time = None if graph.absorbing else nn.Identity()
-        self.head = nn.Linear(graph.states, graph.states, dtype=torch.float64)
+        self.data, self.prompt = data, prompt
+        self.graph = getattr(process, "graph", process)
+        self.mask_id = getattr(self.graph, "mask_id", None)
+        self.time = nn.Identity() if self.mask_id is None else None
+        V = data.n + (self.mask_id is not None)
+        self.head = nn.Linear(V, V, dtype=torch.float64)
         self.norm = nn.Identity()
         with torch.no_grad():
-            self.head.weight.copy_(torch.eye(graph.states))
+            self.head.weight.copy_(torch.eye(V))
             self.head.bias.zero_()
 
     def logits(self, h: Tensor) -> Tensor:
         return self.head(h)
 
-    def features(self, ids: Tensor, time: Tensor | None = None) -> Tensor:
-        out = self.masked(ids) if self.graph.absorbing else self.noised(ids, time)
-        return self.norm(out)
+    def features(
+        self,
+        ids: Tensor,
+        time: Tensor | None = None,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        cache: Any = None,
+    ) -> Tensor:
+        if self.mask_id is None:
+            return self.norm(self.noised(ids, time))
+        places = torch.arange(ids.shape[1]) if positions is None else positions[0]
+        if cache is None:
+            return self.norm(self.masked(places, mask, ids, places))
+        # a cache of tokens: the only keys that the exact network needs
+        keys, _ = cache.layer(0)(*2 * [ids[:, None, :, None].double()])
+        places = torch.arange(cache.at.start, cache.at.stop)
+        seen = torch.arange(cache.visible)
+        return self.norm(self.masked(places, mask, keys[:, 0, :, 0].long(), seen))
 
-    def masked(self, ids: Tensor) -> Tensor:
-        data, hidden = self.data, ids == self.graph.mask_id
-        agrees = (hidden[:, None] | (data.texts == ids[:, None])).all(-1)  # (B, n^T)
-        weight = agrees * data.p
-        one_hot = nn.functional.one_hot(data.texts, self.graph.states).double()
-        p = torch.einsum("bk,ktv->btv", weight, one_hot)
-        return (p / p.sum(-1, keepdim=True)).clamp(min=1e-300).log() + math.log(self.graph.n)
+    def masked(self, places: Tensor, mask: Tensor | None, keys: Tensor, seen: Tensor) -> Tensor:
+        """The law of the tokens at places (T,), given those of keys (B, K), at places `seen` (K,),
+        that are not MASK and that the mask (B or 1, T or 1, K) admits."""
+        data = self.data
+        clash = (keys[:, None] != data.texts[:, seen]) & (keys != self.mask_id)[:, None]
+        may = torch.ones(1, 1, len(seen)) if mask is None else mask.float()
+        may = may.expand(len(keys), len(places), -1)
+        agrees = torch.einsum("bkj,btj->btk", clash.float(), may) == 0  # (B, T, n^T)
+        one_hot = nn.functional.one_hot(data.texts[:, places], data.n + 1).double()
+        p = torch.einsum("btk,k,ktv->btv", agrees.double(), data.p, one_hot)
+        return (p / p.sum(-1, keepdim=True)).clamp(min=1e-300).log() + math.log(data.n)
 
     def noised(self, ids: Tensor, sigma: Tensor) -> Tensor:
         data, B = self.data, len(ids)
-        every = torch.arange(self.graph.n)
+        every = torch.arange(data.n)
         kernel = self.graph.transition(every, sigma.double()[:, None])  # (B, n from, n to)
         # P(x_0 = text) prod_i P(x_i | text_i), with place t freed to any y
         own = torch.stack(
@@ -94,16 +118,33 @@ class Given(nn.Module):
     def __init__(self, outputs):
         super().__init__()
         V = outputs.shape[-1]
-        self.outputs, self.head = outputs, nn.Linear(V, V)
+        self.outputs, self.head = outputs, nn.Linear(V, V, dtype=outputs.dtype)
         with torch.no_grad():
             self.head.weight.copy_(torch.eye(V))
             self.head.bias.zero_()
 
-    def features(self, ids, time=None):
+    def features(self, ids, time=None, mask=None):
         return self.outputs
 
     def logits(self, h):
         return self.head(h)
+
+
+class Table(Given):
+    """The network of the recorded masked runs: place i has the logits A[i, x_i] + B[x_(i-1)] +
+    C[x_(i+1)] + mean_j G[x_j], neighbours around the ends, and time S if there is an S. `calls`
+    keeps the ids of every call."""
+
+    def __init__(self, A, B, C, G, S=None):
+        super().__init__(A)  # (T, V, V) float64
+        self.B, self.C, self.G, self.time, self.calls = B, C, G, S, []
+
+    def features(self, ids, time=None, mask=None):
+        self.calls.append(ids)
+        h = self.outputs[torch.arange(ids.shape[1]), ids]
+        h = h + self.B[ids.roll(1, 1)] + self.C[ids.roll(-1, 1)]
+        h = h + self.G[ids].mean(1, keepdim=True)
+        return h if time is None else h + time[:, None, None] * self.time
 
 
 def total_variation(found: Tensor, data: Distribution) -> float:

@@ -143,7 +143,7 @@ def test_a_broken_gradient_fails(monkeypatch):
     assert not found["equal"] and found["loss"] <= 1e-5
 
 
-@pytest.mark.parametrize("sampler", ["analytic", "hop"])
+@pytest.mark.parametrize("sampler", ["analytic", "ancestral"])
 def test_a_broken_sampler_fails(sampler, monkeypatch):
     """One token is a quarter more probable than it should be."""
 
@@ -215,13 +215,13 @@ def test_the_bound_never_makes_all_logits(form):
     assert spy.numel <= WIDE.batch_size * WIDE.block_size * WIDE.vocab / 4
 
 
-@pytest.mark.parametrize("sampler", ["hop", "first_hitting"])
+@pytest.mark.parametrize("sampler", ["ancestral", "first_hitting"])
 def test_a_sampler_projects_only_what_it_writes(sampler):
     rows, L, steps = 256, 16, 8
     ours = Ours(QUICK, Shape(41, L, 16, 1, 2, 1), "mdlm")
     found = ours.counted(lambda: ours.sampling(sampler, steps, rows, generator(0)))
     assert found["logit_rows"] == rows * L
-    if sampler == "hop":
+    if sampler == "ancestral":
         most = steps * (1 - (1 - 1 / steps) ** L)  # distinct steps among L draws: 7.06
         assert 0.9 * most <= found["canvases"] / rows <= 1.1 * most
         assert found["calls"] <= steps + 1
@@ -233,7 +233,7 @@ def test_hop_is_called_for_few_of_many_steps():
     """A thousand steps cost no more calls than there are places."""
     rows, L, steps = 64, 8, 1024
     ours = Ours(QUICK, Shape(41, L, 16, 1, 2, 1), "mdlm")
-    found = ours.counted(lambda: ours.sampling("hop", steps, rows, generator(0)))
+    found = ours.counted(lambda: ours.sampling("ancestral", steps, rows, generator(0)))
     assert found["canvases"] / rows <= min(L, 1.1 * steps * (1 - (1 - 1 / steps) ** L))
 
 

@@ -18,11 +18,13 @@ import torch
 from torch import Tensor
 
 import checkpoint
+import published
 from build import build_network, build_objective
-from checkpoint import Model, from_sedd, load, load_weights, published, read, save, to_sedd
+from checkpoint import Model, load, load_weights, read, save
 from configurator import Config, UserError
 from generate import canvas, generate
 from objective import SampleOptions
+from published import from_sedd, to_sedd
 from tokenizer import GPT2, Bytes
 
 SMALL = Config(n_layer=2, n_head=2, n_embd=16, cond_dim=8, block_size=8)
@@ -255,7 +257,7 @@ def test_nothing_in_a_file_is_executed(path: Path, state: dict, kind: str):
     for action in (read, load):
         assert str(path) in told(action, str(path))
         assert not marker.exists()
-    assert str(path) in told(published, str(path.rename(path.with_suffix(".pth"))))
+    assert str(path) in told(published.read, str(path.rename(path.with_suffix(".pth"))))
     assert not marker.exists()
     pickle.loads(pickle.dumps(Evil(marker)))
     assert marker.exists()  # the payload is real
@@ -488,7 +490,7 @@ def test_training_checkpoint_of_sedd(tmp_path: Path, small: Model, averaged: boo
     if averaged:
         content["ema"] = {"decay": 0.999, "num_updates": 7, "shadow_params": shadow}
     torch.save(content, tmp_path / "checkpoint.pth")
-    found = published(str(tmp_path / "checkpoint.pth"))
+    found = published.read(str(tmp_path / "checkpoint.pth"))
     assert found.config == {"n_embd": 16, "cond_dim": 8, "n_head": 2, "n_layer": 2}
     net = build_network(SMALL, small.objective)
     load_weights(net, found.weights, "x.pth")
@@ -502,12 +504,12 @@ def test_training_checkpoint_with_a_short_average(tmp_path: Path, small: Model):
     shadow = list(raw.values())[:-2]
     path = tmp_path / "checkpoint.pth"
     torch.save({"model": raw, "ema": {"shadow_params": shadow}}, path)
-    assert "the EMA has" in told(published, str(path))
+    assert "the EMA has" in told(published.read, str(path))
     del raw["rotary_emb.inv_freq"], raw["sigma_map.mlp.0.weight"]
     torch.save({"model": raw}, path)
-    assert "sigma_map.mlp.0.weight is missing" in told(published, str(path))
+    assert "sigma_map.mlp.0.weight is missing" in told(published.read, str(path))
     torch.save({"weights": raw}, path)
-    assert "no entry model" in told(published, str(path))
+    assert "no entry model" in told(published.read, str(path))
     assert str(path) in told(load, str(path))  # it has no tokenizer: only for --init_from
 
 
@@ -562,7 +564,8 @@ def test_hub_download(monkeypatch, tmp_path: Path, small: Model):
     monkeypatch.setitem(sys.modules, "huggingface_hub", fake)
     assert load("someone/sedd").config.n_layer == 2
     assert asked["source"] == "someone/sedd"
-    assert sorted(asked["allow_patterns"]) == ["config.json", "model.safetensors"]
+    files = ["config.json", "model.safetensors", "tokenizer.json"]
+    assert sorted(asked["allow_patterns"]) == files
 
 
 @pytest.mark.parametrize("source", ["nowhere", "./no/where", "/no/where", "a/b/c", "out/x/ckpt.pt"])

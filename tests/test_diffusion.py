@@ -12,15 +12,14 @@ from corpus import Batch
 from diffusion import (
     STEPS,
     Absorbing,
-    Geometric,
-    LogLinear,
+    MaskedWalk,
     ScoreEntropy,
     Uniform,
-    Walk,
     analytic_weights,
     grid,
     reverse_rate,
 )
+from noise import Geometric, LogLinear
 from objective import SampleOptions, generator
 
 GRAPHS = [Uniform(5), Absorbing(5), Absorbing(5, mask_id=2)]
@@ -246,18 +245,18 @@ def test_where_then_what_is_the_dense_step(sampler, normalize):
     process = ScoreEntropy(graph, noise, normalize=normalize)
     x = torch.full((1, 3), graph.mask_id)
     net = Given(torch.randn(1, 3, 7, generator=generator(3)))
-    walk = Walk(process, net, x, x < 0, generator(0), SampleOptions(sampler=sampler))
+    walk = MaskedWalk(process, net, x, x < 0, generator(0), SampleOptions(sampler=sampler))
     times = grid(8)
     total = noise.total(times)
-    h, mate = walk.visit(walk.undecided(), total[2].expand(1))
-    z = walk.log_weights(h, mate).double()
+    h = walk.visit(walk.undecided(), -torch.expm1(-total[2]).expand(1))
+    z = walk.logits(h).double()
     if sampler == "analytic":
         gain, dsigma = torch.expm1(total[2] - total[3]), total[2] - total[3]
     else:
         gain = dsigma = (times[2] - times[3]) * noise.rate(times[2])
     ours = gain * (z - process.shift(total[2])).exp()
     ours[:, graph.mask_id] = 1 - ours.sum(1)  # stay
-    score = process.log_score(net, h, x[0], total[2].expand(3)).double().exp()
+    score = process.log_score(net, h[:, 0, 0], x[0], total[2].expand(3)).double().exp()
     dense = STEPS[sampler](graph, x[0], score, dsigma.expand(3))
     torch.testing.assert_close(ours, dense, rtol=1e-5, atol=1e-7)
 

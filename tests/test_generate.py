@@ -19,7 +19,7 @@ from build import build_network, build_objective
 from checkpoint import Model, load
 from configurator import Config, UserError
 from corpus import Corpus
-from diffusion import GRIDS, MASKED
+from decode import SAMPLERS
 from generate import Canvas, canvas, framed, generate, read_prompt
 from objective import Frame, SampleOptions, draw_tokens, generator, sharpen
 from sample import SampleConfig, canvases
@@ -39,10 +39,17 @@ FORMS = {
     "sedd uniform": {"graph": "uniform"},
     "sedd uniform geometric": {"graph": "uniform", "noise": "geometric"},
 }
+
+
+def samplers(told: dict) -> tuple[str, ...]:
+    """Those of a form: the grids, and on the absorbing graph all the others."""
+    return ("analytic", "euler", *(SAMPLERS if told["graph"] == "absorb" else ()))
+
+
 PAIRS = [
     pytest.param(form, name, id=f"{form}-{name}")
     for form, told in FORMS.items()
-    for name in (MASKED if told["graph"] == "absorb" else GRIDS)
+    for name in samplers(told)
 ]
 
 
@@ -175,7 +182,7 @@ def test_extreme_options(form: str, extreme: dict):
     model = random_model(form)
     begun = canvas(model, length=6)
     pair = canvas(model, length=6, mirrored=True)
-    for sampler in MASKED if FORMS[form]["graph"] == "absorb" else GRIDS:
+    for sampler in samplers(FORMS[form]):
         options = SampleOptions(steps=3, sampler=sampler, **extreme)
         written(model, begun, options, n=2)
         for text in written(model, pair, options, n=2).texts:
@@ -201,7 +208,11 @@ def test_options_out_of_range(values: dict, words: list[str]):
 
 def test_samplers_of_the_other_graph():
     """Named, with those that there are; not a KeyError, not another sampler."""
-    for form, name in (("sedd uniform", "confidence"), ("radd", "bogus"), ("sedd uniform", "hop")):
+    for form, name in (
+        ("sedd uniform", "confidence"),
+        ("radd", "bogus"),
+        ("sedd uniform", "ancestral"),
+    ):
         model = random_model(form)
         message = told(written, model, canvas(model), SampleOptions(sampler=name))
         assert repr(name) in message and "analytic" in message
@@ -531,7 +542,7 @@ def test_sample_export(trained: Any, tmp_path: Path, capsys):
 def test_samples_on_both_graphs(trained: Any, capsys, graph: str):
     """As trained, through the command."""
     ckpt = f"--ckpt={trained(graph=graph) / 'ckpt.pt'}"
-    for name in MASKED if graph == "absorb" else GRIDS:
+    for name in samplers({"graph": graph}):
         sample.main([ckpt, "--num_samples=4", "--steps=3", f"--sampler={name}", "--palindrome"])
         lines = capsys.readouterr().out.splitlines()
         assert all(t and t == t[::-1] for t in lines[:4])

@@ -15,13 +15,11 @@ import pytest
 import torch
 from exact import Given
 
-from checkpoint import from_sedd, load_weights, to_sedd
+from checkpoint import load_weights
 from diffusion import (
     SAMPLE_EPS,
     STEPS,
     Absorbing,
-    Geometric,
-    LogLinear,
     ScoreEntropy,
     Uniform,
     denoise_weights,
@@ -29,8 +27,10 @@ from diffusion import (
     reverse_rate,
 )
 from model import Transformer
+from noise import Geometric, LogLinear
 from objective import race
 from optimize import lr_multiple, update_ema
+from published import from_sedd, to_sedd
 
 FOLDER = Path(os.environ.get("GOLDEN_DIR", Path(__file__).parent / "golden"))
 NAME = "sedd_" + os.environ.get("GOLDEN_SET", "a")

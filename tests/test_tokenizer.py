@@ -2,7 +2,9 @@
 
 import base64
 import json
+import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,8 @@ from hypothesis import strategies as st
 
 from configurator import UserError
 from tokenizer import GPT2, HF, Bytes, Symbols, tokenizer_from
+
+GOLDEN = Path(os.environ.get("GOLDEN_DIR", Path(__file__).parent / "golden"))
 
 
 def rebuilt(tok: Any) -> Any:
@@ -206,6 +210,130 @@ def test_hf_names(hf: HF):
     assert rebuilt(named).specials == named.specials
     with pytest.raises(UserError, match="no token '<none>'"):
         HF(text, {"pad": "<none>"})
+
+
+@pytest.fixture(scope="module")
+def chatting() -> HF:
+    pytest.importorskip("tokenizers")
+    return HF.train(["the cat sat on the mat, and the dog sat on the cat"] * 3, 280)
+
+
+def test_hf_trained_layout(chatting: HF):
+    """Five specials, the 256 bytes, merges, the five tokens of a chat; EOS pads."""
+    vocabulary = chatting.codec.get_vocab()
+    assert chatting.vocab_size == 280 == len(vocabulary)
+    assert [vocabulary[t] for t in ("[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]")] == [*range(5)]
+    assert [vocabulary[t] for t in HF.chat] == [*range(275, 280)]
+    assert chatting.specials == {
+        "bos": 275, "eos": 276, "start": 277, "end": 278, "eot": 279, "mask": 4, "pad": 276
+    }  # fmt: skip
+    assert sum(len(t) == 1 for t in vocabulary) == 256
+    check_rebuilt(chatting, ["the cat", "", "\0\n Ω"])
+
+
+def test_hf_round_trip_of_any_text(chatting: HF):
+    """No text becomes a special token, whatever it spells; and decoding gives it back."""
+    spelt = st.sampled_from([*HF.chat, *HF.first, "the ", "\n", " "])
+
+    @settings(deadline=None, max_examples=60)
+    @given(st.lists(st.one_of(spelt, st.text(max_size=8))))
+    def check(parts: list[str]):
+        text = "".join(parts)
+        ids = chatting.encode(text)
+        assert all(5 <= i < 275 for i in ids) and chatting.decode(ids) == text
+
+    check()
+
+
+def test_hf_decode_shows_no_special_and_stops(chatting: HF):
+    one, two, special = chatting.encode("the"), chatting.encode("dog"), chatting.specials
+    hidden = [special[n] for n in ("bos", "start", "mask", "end", "eot")]
+    assert chatting.decode([*hidden, *one, *hidden, *two, special["eos"], *one]) == "thedog"
+    assert chatting.decode([*one, 280, 5000]) == "the"  # MASK beyond the vocabulary
+
+
+def test_hf_with_chat_of_a_recorded_tokenizer():
+    """The five tokens taken away and added again give the recorded file: ids, order and frame."""
+    pytest.importorskip("tokenizers")
+    name = f"masked_{os.environ.get('GOLDEN_SET', 'a')}.ldm.json"
+    facts = json.loads((GOLDEN / name).read_text())
+    recorded = facts["tokenizer_json"]
+    bare = json.loads(json.dumps(recorded))
+    bare["post_processor"] = None
+    bare["added_tokens"] = [t for t in bare["added_tokens"] if t["content"] not in HF.chat]
+    assert len(bare["added_tokens"]) == len(recorded["added_tokens"]) - 5
+    for given_file in (bare, recorded):  # what is there already keeps its id
+        tok = HF.with_chat(json.dumps(given_file))
+        assert json.loads(tok.files["tokenizer.json"]) == recorded
+        assert tok.vocab_size == facts["len_tokenizer"]
+        ids = facts["special_ids"]
+        assert {n: tok.specials[n] for n in ("bos", "eos", "start", "end", "eot")} == {
+            n: ids[t] for n, t in zip(("bos", "eos", "start", "end", "eot"), HF.chat, strict=True)
+        }
+        assert tok.specials["pad"] == ids["<EOS>"] and tok.specials["mask"] == ids["[MASK]"]
+
+
+def wordpiece(tmp_path: Any, gap: int = 0) -> Any:
+    """A tokenizer.json as BERT's: lower case, a longest input, padding; `gap` unused ids."""
+    tokenizers = pytest.importorskip("tokenizers")
+    words = "[PAD] [UNK] [CLS] [SEP] [MASK] the cat ##s [ ] < > mask eos".split()
+    vocabulary = {w: i for i, w in enumerate(words)} | {"dog": len(words) + gap}
+    codec = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]"))
+    codec.normalizer = tokenizers.normalizers.BertNormalizer()
+    codec.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    codec.decoder = tokenizers.decoders.WordPiece()
+    codec.add_special_tokens(words[:5])
+    codec.enable_truncation(4)
+    codec.enable_padding(length=6)
+    (tmp_path / "tokenizer.json").write_text(codec.to_str())
+    return tmp_path
+
+
+def test_hf_create_from_a_folder(tmp_path: Any):
+    tok = HF.create(str(wordpiece(tmp_path)))
+    assert tok.specials["mask"] == 4 and tok.specials["bos"] == 15
+    assert tok.vocab_size == 20
+    text = "the cats the cats the cats"
+    assert tok.decode(tok.encode(text)) == text  # neither cut at 4 ids nor padded to 6
+    assert tok.encode("[MASK] <EOS>") == [8, 12, 9, 10, 13, 11]
+    check_rebuilt(tok, ["the cats"])
+    assert HF.create(str(wordpiece(tmp_path, gap=90))).vocab_size == 105  # new ids in the gap
+    with pytest.raises(UserError, match="gaps in its ids"):
+        HF.create(str(wordpiece(tmp_path, gap=3)))  # which is too small for them
+
+
+def test_hf_refuses_a_special_that_is_a_word():
+    """A model that itself maps the text of a special token to its id has no other ids for it."""
+    tokenizers = pytest.importorskip("tokenizers")
+    model = tokenizers.models.WordLevel({"<EOS>": 0, "a": 1, "?": 2}, unk_token="?")
+    codec = tokenizers.Tokenizer(model)
+    codec.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tok = HF(codec.to_str())
+    assert tok.encode("a a b") == [1, 1, 2]
+    with pytest.raises(UserError, match="reads '<EOS>' in a text as its special token eos"):
+        tok.encode("a <EOS>")
+
+
+def test_hf_create_refuses(tmp_path: Any):
+    with pytest.raises(UserError, match=r"the folder has no tokenizer\.json"):
+        HF.create(str(tmp_path))
+    for name in (str(tmp_path / "none"), "./none", "a/b/c"):
+        with pytest.raises(UserError, match="no such folder"):
+            HF.create(name)
+    (tmp_path / "tokenizer.json").write_text("no")
+    with pytest.raises(UserError, match=r"tokenizer\.json is not readable"):
+        HF.create(str(tmp_path))
+
+
+def test_hf_without_the_hub(monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+
+    def offline(*args: Any, **more: Any):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(hub, "hf_hub_download", offline)
+    with pytest.raises(UserError, match=r"could not be fetched .* --tokenizer=FOLDER"):
+        HF.create("answerdotai/ModernBERT-base")
 
 
 @pytest.mark.parametrize("name, make", [("tiktoken", GPT2), ("tokenizers", HF)])

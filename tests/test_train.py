@@ -19,8 +19,9 @@ import checkpoint
 import train
 from configurator import ROOT, Config, UserError, load
 from corpus import Batch, CorpusWriter
-from diffusion import Absorbing, Geometric, LogLinear, ScoreEntropy, Uniform
+from diffusion import Absorbing, ScoreEntropy, Uniform
 from model import Transformer
+from noise import Geometric, LogLinear
 from objective import Loss, SampleOptions, generator
 from optimize import lr_multiple, make_optimizers, scale_gradients, update_ema
 from tokenizer import Symbols

@@ -1,0 +1,19 @@
+# Masked diffusion on the English that Python carries: 4,096 tokens learnt from it, no network.
+#
+#   python train.py config/mdlm_pydoc.py
+#
+# Expected, on two CPU cores: see the README.
+from config.shakespeare import *  # noqa: F403
+
+out_dir = "out/mdlm_pydoc"
+dataset = "pydoc_bpe"
+prepare = "prepare_pretrain.py --source=pydoc --tokenizer=train:4096"
+block_size = 128
+
+n_embd = 192
+positions = "rotary"
+
+batch_size = 16
+max_iters = 1200
+eval_interval = 600
+demo = "evaluate.py --rows=500"

@@ -1,0 +1,15 @@
+# The demo as masked diffusion (MDLM without time): cross entropy / t on masked letters.
+#
+#   python train.py config/palindrome_mdlm.py
+#
+# Frames of 18, which is BOS, the longest text and EOS: steps take two thirds of the time of those
+# of 32, so there are more of them.
+from config.palindrome import *  # noqa: F403
+
+out_dir = "out/palindrome_mdlm"
+block_size = 18
+objective = "masked"
+noise = "loglinear"
+
+max_iters = 3600
+eval_interval = 1800

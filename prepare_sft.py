@@ -1,0 +1,329 @@
+"""Corpora of questions and answers: rows whose question is given and whose answer is written.
+
+    python prepare_sft.py                                         # about Python itself, offline
+    python prepare_sft.py --source=pydoc --tokenizer=data/pydoc   # for a network trained on that
+    python prepare_sft.py --source=alpaca --hf_model_name=answerdotai/ModernBERT-base
+    python prepare_sft.py --source=mine.jsonl --tokenizer=data/mine
+
+A FILE.json holds a list of objects, a FILE.jsonl one object per line: {instruction, input, output}
+as Alpaca, {prompt, response}, {messages: [{role, content}]}, {conversations: [{from, value}]}, or
+{instruction, instances: [{input, output}]}. Whole questions go to validation, before anything else
+is done, so no question is in both splits. Rows that are too long or lack something are left out and
+counted. A network goes on training only with the vocabulary that it knows: pass the folder of its
+corpus as --tokenizer.
+"""
+
+import dataclasses
+import functools
+import json
+import re
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Iterable, Iterator, Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from chat import ASSISTANT, USER, Message, chat_rows, require_chat
+from configurator import UserError, describe, load, optional, require, run
+from corpus import Corpus, CorpusWriter
+from prepare_bytes import in_order
+from pydoc_pairs import python_pairs
+from tokenizer import HF, Tokenizer, tokenizer_from
+
+Conversation = list[Message]
+QUESTIONS = ("instruction", "prompt", "question")  # names of the field, the first one found counts
+ANSWERS = ("output", "response", "completion", "answer")
+ROLES = {"human": USER, "gpt": ASSISTANT}  # of `conversations`
+HUB = "tatsu-lab/alpaca"
+
+
+@dataclass(frozen=True)
+class SftConfig:
+    """What `prepare_sft.py` can be told."""
+
+    source: str = "pydoc"  # pydoc, alpaca, or a FILE.json or FILE.jsonl
+    tokenizer: str = "train:4096"  # train:N, a folder of a corpus or tokenizer, or a hub id
+    dataset: str = ""  # folder of the corpus, below data_dir; empty: the source and _sft
+    data_dir: str = "data"  # where prepared corpora live
+    path_to_data_store: str = ""  # the folder of the corpus, instead of data_dir and dataset
+    context_length: int = 1024  # longer rows are left out
+    turns: Literal["each", "last"] = "each"  # a row per answer of a conversation, or its last one
+    join: Literal["final", "original"] = "final"  # which full stops an instruction loses: see join
+    max_rows: int = 0  # only the first so many questions; 0: all
+    test_split_pct: float = 0.01  # share of the questions that go to validation
+    dataset_split_seed: int = 42  # of which ones
+    num_workers: int = 1  # processes that encode; the corpus does not depend on it
+    hf_model_name: str = ""  # hub id of the tokenizer, instead of `tokenizer`
+    huggingface_cache_dir: str = ""  # alpaca: where downloads go; empty: the library's own place
+
+    def __post_init__(self):
+        known = self.source in ("pydoc", "alpaca") or self.source.endswith((".json", ".jsonl"))
+        require(self, "source", known, "pydoc, alpaca, FILE.json or FILE.jsonl")
+        require(self, "context_length", self.context_length >= 8, "at least 8")
+        for key, least in (("num_workers", 1), ("max_rows", 0), ("dataset_split_seed", 0)):
+            require(self, key, getattr(self, key) >= least, f"at least {least}")
+        require(self, "test_split_pct", 0 < self.test_split_pct < 1, "above 0 and below 1")
+        once = self.tokenizer == type(self).tokenizer or not self.hf_model_name
+        require(self, "hf_model_name", once, "left out with --tokenizer")
+        elsewhere = not (self.path_to_data_store and self.dataset)
+        require(self, "path_to_data_store", elsewhere, "left out with --dataset")
+
+    def folder(self) -> Path:
+        """Where the corpus goes."""
+        name = self.dataset or Path(self.source).stem + "_sft"
+        return Path(self.path_to_data_store or Path(self.data_dir, name))
+
+
+# ---- reading -----------------------------------------------------------------------------------
+
+
+class Unusable(Exception):
+    """A record without a conversation; its text is the reason."""
+
+
+def records(path: Path) -> Iterator[dict]:
+    """The objects of a .json or .jsonl file. Raises UserError naming the line that is none."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as e:
+        raise UserError(f"source: cannot read {path}: {e.strerror}") from e
+    except UnicodeDecodeError as e:
+        line = e.object.count(b"\n", 0, e.start) + 1
+        raise UserError(f"{path}, line {line}: no UTF-8; convert the file") from e
+    if path.suffix == ".json":
+        found = _loads(path, 1, text)
+        if not isinstance(found, list):
+            raise UserError(f"{path}: it must hold a list; one object per line is a .jsonl file")
+        rows: Iterable = enumerate(found, 1)
+    else:  # splitlines would also cut at rare separators, which JSON may hold
+        lines = enumerate(text.split("\n"), 1)
+        rows = ((n, _loads(path, n, line)) for n, line in lines if line.strip())
+    unit = "row" if path.suffix == ".json" else "line"
+    for n, row in rows:
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, {unit} {n}: an object is needed, not {str(row)[:40]!r}")
+        yield row
+
+
+def _loads(path: Path, first_line: int, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as e:
+        more = "; one object per line is a .jsonl file" if e.msg == "Extra data" else ""
+        raise UserError(f"{path}, line {first_line + e.lineno - 1}: {e.msg}{more}") from e
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{path}, line {first_line}: no usable JSON: {e}") from e
+
+
+def alpaca(cache_dir: str) -> Iterable[dict]:
+    """The 52,002 rows of the hub."""
+    datasets = optional("datasets")
+    try:
+        return datasets.load_dataset(HUB, split="train", cache_dir=cache_dir or None)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as e:
+        why = " ".join(str(e).split())[:150] or type(e).__name__
+        raise UserError(
+            f"{HUB} cannot be read ({why}); without the hub: --source=pydoc or --source=FILE.json"
+        ) from e
+
+
+# ---- from records to conversations -------------------------------------------------------------
+
+
+def join(instruction: str, context: str, how: Literal["final", "original"]) -> str:
+    """Instruction and input -> one question, "instruction: input". The full stop (or colon) that
+    ends the instruction goes; "original" takes every full stop out of it, as the first scripts of
+    the ModernBERT diffusion model did, abbreviations and numbers included."""
+    if not context.strip():
+        return instruction
+    if how == "original":
+        return instruction.replace(".", "") + ": " + context
+    return re.sub(r"(?<!\.)[.:]$", "", instruction.rstrip()) + ": " + context
+
+
+def _message(role: Any, text: Any) -> Message:
+    if not isinstance(role, str) or not isinstance(text, str) or not role:
+        raise Unusable("a field is missing" if None in (role, text) else "a field is no text")
+    try:
+        (role + text).encode("utf-8")
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell
+        raise Unusable("a character that UTF-8 lacks") from None
+    return ROLES.get(role, role), text
+
+
+def _checked(found: Iterable[Message]) -> Conversation:
+    """Only what can be learnt from: no empty text, and a question before the first answer."""
+    messages = [m for m in found if m[1].strip() or m[0] in (USER, ASSISTANT)]
+    for role, text in messages:
+        if not text.strip():
+            raise Unusable("an empty question" if role == USER else "an empty answer")
+    roles = [role for role, _ in messages]
+    if ASSISTANT not in roles:
+        raise Unusable("no answer")
+    if USER not in roles[: roles.index(ASSISTANT)]:
+        raise Unusable("no question before the answer")
+    return messages
+
+
+def conversation(record: dict, how: Literal["final", "original"]) -> Conversation:
+    """Any known record -> [(role, text), ...]. Raises Unusable."""
+    for key, role, text in (("messages", "role", "content"), ("conversations", "from", "value")):
+        if key in record:
+            turns = record[key]
+            if not isinstance(turns, list) or not all(isinstance(t, dict) for t in turns):
+                raise Unusable("a field is no text")
+            return _checked(_message(t.get(role), t.get(text)) for t in turns)
+    question = next((record[k] for k in QUESTIONS if k in record), None)
+    answer = next((record[k] for k in ANSWERS if k in record), None)
+    more = record.get("input")
+    asked, (_, context) = _message(USER, question), _message(USER, "" if more is None else more)
+    if not asked[1].strip():
+        raise Unusable("an empty question")
+    return _checked([(USER, join(asked[1], context, how)), _message(ASSISTANT, answer)])
+
+
+def _each(record: dict) -> Iterator[dict]:
+    """A task with several instances is as many records."""
+    instances = record.get("instances")
+    if isinstance(instances, list) and all(isinstance(i, dict) for i in instances):
+        yield from ({"instruction": record.get("instruction"), **i} for i in instances)
+    else:
+        yield record
+
+
+def conversations(cfg: SftConfig, dropped: Counter) -> list[Conversation]:
+    """All usable ones of the source, in order; why the others are not is counted."""
+    if cfg.source == "pydoc":
+        found: Iterable[dict] = ({"question": q, "answer": a} for q, a in python_pairs())
+    else:
+        hub = cfg.source == "alpaca"
+        found = alpaca(cfg.huggingface_cache_dir) if hub else records(Path(cfg.source))
+    usable = []
+    for record in islice(chain.from_iterable(map(_each, found)), cfg.max_rows or None):
+        try:
+            usable.append(conversation(record, cfg.join))
+        except Unusable as e:
+            dropped[str(e)] += 1
+    if not usable:
+        told = ", ".join(f"{reason}: {count}" for reason, count in dropped.items())
+        raise UserError(f"source: {cfg.source} holds no usable row ({told or 'it is empty'})")
+    return usable
+
+
+# ---- from conversations to rows ----------------------------------------------------------------
+
+
+def question(messages: Conversation) -> str:
+    """What decides the split: the first question, whatever its case and spaces."""
+    asked = next(text for role, text in messages if role == USER)
+    return " ".join(asked.casefold().split())
+
+
+def divided(found: list[Conversation], share: float, seed: int) -> list[str]:
+    """The split of each conversation; those with the same first question stay together."""
+    keys = [question(messages) for messages in found]
+    distinct = list(dict.fromkeys(keys))
+    if len(distinct) < 2:
+        raise UserError("source: two splits need at least two different questions")
+    order = np.random.default_rng(seed).permutation(len(distinct))
+    val = {distinct[i] for i in order[: max(1, round(len(distinct) * share))]}
+    return ["val" if key in val else "train" for key in keys]
+
+
+Encoded = tuple[str, list[int], int, str]  # split, ids, prompt, why it is left out
+
+
+def encoded(batch: list[tuple[str, Conversation]], spec: str, files: tuple, turns: Any) -> list:
+    """(split, conversation) pairs -> Encoded rows."""
+    tokenizer = _rebuilt(spec, files)
+    rows: list[Encoded] = []
+    for split, messages in batch:
+        try:
+            rows += [
+                (split, ids, prompt, "") for ids, prompt in chat_rows(tokenizer, messages, turns)
+            ]
+        except UserError:
+            rows.append((split, [], 0, "a text that becomes a special token"))
+    return rows
+
+
+@functools.lru_cache(1)
+def _rebuilt(spec: str, files: tuple) -> Tokenizer:
+    return tokenizer_from(json.loads(spec), dict(files))
+
+
+def write(cfg: SftConfig, out: CorpusWriter, found: list[Conversation], splits: list[str]) -> None:
+    """Encode and store what fits, once."""
+    pairs = list(zip(splits, found, strict=True))
+    batches = [pairs[i : i + 1000] for i in range(0, len(pairs), 1000)]
+    spec, files = json.dumps(out.tokenizer.spec()), tuple(out.tokenizer.files.items())
+    work = functools.partial(encoded, spec=spec, files=files, turns=cfg.turns)
+    told = tqdm(batches, "thousand conversations", disable=not sys.stdout.isatty())
+    dropped, seen = out.info["dropped"], set()
+    for split, ids, prompt, reason in chain.from_iterable(in_order(work, told, cfg.num_workers)):
+        key = (prompt, *ids)
+        if reason:
+            dropped[reason] += 1
+        elif len(ids) > cfg.context_length:
+            dropped[f"longer than context_length={cfg.context_length}"] += 1
+        elif key in seen:
+            dropped["same as an earlier row"] += 1
+        else:
+            seen.add(key)
+            out.row(split, ids, prompt)
+    if len(out.counts) < 2:
+        told = ", ".join(f"{reason}: {count}" for reason, count in dropped.items())
+        raise UserError(f"source: no row is left for one of the two splits ({told})")
+
+
+# ---- the command -------------------------------------------------------------------------------
+
+
+def tokenizer_of(cfg: SftConfig, texts: Iterable[str]) -> Tokenizer:
+    """That of a prepared corpus, one trained on `texts`, or a published one."""
+    name = cfg.hf_model_name or cfg.tokenizer
+    kind, _, size = name.partition(":")
+    if Path(name, "meta.json").is_file():
+        return Corpus(name).tokenizer
+    if kind == "train" or name in ("bytes", "gpt2", "chars"):
+        if not size.isdecimal():
+            raise UserError(f"tokenizer={name} has no tokens for a chat; train:4096 has them")
+        return HF.train(texts, int(size))
+    return HF.create(name, cfg.huggingface_cache_dir)
+
+
+def prepare(cfg: SftConfig) -> None:
+    """Write the corpus, complete or not at all, and say what is in it."""
+    elsewhere = "dataset data_dir path_to_data_store num_workers huggingface_cache_dir".split()
+    options = {k: v for k, v in dataclasses.asdict(cfg).items() if k not in elsewhere}
+    info = {"task": "chat", "source": cfg.source, "options": options, "dropped": Counter()}
+    found = conversations(cfg, info["dropped"])
+    splits = divided(found, cfg.test_split_pct, cfg.dataset_split_seed)
+    pairs = zip(splits, found, strict=True)
+    texts = (text for split, messages in pairs if split == "train" for _, text in messages)
+    tokenizer = tokenizer_of(cfg, texts)
+    require_chat(tokenizer)
+    with CorpusWriter(cfg.folder(), tokenizer, **info) as out:
+        out.info["python"] = sys.version.split()[0]
+        write(cfg, out, found, splits)
+    for split, count in out.counts.items():
+        size = f"{count['rows']:>12,} rows {count['tokens']:>14,} ids"
+        print(f"{split:<6}{size}, longest row {count['longest']}")
+    for reason, count in out.info["dropped"].items():
+        print(f"dropped: {reason}: {count:,}")
+    print(f"wrote {cfg.folder()}")
+
+
+def main(argv: list[str]) -> None:
+    cfg, origins = load(SftConfig, argv)
+    if origins:
+        print(describe(cfg, origins))
+    prepare(cfg)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,371 @@
+"""Weights that others published, under our names: read strictly and exactly, never unpickled.
+
+Whose they are is told by config.json or by the ending of the file:
+
+    SEDD          folder or hub id with config.json and model.safetensors; a .pth of its training
+    MDLM          the same; a .ckpt of its training, by Lightning (both: the averaged weights)
+    transformers  folder or hub id of a masked language model (ModernBERT, BERT, RoBERTa, ...), or
+                  the model.safetensors of accelerate.save_state with --backbone for its sizes
+    ours          what `sample.py --export=DIR` wrote
+"""
+
+import json
+import pickle
+import re
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from configurator import UserError, optional
+from tokenizer import GPT2, HF, Bytes, Tokenizer, tokenizer_from
+
+BACKBONE = "network."  # in front of transformers' names in `model.MaskedLM`
+# of other heads that BERT and RoBERTa are published with, and a constant of old versions
+UNUSED = re.compile(r"(pooler|seq_relationship)\.|embeddings\.position_ids$")
+TINY = {  # modernbert-tiny: 2.2 M parameters in the blocks, for two CPU cores
+    "model_type": "modernbert",
+    "hidden_size": 256,
+    "intermediate_size": 384,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+}
+CONVERT = (
+    "; where you trust it, run: python -c \"import torch; c = torch.load('THIS.ckpt', "
+    "weights_only=False); torch.save({k: c[k] for k in ('state_dict', 'ema')}, 'NEW.ckpt')\""
+)
+
+
+class Published(NamedTuple):
+    """Weights under our names, and what came with them."""
+
+    weights: dict[str, Tensor]
+    config: dict[str, Any]  # the fields of Config that they fix
+    tokens: int | None  # real tokens of their vocabulary, if told
+    tokenizer: Tokenizer | None = None
+    meta: dict[str, Any] | None = None  # of the corpus, if it was exported by us
+
+
+def read(source: str, backbone: str = "") -> Published:
+    """Read any of the above; `backbone` (JSON) is for weights that have no config.json beside them.
+    Raises UserError if it is none of them, or lacks or exceeds a name."""
+    path = Path(source)
+    if path.suffix == ".pth":
+        return _from_pth(path)
+    if path.suffix == ".ckpt":
+        return _from_lightning(path)
+    file = path
+    if path.suffix != ".safetensors":
+        path = path if path.is_dir() else download(source)
+        file = path / "model.safetensors"
+    if not file.is_file():
+        raise UserError(f"{file.parent}: {file.name} is missing")
+    folder = file.parent
+    if not (folder / "config.json").is_file() and not backbone:
+        more = "for weights of a transformers model, add --backbone=its hub id or folder"
+        raise UserError(f"{folder}: config.json is missing; {more}")
+    given = (folder / "config.json").is_file()
+    told = read_json(folder / "config.json") if given else json.loads(backbone)
+    try:
+        weights = optional("safetensors.torch", "safetensors").load_file(file)
+    except Exception as e:  # safetensors raises its own, undocumented types
+        if isinstance(e, UserError):
+            raise
+        raise UserError(f"{file}: {e}") from e
+    try:
+        return _interpret(told, weights, folder)
+    except KeyError as e:
+        raise UserError(f"{folder}: {e.args[0]} is missing, so this is no such model") from None
+    except TypeError:
+        raise UserError(f"{folder / 'config.json'}: not the configuration of a model") from None
+
+
+def _interpret(told: dict[str, Any], weights: dict[str, Tensor], folder: Path) -> Published:
+    """Whose configuration it is. Raises KeyError and TypeError where it is nobody's."""
+    if "anyorder" in told:
+        config, meta, files = (told["anyorder"][k] for k in ("config", "meta", "files"))
+        tokenizer = tokenizer_from(meta["tokenizer"], files)
+        if config.get("backbone"):
+            weights = {BACKBONE + name: w for name, w in weights.items()}
+        return Published(weights, config, tokenizer.vocab_size, tokenizer, meta)
+    if "n_blocks" in told:
+        return Published(from_sedd(_bare(weights)), *_from_mdlm_config(told))
+    if "model_type" in told:
+        return _from_transformers(told, weights, folder)
+    return Published(from_sedd(weights), *_from_sedd_config(told))
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except OSError:
+        raise UserError(f"{path.parent}: {path.name} is missing") from None
+    except ValueError as e:
+        raise UserError(f"{path}: not readable as JSON: {e}") from None
+
+
+def read_tensors(path: Path) -> Any:
+    """What torch.save wrote, if it is tensors and plain data, every byte checked by its CRC."""
+    if not path.is_file():
+        raise UserError(f"no checkpoint at {path}")
+    spare = path.with_name(f"{path.stem}_prev{path.suffix}")
+    hint = f"; the one before it is {spare}" if spare.is_file() else ""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is None:
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as e:
+        first = str(e).strip().splitlines()[0] if path.suffix != ".ckpt" else CONVERT[2:]
+        raise UserError(f"{path}: holds more than tensors and plain data, refused: {first}") from e
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as e:
+        raise UserError(f"{path} is corrupt or incomplete ({type(e).__name__}){hint}") from e
+    except NotImplementedError as e:  # a flipped bit in a zip header asks for odd features
+        raise UserError(f"{path} is corrupt or incomplete{hint}") from e
+    raise UserError(f"{path} is corrupt: {damaged} fails its checksum{hint}")
+
+
+def download(source: str, *files: str) -> Path:
+    """Folder of a hub repository's files: by default its configuration, weights and tokenizer."""
+    if source.count("/") != 1 or source.startswith((".", "/")):
+        raise UserError(f"no checkpoint, folder or hub id: {source}")
+    hub = optional("huggingface_hub")
+    names = list(files or ("config.json", "model.safetensors", "tokenizer.json"))
+    try:
+        return Path(hub.snapshot_download(source, allow_patterns=names))
+    except Exception as e:  # the hub's errors are many; none of them is ours to interpret
+        raise UserError(
+            f"{source} could not be fetched ({type(e).__name__}); download it elsewhere and pass "
+            "the folder with config.json and model.safetensors"
+        ) from e
+
+
+def usual_tokenizer(tokens: int, source: str) -> Tokenizer:
+    """The published models are on GPT-2's or the byte vocabulary."""
+    if tokens == Bytes.vocab_size:
+        return Bytes()
+    if tokens == GPT2.vocab_size:
+        return GPT2.create()
+    raise UserError(f"{source}: {tokens} tokens belong to neither the bytes nor the gpt2 tokenizer")
+
+
+# ---- SEDD and MDLM -----------------------------------------------------------------------------
+
+
+def _from_sedd_config(told: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    model, graph, noise = told["model"], told["graph"]["type"], told["noise"]
+    config = {
+        "objective": "sedd",
+        "graph": graph,
+        "noise": noise["type"],
+        "scale_by_sigma": bool(model["scale_by_sigma"]),
+        "n_embd": model["hidden_size"],
+        "cond_dim": model["cond_dim"],
+        "n_head": model["n_heads"],
+        "n_layer": model["n_blocks"],
+        "block_size": model["length"],
+    }
+    if noise["type"] == "geometric":
+        config |= {"sigma_min": noise["sigma_min"], "sigma_max": noise["sigma_max"]}
+    return config, told["tokens"]
+
+
+def _mdlm(conditioned: bool) -> dict[str, Any]:
+    """Without time conditioning MDLM keeps the inputs for it, and feeds noise 0."""
+    fixed = {"objective": "masked", "noise": "loglinear", "time_input": True}
+    return {**fixed, "zero_time": not conditioned}
+
+
+def _from_mdlm_config(told: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    if told.get("model_type", "mdlm") != "mdlm":
+        raise UserError(f"model_type {told['model_type']!r} is not read; mdlm is")
+    config = _mdlm(told["time_conditioning"]) | {
+        "n_embd": told["hidden_dim"],
+        "cond_dim": told["cond_dim"],
+        "n_head": told["n_heads"],
+        "n_layer": told["n_blocks"],
+        "block_size": told["model_length"],
+    }
+    return config, told["vocab_size"] - 1  # the last one is MASK
+
+
+def _bare(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix("backbone."): w for name, w in weights.items()}
+
+
+def _from_pth(path: Path) -> Published:
+    """SEDD's training checkpoint."""
+    state = _require(path, "model", "SEDD")
+    return Published(*_averaged(path, state["model"], state.get("ema")), None)
+
+
+def _from_lightning(path: Path) -> Published:
+    """MDLM's training checkpoint. Its last token is MASK. Whether it was trained with the noise
+    level is not among its tensors: an entry time_conditioning may tell, as its own default is no.
+    """
+    state = _require(path, "state_dict", "MDLM")
+    weights, config = _averaged(path, _bare(state["state_dict"]), state.get("ema"))
+    config |= _mdlm(bool(state.get("time_conditioning", False)))
+    return Published(weights, config, len(weights["embed.weight"]) - 1)
+
+
+def _require(path: Path, entry: str, whose: str) -> dict[str, Any]:
+    state = read_tensors(path)
+    if not isinstance(state, dict) or not isinstance(state.get(entry), dict):
+        raise UserError(f"{path}: not a checkpoint of {whose}'s training: no entry {entry}")
+    return state
+
+
+def _averaged(
+    path: Path, raw: dict[str, Tensor], ema: dict[str, Any] | None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights under our names, and the sizes read off them. The EMA is a list in the order of the
+    parameters, which is the order of the state dict without its only buffer."""
+    names = [n for n in raw if n != "rotary_emb.inv_freq"]
+    averaged = (ema or {}).get("shadow_params", [])
+    if averaged and len(averaged) != len(names):
+        raise UserError(f"{path}: the EMA has {len(averaged)} tensors, the model {len(names)}")
+    weights = dict(zip(names, averaged, strict=True)) if averaged else raw
+    try:
+        width = raw["vocab_embed.embedding"].shape[1]
+        config = {
+            "n_embd": width,
+            "cond_dim": raw["sigma_map.mlp.0.weight"].shape[0],
+            "n_head": width // (2 * len(raw["rotary_emb.inv_freq"])),
+            "n_layer": sum(n.endswith(".attn_qkv.weight") for n in names),
+        }
+        return from_sedd(weights), config
+    except KeyError as e:
+        raise UserError(f"{path}: {e.args[0]} is missing, so this is no SEDD or MDLM") from None
+
+
+def _names(n_layer: int) -> dict[str, str]:
+    """SEDD's name -> ours, for all parameters that correspond one to one."""
+    pairs = {
+        "vocab_embed.embedding": "embed.weight",
+        "output_layer.norm_final.weight": "norm.weight",
+    }
+    for end in ("weight", "bias"):
+        pairs[f"sigma_map.mlp.0.{end}"] = f"time.fc.{end}"
+        pairs[f"sigma_map.mlp.2.{end}"] = f"time.proj.{end}"
+        pairs[f"output_layer.linear.{end}"] = f"head.{end}"
+    for i in range(n_layer):
+        theirs, ours = f"blocks.{i}.", f"blocks.{i}."
+        pairs[theirs + "norm1.weight"] = ours + "norm1.weight"
+        pairs[theirs + "norm2.weight"] = ours + "norm2.weight"
+        pairs[theirs + "attn_qkv.weight"] = ours + "attn.qkv.weight"
+        pairs[theirs + "attn_out.weight"] = ours + "attn.proj.weight"
+        for end in ("weight", "bias"):
+            pairs[f"{theirs}mlp.0.{end}"] = f"{ours}mlp.fc.{end}"
+            pairs[f"{theirs}mlp.2.{end}"] = f"{ours}mlp.proj.{end}"
+    return pairs
+
+
+def _modulations(n_layer: int, end: str) -> list[str]:
+    """SEDD keeps a modulation per block and one for the output; ours are stacked in this order."""
+    blocks = [f"blocks.{i}.adaLN_modulation.{end}" for i in range(n_layer)]
+    return [*blocks, f"output_layer.adaLN_modulation.{end}"]
+
+
+def from_sedd(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict under SEDD's (and MDLM's) names -> ours. Raises KeyError naming what is missing
+    and UserError naming what is too much."""
+    n_layer = sum(name.endswith(".attn_qkv.weight") for name in state)
+    pairs = _names(n_layer)
+    result = {ours: state[theirs] for theirs, ours in pairs.items()}
+    known = {*pairs, "rotary_emb.inv_freq"}  # a constant, recomputed
+    for end in ("weight", "bias"):
+        stack = _modulations(n_layer, end)
+        result[f"modulation.{end}"] = torch.cat([state[name] for name in stack])
+        known |= set(stack)
+    excess = [name for name in state if name not in known]
+    if excess:
+        raise UserError(f"weights do not fit: unexpected {'; '.join(excess[:6])}")
+    return result
+
+
+def to_sedd(state: dict[str, Tensor], n_layer: int) -> dict[str, Tensor]:
+    """The inverse of `from_sedd`, without the constant buffer."""
+    result = {theirs: state[ours] for theirs, ours in _names(n_layer).items()}
+    for end in ("weight", "bias"):
+        width = state["modulation." + end].shape[0] // (6 * n_layer + 2)
+        parts = state["modulation." + end].split([6 * width] * n_layer + [2 * width])
+        names = _modulations(n_layer, end)
+        result |= {name: part.clone() for name, part in zip(names, parts, strict=True)}
+    return result
+
+
+# ---- transformers ------------------------------------------------------------------------------
+
+
+def resolve_backbone(source: str, vocab_size: int, specials: dict[str, int]) -> str:
+    """`modernbert-tiny`, a folder, a hub id, or JSON -> JSON of its configuration for a vocabulary
+    of that size (rows of the network, MASK included), which is all that rebuilds the network."""
+    if source.startswith("{"):
+        try:
+            told = json.loads(source)
+        except ValueError as e:
+            raise UserError(f"backbone: not readable as JSON: {e}") from None
+    elif source == "modernbert-tiny":
+        names = {"pad": "pad", "bos": "bos", "eos": "eos", "cls": "bos", "sep": "eos"}
+        told = TINY | {f"{theirs}_token_id": specials.get(k) for theirs, k in names.items()}
+    else:
+        folder = Path(source) if Path(source).is_dir() else download(source, "config.json")
+        told = read_json(folder / "config.json")
+    return backbone_json(told, vocab_size)
+
+
+def backbone_json(told: dict[str, Any], vocab_size: int) -> str:
+    """A config.json of transformers -> the same for another vocabulary, in one canonical form."""
+    transformers = optional("transformers")
+    drop = "anyorder architectures _name_or_path transformers_version torch_dtype dtype".split()
+    kept = {k: v for k, v in told.items() if k not in (*drop, "gradient_checkpointing")}
+    try:
+        config = transformers.AutoConfig.for_model(**kept | {"vocab_size": vocab_size})
+        known = type(config) in transformers.AutoModelForMaskedLM._model_mapping
+    except Exception as e:  # transformers validates by exceptions of many types
+        raise UserError(f"backbone: {str(e).splitlines()[0][:200]}") from e
+    if not known:
+        raise UserError(f"backbone: {told['model_type']} is no masked language model")
+    full = config.to_diff_dict()
+    return json.dumps({k: v for k, v in full.items() if k not in drop}, sort_keys=True)
+
+
+def _from_transformers(told: dict[str, Any], weights: dict[str, Tensor], folder: Path) -> Published:
+    unused = [name for name in weights if UNUSED.search(name)]
+    if unused:
+        print(f"not used, of other heads: {', '.join(unused)}")
+    kept = {n: w for n, w in weights.items() if n not in unused}
+    ends = {".gamma": ".weight", ".beta": ".bias"}  # of BERT's norms, from an older framework
+    old = re.compile(r"\.(gamma|beta)$")
+    kept = {BACKBONE + old.sub(lambda m: ends[m[0]], n): w for n, w in kept.items()}
+    embedding = [w for n, w in kept.items() if re.search(r"(tok|word)_embeddings\.weight$", n)]
+    rows = len(embedding[0]) if embedding else told["vocab_size"]
+    tokenizer = None
+    if (folder / "tokenizer.json").is_file():
+        tokenizer = HF((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    return Published(kept, {"backbone": backbone_json(told, rows)}, rows, tokenizer)
+
+
+def require_extension(found: Published, tokenizer: Tokenizer, source: str) -> None:
+    """Refuse a corpus whose ids do not mean what they mean to a published masked LM; it may have
+    more of them."""
+    assert found.tokens is not None, source
+    if tokenizer.vocab_size < found.tokens:
+        raise UserError(
+            f"{source} has {found.tokens} tokens, the corpus {tokenizer.vocab_size}: prepare it "
+            "with the tokenizer of that model"
+        )
+    if found.tokenizer is None:
+        print(f"{source} has no tokenizer.json: that the ids mean the same there is not checked")
+        return
+    theirs = found.tokenizer.codec.get_vocab(with_added_tokens=True)
+    ours = tokenizer.codec.get_vocab(with_added_tokens=True) if isinstance(tokenizer, HF) else {}
+    other = [t for t, i in sorted(theirs.items(), key=lambda pair: pair[1]) if ours.get(t) != i]
+    if other:
+        raise UserError(
+            f"{source}: {other[0]!r} is id {theirs[other[0]]} there and {ours.get(other[0])} in "
+            "the corpus: prepare it with the tokenizer of that model"
+        )

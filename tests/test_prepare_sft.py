@@ -1,0 +1,352 @@
+"""prepare_sft.py and pydoc_pairs.py: formats, reasons, splits, and answers that are true."""
+
+import importlib
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import prepare_sft
+import pydoc_pairs
+from chat import chat_rows
+from configurator import UserError, load
+from corpus import Corpus
+from prepare_sft import SftConfig, conversation, conversations, divided, join, question
+from tokenizer import HF, Bytes
+
+ROWS = [{"instruction": f"Question {i}?", "output": f"Answer {i}, with words."} for i in range(40)]
+SPOKEN = [("user", "Name a colour."), ("assistant", "Red.")]
+MESSAGES = [{"role": "user", "content": SPOKEN[0][1]}, {"role": "assistant", "content": "Red."}]
+FORMATS = [
+    {"instruction": SPOKEN[0][1], "input": "", "output": "Red."},
+    {"instruction": SPOKEN[0][1], "input": None, "output": "Red.", "id": 7},
+    {"prompt": SPOKEN[0][1], "response": "Red."},
+    {"question": SPOKEN[0][1], "answer": "Red."},
+    {"messages": MESSAGES},
+    {"messages": [{"role": "system", "content": " "}, *MESSAGES]},
+    {"conversations": [{"from": "human", "value": SPOKEN[0][1]}, {"from": "gpt", "value": "Red."}]},
+    {"instruction": SPOKEN[0][1], "instances": [{"input": "", "output": "Red."}]},
+]
+UNUSABLE = [
+    ("a field is missing", {"instruction": "a"}),
+    ("a field is missing", {"text": "a"}),
+    ("a field is missing", {"messages": [{"role": "user"}]}),
+    ("a field is no text", {"instruction": "a", "output": 5}),
+    ("a field is no text", {"instruction": "a", "input": ["b"], "output": "c"}),
+    ("a field is no text", {"messages": "a"}),
+    ("a field is no text", {"messages": [{"role": "user", "content": [{"text": "a"}]}]}),
+    ("an empty question", {"instruction": " ", "input": "b", "output": "c"}),
+    ("an empty answer", {"instruction": "a", "output": "\n"}),
+    ("an empty answer", {"messages": [*MESSAGES, {"role": "assistant", "content": ""}]}),
+    ("no answer", {"messages": MESSAGES[:1]}),
+    ("no answer", {"messages": []}),
+    ("no question before the answer", {"messages": MESSAGES[::-1]}),
+    ("a character that UTF-8 lacks", {"instruction": "a\ud800", "output": "b"}),
+]
+
+
+def config(**more):
+    return load(SftConfig, [f"--{k}={v}" for k, v in more.items()])[0]
+
+
+def saved(path, rows):
+    lines = path.suffix == ".jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)) if lines else json.dumps(rows, indent=1))
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return HF.train([text for row in ROWS for text in row.values()] * 3, 270)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """prepared(rows, key=value, ...) -> the corpus of these rows."""
+    root = tmp_path_factory.mktemp("sft")
+
+    def make(rows, **more):
+        name = f"c{len(list(root.iterdir()))}"
+        file = saved(root / f"{name}.json", rows)
+        options = {"tokenizer": "train:270", "path_to_data_store": root / name, **more}
+        prepare_sft.prepare(config(source=file, **options))
+        return Corpus(root / name)
+
+    return make
+
+
+def texts(corpus, split):
+    return [text.replace("\n", "|") for text in corpus.texts(split)]
+
+
+# ---- records -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("record", FORMATS)
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_every_format_is_the_same_conversation(record, name, tmp_path):
+    path, dropped = saved(tmp_path / name, [record, *ROWS[:1]]), Counter()
+    found = conversations(config(source=path), dropped)
+    assert found == [SPOKEN, [("user", "Question 0?"), ("assistant", ROWS[0]["output"])]]
+    assert not dropped
+
+
+def test_several_instances_are_several_questions(tmp_path):
+    task = {"instruction": "Add.", "instances": [{"input": f"{i}+1", "output": i} for i in "12"]}
+    found = conversations(config(source=saved(tmp_path / "a.json", [task])), Counter())
+    assert [m[0][1] for m in found] == ["Add: 1+1", "Add: 2+1"]
+
+
+def test_what_is_left_out_is_counted_by_reason(tmp_path):
+    path, dropped = saved(tmp_path / "a.jsonl", [*(r for _, r in UNUSABLE), *ROWS]), Counter()
+    assert len(conversations(config(source=path), dropped)) == len(ROWS)
+    assert dropped == Counter(reason for reason, _ in UNUSABLE)
+    with pytest.raises(UserError, match=r"no usable row \(no answer: 2\)"):
+        rows = [r for reason, r in UNUSABLE if reason == "no answer"]
+        conversations(config(source=saved(tmp_path / "b.json", rows)), Counter())
+
+
+@pytest.mark.parametrize(
+    "instruction, final, original",
+    [
+        ("Add e.g. 2.5. Be brief.", "Add e.g. 2.5. Be brief: x", "Add eg 25 Be brief: x"),
+        ("Translate this:", "Translate this: x", "Translate this:: x"),
+        ("Go on... ", "Go on...: x", "Go on : x"),
+        ("Why?", "Why?: x", "Why?: x"),
+    ],
+)
+def test_join(instruction, final, original):
+    assert join(instruction, "x", "final") == final
+    assert join(instruction, "x", "original") == original
+    for how in ("final", "original"):
+        assert join(instruction, " ", how) == instruction  # nothing to join: nothing is taken away
+        record = {"instruction": instruction, "input": "x", "output": "y"}
+        assert conversation(record, how)[0] == ("user", {"final": final, "original": original}[how])
+
+
+BROKEN = [
+    ("a.json", b'[\n{"instruction": "a",\n"output": }]', "line 3"),
+    ("a.json", b'{"instruction": "a", "output": "b"}', "must hold a list"),
+    ("a.json", b'{"a": 1}\n{"a": 2}', "line 2: Extra data; one object per line is a .jsonl file"),
+    ("a.json", b'[{"instruction": "a", "output": "b"}, 7]', "row 2"),
+    ("a.json", b"[" * 100_000, "line 1"),
+    ("a.jsonl", b'{"prompt": "a", "response": "b"}\n\n{"prompt": "a"\n', "line 3"),
+    ("a.jsonl", b'{"prompt": "a", "response": "b"}\n[1]\n', "line 2: an object is needed"),
+    ("a.jsonl", b'{"prompt": "a", "response": "b"}\n{"prompt": "\xff"}', "line 2: no UTF-8"),
+    ("a.jsonl", b"", "it is empty"),
+    ("a.json", None, "cannot read"),
+]
+
+
+@pytest.mark.parametrize("name, content, told", BROKEN)
+def test_a_broken_file_is_one_line(name, content, told, tmp_path):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=name) as error:
+        conversations(config(source=tmp_path / name), Counter())
+    assert told in str(error.value)
+
+
+# ---- splits --------------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.sampled_from(["a", "A ", "b", "c\nc", "C  c", "d", "e"]), min_size=2),
+    st.sampled_from([0.01, 0.3, 0.99]),
+    st.integers(0, 5),
+)
+def test_no_question_is_in_both_splits(asked, share, seed):
+    found = [[("user", q), ("assistant", str(i))] for i, q in enumerate(asked)]
+    distinct = len({question(m) for m in found})
+    if distinct < 2:
+        with pytest.raises(UserError, match="two different questions"):
+            divided(found, share, seed)
+        return
+    splits = divided(found, share, seed)
+    sides = {s: {question(m) for m, x in zip(found, splits, strict=True) if x == s} for s in splits}
+    assert not sides["val"] & sides.get("train", set())
+    assert len(sides["val"]) == max(1, round(distinct * share))
+    assert splits == divided(found, share, seed)
+
+
+def test_rows_of_a_corpus(prepared, tokenizer):
+    """The whole path: rows, prompts, the share of validation, duplicates, what is too long."""
+    talk = {"messages": [*MESSAGES, {"role": "user", "content": "More"}, {**MESSAGES[1]}]}
+    extra = [{"prompt": "Long?", "response": "long " * 99}, ROWS[3], talk]
+    corpus = prepared([*ROWS, *extra], test_split_pct=0.25, context_length=70)
+    dropped = corpus.meta["dropped"]
+    assert dropped == {"longer than context_length=70": 1, "same as an earlier row": 1}
+    assert corpus.meta["task"] == "chat" and corpus.tokenizer.spec() == tokenizer.spec()
+    assert corpus.rows("train") + corpus.rows("val") == len(ROWS) + 2  # two answers of the talk
+    assert corpus.rows("val") in (10, 11, 12)  # 42 questions, of which the talk counts as one
+    assert not set(texts(corpus, "train")) & set(texts(corpus, "val"))
+    want = {}
+    for row in [*ROWS, talk]:
+        for ids, prompt in chat_rows(corpus.tokenizer, conversation(row, "final")):
+            want[tuple(ids)] = prompt
+    for split in ("train", "val"):
+        batch = corpus.batch(split, np.arange(corpus.rows(split)), 70)
+        for ids, given_, length in zip(*batch, strict=True):
+            assert want.pop(tuple(ids[:length].tolist())) == given_.sum()
+            assert given_[: given_.sum()].all()
+            assert (ids[length:] == corpus.tokenizer.specials["eos"]).all()
+    assert not want
+
+
+def test_the_longest_row_that_fits(prepared):
+    first = prepared(ROWS)
+    longest = max(first.meta["splits"][s]["longest"] for s in ("train", "val"))
+    assert not prepared(ROWS, context_length=longest).meta["dropped"]
+    told = f"longer than context_length={longest - 1}"
+    shorter = prepared(ROWS, context_length=longest - 1, test_split_pct=0.5).meta["dropped"]
+    assert 1 <= shorter[told] < len(ROWS)
+    with pytest.raises(UserError, match=r"one of the two splits \(longer than .*=8: 40\)"):
+        prepared(ROWS, context_length=8)
+
+
+def test_options(prepared):
+    talks = [
+        {"messages": [{**m, "content": f"{m['content']} {i}"} for m in MESSAGES * 2]}
+        for i in range(9)
+    ]
+    each, last = prepared(talks), prepared(talks, turns="last")
+    assert [c.rows("train") + c.rows("val") for c in (each, last)] == [18, 9]
+    few = prepared(ROWS, max_rows=5)
+    assert few.rows("train") + few.rows("val") == 5
+    one, two, other = (
+        prepared(ROWS),
+        prepared(ROWS, num_workers=2),
+        prepared(ROWS, test_split_pct=0.5),
+    )
+    assert one.meta["files"] == two.meta["files"] != other.meta["files"]
+    seeds = {tuple(texts(prepared(ROWS, dataset_split_seed=s), "val")) for s in range(4)}
+    assert len(seeds) > 1
+
+
+def test_the_tokenizer_of_another_corpus(prepared, tmp_path, helpers):
+    """Fine-tuning keeps the vocabulary of the pretrained network, and refuses one without chat."""
+    first = prepared(ROWS)
+    second = prepared([*ROWS, *FORMATS[:3]], tokenizer=first.folder)
+    second.require_like(first.meta)
+    (tmp_path / "tok").mkdir()
+    (tmp_path / "tok" / "tokenizer.json").write_text(first.files["tokenizer.json"])
+    prepared(ROWS, tokenizer=tmp_path / "tok").require_like(first.meta)
+    plain = helpers.write_corpus(tmp_path / "plain", {"train": ["a"], "val": ["b"]}, Bytes())
+    with pytest.raises(UserError, match="bytes tokenizer cannot write a chat"):
+        prepared(ROWS, tokenizer=plain, path_to_data_store=tmp_path / "never")
+    for name in ("bytes", "gpt2", "chars", "train:many"):
+        with pytest.raises(UserError, match=f"tokenizer={name} has no tokens for a chat"):
+            prepared(ROWS, tokenizer=name, path_to_data_store=tmp_path / "never")
+    assert not (tmp_path / "never").exists()
+
+
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        (["--source=pydocs"], "FILE.jsonl"),
+        (["--test_split_pct=1"], "test_split_pct must be above 0 and below 1"),
+        (["--tokenizer=data/a", "--hf_model_name=b/c"], "--tokenizer"),
+        (["--path_to_data_store=a", "--dataset=b"], "left out with --dataset"),
+        (["--max_rows=-1"], "at least 0"),
+    ],
+)
+def test_bad_options(words, told):
+    with pytest.raises(UserError, match=told):
+        load(SftConfig, words)
+
+
+def test_the_command_refuses_in_one_line(run_cli, assert_refused, tmp_path):
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a", "response": "b"}\n{"prompt"\n')
+    flags = ["prepare_sft.py", f"--data_dir={tmp_path}"]
+    assert_refused(run_cli(*flags, f"--source={tmp_path / 'bad.jsonl'}"), "bad.jsonl, line 2")
+    assert [p.name for p in tmp_path.iterdir()] == ["bad.jsonl"]
+
+
+@pytest.mark.slow  # importing `datasets` takes seconds
+def test_without_the_hub(run_cli, assert_refused, tmp_path):
+    refused = run_cli("prepare_sft.py", f"--data_dir={tmp_path}", "--source=alpaca")
+    assert_refused(refused, "tatsu-lab/alpaca", "--source=pydoc")
+    assert not list(tmp_path.iterdir())
+
+
+# ---- the standard library ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    return dict(pydoc_pairs.python_pairs())
+
+
+def test_pairs_are_many_short_and_public(pairs):
+    kinds = Counter(" ".join(q.split()[:3]) for q in pairs)
+    assert len(pairs) > 5000
+    assert min(kinds[k] for k in ("What are the", "Which module has", "What is the")) > 500
+    for asked, answer in pairs.items():
+        assert asked.endswith("?") and 0 < len(answer) <= 140 and "\n" not in asked + answer
+        assert not any(part.startswith("_") for part in asked.replace(".", " ").split())
+        assert answer.strip() == answer and (">>>" not in answer)
+    for asked in ("What does len do?", "What does os.path.join do?", "What does str.split do?"):
+        assert len(pairs[asked].split()) > 4
+    assert next(iter(pairs)).endswith("abs do?")  # the best known first
+
+
+def test_answers_are_true(pairs):
+    """Against the living modules, which the parsed ones must agree with."""
+    import inspect
+
+    for module in "json shutil textwrap statistics asyncio os math collections glob".split():
+        loaded, names = importlib.import_module(module), 0
+        for asked, answer in pairs.items():
+            words = asked.rstrip("?").split()
+            if asked.startswith("Which module") and answer == module:
+                assert hasattr(loaded, words[-1]), asked
+                names += 1
+            owner, _, name = words[-1].rpartition(".")
+            if owner != module or not asked.startswith("What are the arguments"):
+                continue
+            real = inspect.signature(getattr(loaded, name)).parameters.values()
+            given_ = answer.replace("*", "").split(", ") if answer != "It takes none." else []
+            if not inspect.isclass(getattr(loaded, name)):
+                assert given_ == [p.name for p in real if p.name[0] != "_"], asked
+        assert names, module
+    assert "Which module has the function dumps?" not in pairs  # json, pickle, plistlib ...
+    assert pairs["What is the default of sep in print?"] == repr(" ")
+    assert pairs["What does KeyError inherit from?"] == "LookupError"
+
+
+@pytest.mark.parametrize(
+    "doc, sentence",
+    [
+        ("Do a thing well.  And another.\n\nMore.", "Do a thing well."),
+        ("Do a thing\nwell, e.g. now\n\nMore.", "Do a thing well, e.g. now."),
+        ("f(a) -> b\n\nDo a thing well.", "Do a thing well."),
+        ("f(a)\nf(a, b)\n\nDo :func:`a` thing ``well``.", "Do a thing well."),
+        ("f(a) -> b, and more", ""),
+        ("Do it.", ""),
+        ("Return one of the following:\n\n- a", ""),
+        ("do a thing well.", ""),
+        ("Do " + "very " * 40 + "much.", ""),
+        ("XXX Do a thing well.", ""),
+    ],
+)
+def test_first_sentence(doc, sentence):
+    assert pydoc_pairs.first_sentence(doc) == sentence
+
+
+def test_another_process_makes_the_same_pairs(pairs, run_cli, tmp_path):
+    flags = ["--max_rows=300", "--tokenizer=train:400", f"--data_dir={tmp_path}"]
+    run = run_cli("prepare_sft.py", *flags, env={"PYTHONHASHSEED": 1})
+    assert run.returncode == 0, run.stderr
+    corpus = Corpus(tmp_path / "pydoc_sft")
+    want = {
+        tuple(chat_rows(corpus.tokenizer, [("user", q), ("assistant", a)])[0][0])
+        for q, a in list(pairs.items())[:300]
+    }
+    have = set()
+    for split in ("train", "val"):
+        batch = corpus.batch(split, np.arange(corpus.rows(split)), 200)
+        have |= {tuple(i[:n].tolist()) for i, n in zip(batch.ids, batch.length, strict=True)}
+    assert have == want
