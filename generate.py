@@ -46,7 +46,8 @@ class Samples(NamedTuple):
 def framed(model: Model) -> bool:
     """Are the rows of this model [BOS] text [EOS] PAD...? If not, every position is text."""
     names = {"pad", "bos", "eos"} <= set(model.meta["specials"])
-    return names and longest_text(model) > 0 and model.meta.get("task") != "chat"
+    bare = model.meta.get("task") in ("chat", "stage")
+    return names and longest_text(model) > 0 and not bare
 
 
 def longest_row(model: Model) -> int:
@@ -189,15 +190,29 @@ def generate(
                 last = deque(frames, maxlen=1).pop()
             done.append(F.pad(last.ids.cpu(), (0, widest - ids.shape[1]), value=pad))
     ids = torch.cat(done)
-    texts = [model.tokenizer.decode(row) for row in ids.tolist()]
+    texts = [text_of(model, row) for row in ids.tolist()]
     return Samples(ids, texts, time.perf_counter() - clock, counter["calls"], counter["rows"])
+
+
+def is_stream(model: Model) -> bool:
+    """Was it trained on windows of a stream, in which several documents may stand?"""
+    return not model.meta.get("splits", {}).get("train", {}).get("rows", 0)
+
+
+def text_of(model: Model, ids: list[int]) -> str:
+    """One sample as text: up to EOS, or, of a stream, its documents with blank lines between."""
+    eos = model.meta["specials"].get("eos", -1)
+    if not is_stream(model) or eos not in ids:
+        return model.tokenizer.decode(ids)
+    ends = [i for i, token in enumerate(ids) if token == eos]
+    parts = [ids[a:b] for a, b in zip([0, *(e + 1 for e in ends)], [*ends, len(ids)], strict=True)]
+    return "\n\n".join(filter(None, map(model.tokenizer.decode, parts)))
 
 
 def written_ids(model: Model, ids: Tensor, canvases: list[Canvas]) -> list[list[int]]:
     """ids (N, T) of samples -> of each what was written, not what was given: all of it where the
     model was trained on a stream, else up to the first EOS, which is among it if it was written."""
-    rows = model.meta.get("splits", {}).get("train", {}).get("rows", 0)
-    eos = model.meta["specials"].get("eos", -1) if rows else -1
+    eos = -1 if is_stream(model) else model.meta["specials"].get("eos", -1)
     pairs = zip(ids, canvases, strict=True)
     found = [row[: len(begun.ids)][~begun.given].tolist() for row, begun in pairs]
     return [row[: row.index(eos) + 1] if eos in row else row for row in found]

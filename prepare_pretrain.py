@@ -45,6 +45,7 @@ from streams import (
     LARGE,
     Piece,
     are_texts,
+    as_text,
     cut_by_position,
     ends_held_out,
     file_chunks,
@@ -53,12 +54,12 @@ from streams import (
     row_chunks,
     source_files,
     split_of,
+    too_few,
+    training_text,
 )
-from tokenizer import GPT2, HF, Bytes, Symbols, Tokenizer
+from tokenizer import Bytes, Symbols, Tokenizer, create
 
 SHARES = {"pydoc": 0.05}  # of validation; 0.005 for the other sources
-FEW = 10  # documents to hold out; with fewer, the end of each file is held out instead
-SEEN = 1 << 28  # bytes of training text that train:N learns its merges from
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def find_source(cfg: PretrainConfig) -> Source:
         return Source([], "whole documents", None)
     files = source_files(cfg.source)
     size = sum(p.stat().st_size for p in files) if are_texts(files) else None
-    few = size is not None and not cfg.separator and len(files) * cfg.share() < FEW
+    few = too_few(files, cfg.separator, cfg.share())
     return Source(files, "the end of every file" if few else "whole documents", size)
 
 
@@ -161,40 +162,19 @@ def stream(cfg: PretrainConfig, source: Source) -> Iterator[Piece]:
 # ---- the tokenizer -----------------------------------------------------------------------------
 
 
-def as_text(data: bytes) -> str:
-    """Bytes that are no UTF-8 become replacement characters."""
-    return data.decode("utf-8", "replace")
-
-
-def training_text(found: Iterable[Piece]) -> Iterator[str]:
-    """The first SEEN bytes of the training split."""
-    size = 0
-    for piece in found:
-        if piece.split == "train":
-            yield as_text(piece.text)
-            size += len(piece.text)
-            if size >= SEEN:
-                return
-
-
 def make_tokenizer(cfg: PretrainConfig, source: Source) -> Tokenizer:
     """The tokenizer that the config names; `chars` and `train:N` read the text for it."""
     name = cfg.hf_model_name or cfg.tokenizer
-    kind, _, size = name.partition(":")
-    if name == "bytes":
-        return Bytes()
-    if name == "gpt2":
-        return GPT2.create(cfg.bpe_dir)
     if name == "chars":  # of validation too: which characters exist is no secret, and all need ids
         symbols: set[str] = set()
         for piece in stream(cfg, source):
             symbols.update(as_text(piece.text))
         return Symbols(sorted(symbols))
-    if kind == "train":
-        if not size.isdigit():
-            raise UserError(f"tokenizer={name}: write train:N, for example train:4096")
-        return HF.train(training_text(stream(cfg, source)), int(size))
-    return HF.create(name, cfg.huggingface_cache_dir)
+
+    def texts() -> Iterator[str]:
+        return training_text(stream(cfg, source))
+
+    return create(name, texts, cfg.bpe_dir, cfg.huggingface_cache_dir)
 
 
 # ---- from text to ids --------------------------------------------------------------------------

@@ -25,6 +25,8 @@ from tokenizer import GPT2, HF, Bytes, Tokenizer, tokenizer_from
 BACKBONE = "network."  # in front of transformers' names in `model.MaskedLM`
 # of other heads that BERT and RoBERTa are published with, and a constant of old versions
 UNUSED = re.compile(r"(pooler|seq_relationship)\.|embeddings\.position_ids$")
+# a head that the networks of the published cascade have and never use
+UNTRAINED = {f"prediction_head.{name}" for name in ("0.weight", "1.weight", "1.bias")}
 TINY = {  # modernbert-tiny: 2.2 M parameters in the blocks, for two CPU cores
     "model_type": "modernbert",
     "hidden_size": 256,
@@ -276,6 +278,9 @@ def from_sedd(state: dict[str, Tensor]) -> dict[str, Tensor]:
     pairs = _names(n_layer)
     result = {ours: state[theirs] for theirs, ours in pairs.items()}
     known = {*pairs, "rotary_emb.inv_freq"}  # a constant, recomputed
+    if lacking := (UNTRAINED & state.keys()) and UNTRAINED - state.keys():
+        raise KeyError(min(lacking))
+    known |= UNTRAINED
     for end in ("weight", "bias"):
         stack = _modulations(n_layer, end)
         result[f"modulation.{end}"] = torch.cat([state[name] for name in stack])

@@ -6,6 +6,7 @@
 --chat --prompt="What does len do?"           an answer; without a prompt, a conversation
 --ckpt=louaaron/sedd-small                    published weights, from the hub or a folder
 --export=DIR                                  write safetensors and JSON instead of sampling
+--cascade=out/stage1,out/stage2,out/stage3    stages in a row; its options: cascade.py -h
 
 With --chat the defaults are those of LLaDA: one sample, confidence order, temperature 0.
 """
@@ -260,6 +261,11 @@ def ask() -> str:
 
 
 def main(argv: list[str]) -> None:
+    if any(a.startswith("--cascade=") for a in argv):
+        import cascade  # which builds on this file
+
+        cascade.main(argv)
+        return
     cfg, origins = load(SampleConfig, argv)
     cfg = chat_defaults(cfg, origins) if cfg.chat else cfg
     model = checkpoint.load(cfg.ckpt, pick_device(cfg.device), cfg.use_ema)

@@ -25,6 +25,8 @@ ROWS, COLUMNS = (".json", ".jsonl"), ".parquet"  # files that hold documents in 
 KNOWN = (".txt", ".md", *ROWS, COLUMNS)  # what is taken from folders and patterns
 # a space, or else a line end, that begins a word: what tokenizers cut at, too
 GAPS = [re.compile(rb"\S" + mark + rb"(?=\S)") for mark in (b" ", b"\n")]
+FEW = 10  # documents to hold out; with fewer, the end of each file is held out instead
+SEEN = 1 << 28  # bytes of training text that tokenizers and the like are learnt from
 LOCAL = "--source=FILES (.txt, .jsonl, .json, .parquet)"
 
 Chunks = Iterable[bytes | None]
@@ -107,6 +109,22 @@ def labelled(chunks: Chunks, choose: Callable[[bytes], str]) -> Iterator[Piece]:
         split = choose(text) if first else split
         yield Piece(split, text, first, last)
         first = last
+
+
+def as_text(data: bytes) -> str:
+    """Bytes that are no UTF-8 become replacement characters."""
+    return data.decode("utf-8", "replace")
+
+
+def training_text(found: Iterable[Piece]) -> Iterator[str]:
+    """The first SEEN bytes of the training split."""
+    size = 0
+    for piece in found:
+        if piece.split == "train":
+            yield as_text(piece.text)
+            size += len(piece.text)
+            if size >= SEEN:
+                return
 
 
 # ---- chunks ------------------------------------------------------------------------------------
@@ -237,6 +255,11 @@ def source_files(source: str) -> list[Path]:
 def are_texts(files: list[Path]) -> bool:
     """Is every one of these files a plain text, so that without a separator it is a document?"""
     return not any(p.suffix in ROWS or p.suffix == COLUMNS for p in files)
+
+
+def too_few(files: list[Path], separator: str, share: float) -> bool:
+    """Are there too few plain texts to hold out `share` of them as wholes?"""
+    return are_texts(files) and not separator and len(files) * share < FEW
 
 
 def file_chunks(files: list[Path], separator: str) -> Iterator[bytes | None]:

@@ -7,7 +7,9 @@ name -> text. Corpora and checkpoints carry both, so each is enough by itself.
 
 import base64
 from pathlib import Path
-from typing import Any, Iterable
+from typing import Any, Callable, Iterable
+
+import numpy as np
 
 from configurator import UserError, optional
 
@@ -218,7 +220,10 @@ class HF:
 
     def encode(self, text: str) -> list[int]:
         """Raises UserError if the model itself holds a special token as a word of the language."""
-        ids = self.codec.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        return self.checked(self.codec.encode_batch_fast([text], add_special_tokens=False)[0].ids)
+
+    def checked(self, ids: list[int]) -> list[int]:
+        """The ids of a text, none of which may be special."""
         if not self.reserved.isdisjoint(ids):
             name = next(n for n, i in self.specials.items() if i in ids)
             raise UserError(
@@ -236,6 +241,49 @@ class HF:
 
 
 Tokenizer = Bytes | Symbols | GPT2 | HF
+
+
+def create(
+    name: str,
+    texts: Callable[[], Iterable[str]],
+    bpe_dir: str = "",
+    cache_dir: str = "",
+) -> Tokenizer:
+    """The tokenizer that a command names: bytes, gpt2 (whose merges may lie in `bpe_dir`), train:N
+    (learnt from `texts()`), a folder with tokenizer.json, or a hub id."""
+    kind, _, size = name.partition(":")
+    if name == "bytes":
+        return Bytes()
+    if name == "gpt2":
+        return GPT2.create(bpe_dir)
+    if kind == "train":
+        if not size.isdigit():
+            raise UserError(f"tokenizer={name}: write train:N, for example train:4096")
+        return HF.train(texts(), int(size))
+    return HF.create(name, cache_dir)
+
+
+def encode_spans(tokenizer: Tokenizer, text: str) -> tuple[np.ndarray, np.ndarray]:
+    """Text of n tokens -> ids (n,) uint32, and the characters [start, end) that each covers (n, 2).
+    A token that is a part of a character covers that character."""
+    if isinstance(tokenizer, HF):
+        found = tokenizer.codec.encode(text, add_special_tokens=False)
+        ids = np.array(tokenizer.checked(found.ids), np.uint32)
+        return ids, np.array(found.offsets, np.int64).reshape(-1, 2)
+    ids = np.array(tokenizer.encode(text), np.uint32)
+    if isinstance(tokenizer, Symbols):
+        assert not tokenizer.sep, "symbols of one character only"
+        places = np.arange(len(ids))
+        return ids, np.stack([places, places + 1], 1)
+    code = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    width = 1 + (code > 0x7F) + (code > 0x7FF) + (code > 0xFFFF)  # bytes of each character
+    owner = np.repeat(np.arange(len(text)), width)  # of every byte, its character
+    sizes = np.ones(len(ids), np.int64)  # bytes of every token
+    if isinstance(tokenizer, GPT2):
+        sizes = np.array([*map(len, tokenizer.codec.decode_tokens_bytes(ids.tolist()))], np.int64)
+    ends = np.cumsum(sizes)
+    assert len(ids) == 0 or ends[-1] == len(owner), (ends[-1], len(owner))
+    return ids, np.stack([owner[ends - sizes], owner[ends - 1] + 1], 1)  # (n, 2)
 
 
 def _until(ids: Iterable[int], end: int) -> list[int]:

@@ -79,8 +79,6 @@ CHOICES = {
     "delay": st.sampled_from([(), (2, 3)]),
     "banned": st.sampled_from([(), (1,)]),
 }
-
-
 SEEDS = st.integers(0, 5)
 
 
@@ -112,11 +110,9 @@ def test_every_combination_writes_everything(options, prompt, cond_dim, seed):
         before = frame.ids
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("remask", ["none", "conf"])
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "first_hitting"])
 def test_mirrored_text_is_written_in_pairs(sampler, remask):
-    if (sampler, remask) == ("first_hitting", "conf"):
-        pytest.skip("refused")
     ids, known = canvas([0, 0], 9)
     mirror = torch.arange(9).flip(0).expand(2, -1)
     options = {"sampler": sampler, "remask": remask, "mirror": mirror, "steps": 6}
@@ -209,9 +205,11 @@ def test_stop_saves_calls_and_a_prompt_does_not_end_a_row():
     ids, known = canvas([1], 8)
     ids[0, 0] = 2  # the stop id itself is given
     options = {"sampler": "confidence", "temperature": 0.0, "steps": 8, "stop": 2}
-    *_, last = sample(Given(z), ids, known, **options, block_length=2)
-    assert last.ids.tolist() == [[2, 1, 1, 1, 2, 2, 2, 2]]
-    assert len(sample(Given(z), ids, known, **options, block_length=2)) == 1 + 4
+    for block_length in (0, 2):
+        frames = sample(Given(z), ids, known, **options, block_length=block_length)
+        assert frames[-1].ids.tolist() == [[2, 1, 1, 1, 2, 2, 2, 2]] and len(frames) == 1 + 4
+        if block_length == 0:  # places before it are open: nothing ends yet
+            assert frames[1].changed[0].nonzero().tolist() == [[4]]
 
 
 # ---- order ---------------------------------------------------------------------------------------
@@ -272,8 +270,8 @@ def test_guidance(sampler):
     assert counted.rows == 2 * alone
     assert not torch.equal(sample(net, ids, known, cfg=9.0, **options)[-1].ids, plain)
     ids, known = canvas([0, 0], 10)
-    with_ = sample(net, ids, known, cfg=9.0, **options)[-1].ids
-    assert torch.equal(with_, sample(net, ids, known, **options)[-1].ids)
+    one, other = (sample(net, ids, known, cfg=c, **options)[-1].ids for c in (0.0, 9.0))
+    assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("cond_dim", NETS)
@@ -298,8 +296,7 @@ def test_cache_is_exact_where_nothing_is_stale(kind, cfg, cond_dim):
 
 @pytest.mark.parametrize("kind", ["prefix", "dual"])
 def test_cache_is_an_approximation(kind, monkeypatch):
-    """Features of a block whose surroundings are kept are close to those computed anew, and a
-    fresh look after every step makes them equal."""
+    """Features of a block whose surroundings are kept are close to those computed anew."""
     own, far = decode.Decoder.look, []
 
     def both(self, rows, time):
@@ -331,10 +328,8 @@ def test_calls(sampler):
         frames = sample(net, ids, known, sampler=sampler, steps=steps)
         assert counted.calls == len(frames) - 1
         assert all(f.changed.any() for f in frames[1:])
-        if sampler == "ancestral":
-            assert counted.calls <= min(steps + 1, T)
-        else:
-            assert counted.calls == (T if sampler == "first_hitting" else min(steps, T))
+        most = {"first_hitting": T, "ancestral": min(steps + 1, T)}.get(sampler, min(steps, T))
+        assert counted.calls == most or (sampler == "ancestral" and counted.calls < most)
 
 
 def test_idle_steps_of_the_reverse_process_are_skipped():
@@ -389,8 +384,7 @@ N = 50_257  # tokens of GPT-2
 
 
 def nats_within_errors(net, tokens):
-    """The mean of -log p over drawn tokens is the entropy of their law, 3 standard errors off at
-    most."""
+    """The mean of -log p over drawn tokens is within 3 standard errors of their law's entropy."""
     logp = net.logits(torch.ones(1))[:N].double().log_softmax(0)
     found, entropy = -logp[tokens.flatten()], -(logp.exp() * logp).sum()
     return abs(float(found.mean() - entropy)) < 3 * float(found.std()) / math.sqrt(len(found))
@@ -424,7 +418,7 @@ def test_unmask_rate_at_a_large_vocabulary(monkeypatch):
 
 def analytic(rows):
     """A walk over masked places whose scores are the network's, and its times and noise."""
-    net, ids = Wide(N + 1, 2.0), torch.zeros(rows, dtype=torch.int64)
+    net, ids = Wide(N + 1, 2.0), torch.zeros(1, rows, dtype=torch.int64)
     process = ScoreEntropy(Absorbing(N), LogLinear(), normalize=True)
     options = SampleOptions(sampler="analytic", steps=1000)
     return net, process, ids, options
@@ -436,7 +430,7 @@ def test_unmask_rate_of_scores(step):
     levels that many, to a place."""
     rows = 2000
     net, process, ids, options = analytic(rows)
-    walk = MaskedWalk(process, net, ids[None], ids[None] > 0, generator(2), options)
+    walk = MaskedWalk(process, net, ids, ids > 0, generator(2), options)
     levels = iter((torch.arange(rows).double() + 0.5) / rows)
     walk.uniforms = lambda count: torch.stack([next(levels) for _ in range(count)])
     total, at = process.noise.total(grid(1000)), walk.undecided()
@@ -445,10 +439,9 @@ def test_unmask_rate_of_scores(step):
     assert abs(int((walk.x != N).sum()) - rows / (1000 - step)) <= 1
 
 
-@pytest.mark.slow
 def test_unmask_rate_of_scores_over_a_whole_run():
     net, process, ids, options = analytic(40)
-    frames = process.sample(net, ids[None], ids[None] > 0, generator(1), options)
+    frames = process.sample(net, ids, ids > 0, generator(1), options)
     steps = torch.zeros(40)
     for i, frame in enumerate(frames):
         steps[frame.changed[0]] = i - 0.5

@@ -128,6 +128,17 @@ def test_bound_of_a_uniform_guess_of_answers(padding: str, batch_size: int):
     assert found["nats_per_token_error"] == pytest.approx(error, abs=1e-6)
 
 
+@pytest.mark.parametrize("padding", ["learn", "crop", "ignore"])
+def test_the_bound_of_a_batch_is_over_the_written_places(padding: str):
+    """What train.py divides by, batch by batch: a uniform guess costs log V for each."""
+    model = model_of(Numbers(), 12, {}, objective="masked", padding=padding, time_input=False)
+    batch = corpus_of(model, ROWS).batch("val", np.arange(3), 12)
+    nats = model.objective.bound(model.net, batch, torch.Generator().manual_seed(0), 2).sum()
+    places = int(model.objective.written(batch).sum())
+    assert places == {"learn": 27, "crop": 18, "ignore": 9}[padding]
+    assert float(nats) == pytest.approx(places * math.log(13))
+
+
 def test_bound_of_a_stream_counts_the_text_behind_an_eos(tmp_path: Path):
     """A window of a stream holds several texts; `decode` alone stops at the first EOS."""
     text = [*Bytes().encode("éa"), 258, *Bytes().encode("bcd"), 258, *Bytes().encode("ef")]
@@ -281,6 +292,8 @@ def test_answer_row(tmp_path: Path):
     )
     ids, start = answer_row(model, "the c", "at", False)
     assert ids == hf.encode("the cat") and ids[:start] != hf.encode("the c")
+    letters = Model(None, None, Bytes(), Config(), {"specials": {}}, 0)
+    assert answer_row(letters, "ab ", "c", False) == ([*b"ab c"], 2)  # the space is written
     ids, start = answer_row(model, "ask", "told", True)
     frame = [hf.specials[k] for k in ("bos", "start")]
     assert ids[:2] == frame and ids[start:] == [*hf.encode("\ntold"), hf.specials["eos"]]

@@ -110,12 +110,12 @@ def test_likelihood_is_the_bound():
     data, process = Distribution(3, T), Masked(3, None, LogLinear())
     net, text = ExactNetwork(Distribution(3, T, 5), process), data.texts[11]
     given, rng = torch.tensor([True, False, False]), generator(1)
-    found = [process.likelihood(net, text, given, rng, 64, 2) for _ in range(100)]
+    found = [process.likelihood(net, text, given, rng, 64, 2) for _ in range(49)]
     many = batch_of(text.expand(4000, -1), 1)
     want, found = process.bound(net, many, rng, samples=2), torch.tensor(found)
-    error = math.hypot(float(found.std()) / 10, float(want.std()) / math.sqrt(4000))
+    error = math.hypot(float(found.std()) / 7, float(want.std()) / math.sqrt(4000))
     assert abs(float(found.mean() + want.mean())) < 3 * error
-    for n, copies in ((5, 3), (3, 16), (7, 7), (2, 2)):
+    for n, copies in ((5, 3), (6, 9), (7, 7), (2, 2)):
         every = torch.cat([answer_counts(n, copies, k) for k in range(1, n + 1)])
         assert torch.equal(torch.bincount(every)[1:], torch.full((n,), copies))
     assert answer_counts(2, 16, 1).bincount().tolist() == [0, 7, 9]
@@ -124,7 +124,7 @@ def test_likelihood_is_the_bound():
 # ---- what a loss is a mean of --------------------------------------------------------------------
 
 
-def expected(process, ids, prompts, repeats=1000):
+def expected(process, ids, prompts, repeats=300):
     """Mean of the loss over many draws, and its standard error. Each row has its own stratum of t,
     so the rows come in either order."""
     net, rng, found = Constant(torch.tensor([0.0, 1.0, 2.0, 0.0])), generator(2), []
