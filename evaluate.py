@@ -214,14 +214,15 @@ class Texts(NamedTuple):
 
 
 def sampled(cfg: EvaluateConfig, model: Model, corpus: Corpus, split: str) -> Texts:
-    """Texts from nothing but --prompt; for a corpus of questions, answers to those of the split."""
+    """Texts from nothing but --prompt; for a corpus of questions or of stages of a cascade, what
+    is written after what the rows of the split are given."""
     block, total = model.config.block_size, corpus.windows(split, model.config.block_size)
     rows = shuffled(np.arange(min(count(cfg, TEXTS), total)), total, 0)
     batch = corpus.batch(split, rows, block)
     asked = SampleConfig(
         num_samples=count(cfg, TEXTS), prompt=cfg.prompt, max_length=cfg.max_length, show=cfg.show
     )
-    if cfg.chat:
+    if cfg.chat or model.meta.get("task") == "stage":
         asked_for = zip(batch.ids, batch.given, strict=True)
         prompts = [ids[given].tolist() for ids, given in asked_for]
         begun = [answer_canvas(model, p, min(cfg.max_length, block - len(p))) for p in prompts]

@@ -195,8 +195,9 @@ def generate(
 
 
 def is_stream(model: Model) -> bool:
-    """Was it trained on windows of a stream, in which several documents may stand?"""
-    return not model.meta.get("splits", {}).get("train", {}).get("rows", 0)
+    """May several documents stand in what it was trained on: windows of a stream, or stages?"""
+    rows = model.meta.get("splits", {}).get("train", {}).get("rows", 0)
+    return not rows or model.meta.get("task") == "stage"
 
 
 def text_of(model: Model, ids: list[int]) -> str:

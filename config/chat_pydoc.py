@@ -19,6 +19,6 @@ n_embd = 192
 positions = "rotary"
 
 batch_size = 64
-max_iters = 3000
-eval_interval = 1500
+max_iters = 2400
+eval_interval = 1200
 demo = "evaluate.py --samples=200"

@@ -11,5 +11,5 @@ block_size = 18
 objective = "masked"
 noise = "loglinear"
 
-max_iters = 3600
-eval_interval = 1800
+max_iters = 3400
+eval_interval = 1700

@@ -20,7 +20,7 @@ positions = "both"
 dtype = "bfloat16"  # a third faster where the processor knows it; else --dtype=float32
 
 batch_size = 32
-max_iters = 2500
+max_iters = 2400
 optimizer = "muon"
 muon_lr = 0.01
 learning_rate = 3e-3
@@ -31,7 +31,7 @@ schedule = "flat_cosine"
 min_lr = 0.02
 ema_decay = 0.0
 
-eval_interval = 1250
+eval_interval = 1200
 eval_iters = 20
 log_interval = 100
 demo = "evaluate.py --rows=1000"

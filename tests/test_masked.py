@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections import deque
 
 import pytest
 import torch
@@ -32,6 +33,9 @@ class Constant(torch.nn.Module):
         self.seen.append(ids)
         self.masks.append(mask)
         return torch.ones(*ids.shape, 1)
+
+    def logits(self, h):
+        return self.head(h)
 
 
 def batch_of(ids, prompts=0, length=None):
@@ -256,3 +260,33 @@ def test_doubt_keeps_the_distribution(remask):
         doubted += int((frame.changed & (frame.ids == 3)).sum())
     assert total_variation(frame.ids, data) < 0.03
     assert doubted > 1000
+
+
+class Told(Masked):
+    """Keeps what the network is told, as a share of masked places."""
+
+    def condition(self, net, sigma, device):
+        self.shares.append(-torch.expm1(-sigma))
+        return super().condition(net, sigma, device)
+
+
+@pytest.mark.parametrize("block_length", [0, 3])
+def test_what_is_told_of_the_noise(block_length):
+    """In the ordered samplers the share of written places that are masked, in all blocks, as in
+    training 0.999 of a block at most; in the reverse process that of its time."""
+    process, net = Told(3, None, LogLinear()), Constant(torch.zeros(4))
+    process.shares, ids = [], torch.zeros(2, 8, dtype=torch.int64)
+    given = torch.arange(8) < torch.tensor([[1], [3]])
+    options = SampleOptions(sampler="confidence", steps=99, block_length=block_length)
+    *frames, _ = process.sample(net, ids, given, generator(0), options)
+    for frame, told in zip(frames, process.shares, strict=True):
+        left = (frame.ids == 3).sum(1)
+        share = (left / (~given).sum(1))[left > 0].double()
+        torch.testing.assert_close(told, share, rtol=0, atol=1.1e-3)
+    process.shares, one = [], torch.zeros(1, 1, dtype=torch.int64)
+    for seed in range(40):
+        options = SampleOptions(sampler="ancestral", steps=4)
+        deque(process.sample(net, one, one > 0, generator(seed), options), 0)
+    grid = LogLinear().masked(torch.linspace(1, 1e-5, 5).double())[:-1]
+    found = torch.cat(process.shares)
+    assert ((found[:, None] - grid).abs().amin(1) < 1e-6).all() and len(found.unique()) == 4

@@ -1,0 +1,391 @@
+"""Texts for cascades: how important every token is, in three ways.
+
+    python preprocess_prefix.py --mode=constituency --dataset_name=pydoc          # offline
+    python preprocess_prefix.py --mode=keybert_no_stopword --dataset_name='essays,notes/*.jsonl'
+    python preprocess_prefix.py --mode=constituency --dataset_name=openwebtext --shard_idx=3
+
+--mode=constituency labels every word by its tag, 1 to 7: names, nouns, verbs, adjectives, adverbs,
+the rest. keybert_no_stopword scores it by its closeness to the document, stop words last; keybert
+lets stop words compete (the original names this mode but never published it: it is our reading).
+A token has the label or the score of its word; the text is never changed.
+
+--tagger=spacy is en_core_web_md, rules needs nothing; --scorer=minilm is KeyBERT, tfidf needs
+nothing; auto takes the former if it is installed and says which.
+
+--dataset_name is pydoc, openwebtext, wikitext103, wikitext2, ptb, lambada, lm1b, an id of the hub,
+or files, folders and patterns with commas between them (.txt, .jsonl, .json, .parquet). --tokenizer
+is gpt2, bytes, train:N (learnt from the training split), a folder or a hub id.
+
+The result is save_root/NAME_MODE/shard_K, shards that are independent of each other, complete or
+absent: run again, the command makes those that are missing. Without --shard_idx it makes all.
+"""
+
+import json
+import os
+import shutil
+import sys
+import time
+import zlib
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Callable, Iterable, Iterator, Literal, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from configurator import UserError, describe, load, optional, require, run, save_json
+from files import fingerprint
+from keywords import MINILM, MiniLM, Scorer, TfIdf, absent_minilm, word_scores
+from prefix_data import (
+    WORST_LABEL,
+    WORST_SCORE,
+    Document,
+    ShardFolder,
+    read_meta,
+    shard_path,
+)
+from prefix_texts import NAMED, Texts, find_texts, is_local
+from streams import SEEN
+from tagger import PACKAGE, Rules, Spacy, Tagger, absent_spacy, priorities
+from tokenizer import Tokenizer, create, encode_spans, tokenizer_from
+from workers import Batch, Workers
+
+
+@dataclass(frozen=True)
+class PrefixConfig:
+    """What `preprocess_prefix.py` can be told."""
+
+    mode: Literal["constituency", "keybert", "keybert_no_stopword"] = "constituency"  # see above
+    # the text
+    dataset_name: str = "openwebtext"  # a name, or files, folders and patterns: see above
+    dataset_mode: str = ""  # train, validation ...; empty: train, and validation if we divide
+    path: str = ""  # a local copy of one of the named texts
+    separator: str = ""  # a line between the documents of a text file; empty: a file is one
+    val_split_ratio: float = 0.05  # of pydoc and files, which have no splits of their own
+    skip: str = ""  # numbers of documents to leave out, with commas between them
+    # the ids
+    tokenizer: str = ""  # see above; empty: gpt2, for pydoc bytes
+    bpe_dir: str = ""  # gpt2: folder with vocab.bpe and encoder.json, instead of a download
+    # the importance
+    tagger: Literal["auto", "spacy", "rules"] = "auto"  # which words there are, and their tags
+    scorer: Literal["auto", "minilm", "tfidf"] = "auto"  # keybert modes: closeness to the document
+    kw_model: str = MINILM  # minilm: a sentence encoder, by name or folder
+    # the result
+    save_root: str = ""  # empty: data/preprocessed/MODE
+    num_shards: int = 32  # parts of a text, each written by one command
+    shard_idx: int | None = None  # the part to write; None: all that are missing
+    # the work
+    n_process: int = 1  # processes; the result does not depend on it
+    batch_size: int = 128  # documents that a process takes at a time, fewer if they are long
+    timeout: float = 600.0  # seconds for one document, before its process counts as hung
+    huggingface_cache_dir: str = ""  # where downloads go; empty: the library's own place
+
+    def __post_init__(self):
+        for key in ("num_shards", "n_process", "batch_size"):
+            require(self, key, getattr(self, key) >= 1, "at least 1")
+        require(self, "timeout", self.timeout > 0, "above 0")
+        within = self.shard_idx is None or 0 <= self.shard_idx < self.num_shards
+        require(self, "shard_idx", within, f"from 0 to num_shards - 1 = {self.num_shards - 1}")
+        require(self, "val_split_ratio", 0 < self.val_split_ratio < 1, "above 0 and below 1")
+        require(self, "dataset_name", bool(self.dataset_name), "given")
+        named = self.dataset_name in NAMED
+        require(self, "path", named or not self.path, f"for {', '.join(NAMED)} only")
+        numbers = all(n.strip().isdigit() for n in self.skip.split(",") if n)
+        require(self, "skip", numbers, "numbers with commas between them")
+
+    def name(self) -> str:
+        """Of the text, for folders."""
+        if self.dataset_name in (*NAMED, "pydoc"):
+            return self.dataset_name
+        return "text" if is_local(self.dataset_name) else self.dataset_name.split("/")[-1]
+
+    def root(self) -> Path:
+        return Path(self.save_root or f"data/preprocessed/{self.mode}")
+
+    def modes(self) -> list[str]:
+        """The splits to make."""
+        if self.dataset_mode:
+            return ["validation" if self.dataset_mode == "val" else self.dataset_mode]
+        divided = self.dataset_name == "pydoc" or is_local(self.dataset_name)
+        return ["train", "validation"] if divided else ["train"]
+
+    def tokens(self) -> str:
+        """The name of the tokenizer."""
+        return self.tokenizer or ("bytes" if self.dataset_name == "pydoc" else "gpt2")
+
+
+# ---- a document ----------------------------------------------------------------------------------
+
+
+def word_of_tokens(text: str, spans: list[tuple[int, int]], tokens: np.ndarray) -> np.ndarray:
+    """Spans of W words and of n tokens (n, 2) in a text -> the word of each token (n,) int32, -1
+    for none. A token belongs to the word of its first character that is no white space. The one
+    white space before a word goes with it; all other white space is in no word."""
+    owner = np.full(len(text) + 1, -1, np.int32)  # one more, for empty tokens at the end
+    for number, (start, end) in enumerate(spans):
+        if not text[start:end].isspace():  # spaCy's words may be
+            owner[start:end] = number
+            if start and owner[start - 1] < 0 and text[start - 1].isspace():
+                owner[start - 1] = number
+    blank = np.array([c.isspace() for c in text] + [False])
+    # of every place, the first one from there on that is no white space
+    solid = np.where(blank, len(text), np.arange(len(text) + 1))
+    solid = np.minimum.accumulate(solid[::-1])[::-1]
+    first = solid[tokens[:, 0]]
+    return owner[np.where(first < tokens[:, 1], first, tokens[:, 0])]
+
+
+def keys_of(words: Iterable[str]) -> np.ndarray:
+    """Words -> uint32, equal for words that are equal in lower case."""
+    return np.array([zlib.crc32(w.lower().encode("utf-8", "replace")) for w in words], np.uint32)
+
+
+class Parts(NamedTuple):
+    """What a worker is made of; plain data, so that it can be sent to one."""
+
+    mode: str
+    tagger: str
+    scorer: str
+    kw_model: str
+    idf: Path | None  # of the scorer tfidf
+    tokenizer: tuple[dict[str, Any], dict[str, str]]  # its spec and files
+
+
+class Preprocessor:
+    """Text -> Document; what a worker does."""
+
+    def __init__(self, parts: Parts):
+        self.tokenizer = tokenizer_from(*parts.tokenizer)
+        self.tagger: Tagger = Spacy() if parts.tagger == "spacy" else Rules()
+        self.scorer: Scorer | None = None
+        self.demote = parts.mode == "keybert_no_stopword"
+        if parts.scorer == "minilm":
+            optional("torch").set_num_threads(1)
+            self.scorer = MiniLM(parts.kw_model)
+        elif parts.scorer:
+            assert parts.idf, parts
+            self.scorer = TfIdf.read(parts.idf)
+
+    def __call__(self, text: str) -> Document:
+        found = self.tagger(text)
+        words = [text[a:b] for a, b in found.spans]
+        ids, spans = encode_spans(self.tokenizer, text)
+        word = word_of_tokens(text, found.spans, spans)
+        # the last of each is for what is in no word, which has number -1
+        key = np.append(keys_of(words), np.uint32(0))[word]
+        if not self.scorer:
+            labels = np.array([*priorities(found.tags, found.stops), WORST_LABEL], np.int8)
+            return Document(ids, labels[word], None, word, key)
+        scores = word_scores(words, found.points, self.scorer.table(words), self.demote)
+        return Document(ids, None, np.array([*scores, WORST_SCORE], np.float32)[word], word, key)
+
+
+# ---- what is learnt from the text once -----------------------------------------------------------
+
+
+def training_texts(cfg: PrefixConfig) -> Iterator[str]:
+    """The first SEEN bytes of the training split."""
+    texts, size = texts_of(cfg, "train"), 0
+    for text in texts.read(0, texts.count):
+        yield text
+        size += len(text)
+        if size >= SEEN:
+            return
+
+
+def texts_of(cfg: PrefixConfig, mode: str) -> Texts:
+    return find_texts(
+        cfg.dataset_name,
+        mode,
+        cfg.path,
+        cfg.separator,
+        cfg.val_split_ratio,
+        cfg.huggingface_cache_dir,
+    )
+
+
+def once(folder: Path, identity: dict[str, Any], make: Callable[[Path], None]) -> Path:
+    """`folder`, made by `make(folder)` if it is not there; complete or not at all. Of several
+    processes that make it at once one wins, and all of them use what that one made."""
+    if not folder.exists():
+        partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+        try:
+            partial.mkdir(parents=True)
+            make(partial)
+            save_json(identity, partial / "meta.json")
+            with suppress(OSError):  # another process was faster
+                os.rename(partial, folder)
+        except OSError as e:
+            raise UserError(f"cannot write {folder}: {e.strerror}") from e
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    if json.loads((folder / "meta.json").read_text(encoding="utf-8")) != as_json(identity):
+        raise UserError(f"{folder} was learnt from another text; remove it, or --save_root=ANOTHER")
+    return folder
+
+
+def as_json(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+def make_tokenizer(cfg: PrefixConfig, folder: Path, identity: dict[str, Any]) -> Tokenizer:
+    """The tokenizer that the config names; train:N is learnt once and kept in `folder`."""
+    name = cfg.tokens()
+
+    def texts() -> Iterator[str]:
+        return training_texts(cfg)
+
+    if not name.startswith("train:"):
+        return create(name, texts, cfg.bpe_dir, cfg.huggingface_cache_dir)
+
+    def make(path: Path) -> None:
+        for file, text in create(name, texts).files.items():
+            (path / file).write_text(text, encoding="utf-8")
+
+    kept = once(folder / name.replace(":", "_"), identity, make)
+    return create(str(kept.resolve()), texts)
+
+
+def make_parts(cfg: PrefixConfig, tagger: str, scorer: str, identity: dict[str, Any]) -> Parts:
+    """Everything that workers need, with what is learnt from the training split."""
+    folder = cfg.root() / f"{cfg.name()}_fitted"
+    tokenizer, idf = make_tokenizer(cfg, folder, identity), None
+    if scorer == "tfidf":
+
+        def make(path: Path) -> None:
+            TfIdf.fit(training_texts(cfg)).save(path / "idf.json")
+
+        idf = once(folder / "idf", identity, make) / "idf.json"
+    told = (tokenizer.spec(), tokenizer.files)
+    return Parts(cfg.mode, tagger, scorer, cfg.kw_model, idf, told)
+
+
+# ---- the command ---------------------------------------------------------------------------------
+
+
+def choose(cfg: PrefixConfig) -> tuple[str, str]:
+    """The tagger and the scorer that `auto` means here, told in a line; those that are named are
+    had or refused."""
+    tagger, scorer = cfg.tagger, "" if cfg.mode == "constituency" else cfg.scorer
+    if tagger in ("auto", "spacy"):
+        why = absent_spacy()
+        if why and tagger == "spacy":
+            raise UserError(f"tagger=spacy: {why}; without: --tagger=rules")
+        tagger = "rules" if why else "spacy"
+        if cfg.tagger == "auto":
+            print(f"tagger={tagger}, " + (f"because {why}" if why else f"with {PACKAGE}"))
+    if scorer in ("auto", "minilm"):
+        why = absent_minilm(cfg.kw_model)
+        if scorer == "auto":
+            scorer = "tfidf" if why else "minilm"
+            print(f"scorer={scorer}, " + (f"because {why}" if why else f"with {cfg.kw_model}"))
+    return tagger, scorer
+
+
+def abouts(cfg: PrefixConfig, tagger: str, scorer: str, idf: Path | None) -> dict[str, Any]:
+    """The tagger and the scorer with their versions, for meta.json."""
+    packages = {"spacy": ("spacy", PACKAGE), "minilm": ("keybert", "sentence-transformers")}
+    told: dict[str, Any] = {
+        what: {"name": name, **{p: version(p) for p in packages.get(name, ())}}
+        for what, name in (("tagger", tagger), ("scorer", scorer))
+    }
+    if tagger == "rules":
+        told["tagger"]["version"] = Rules.version
+    if scorer == "minilm":
+        told["scorer"]["model"] = cfg.kw_model
+    if idf:
+        told["scorer"]["idf"] = fingerprint(idf)["crc32"]
+    return told
+
+
+def numbered(
+    cfg: PrefixConfig, texts: Texts, start: int, stop: int, out: ShardFolder
+) -> Iterator[Batch]:
+    """Documents [start, stop) in batches, without empty ones and those to skip."""
+    skip = {int(n) for n in cfg.skip.split(",") if n}
+    batch: Batch = []
+    size = 0  # characters
+    for number, text in enumerate(texts.read(start, stop), start):
+        if number in skip:
+            out.count("documents left out by --skip", 1)
+        elif not text.strip():
+            out.count("empty documents", 1)
+        else:
+            batch.append((number, text))
+            size += len(text)
+        if len(batch) == cfg.batch_size or size >= 1 << 20:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def shard_range(count: int, parts: int, number: int) -> tuple[int, int]:
+    """Where shard `number` of `parts` begins and ends among `count` documents: as even as can be,
+    as `datasets` divides them."""
+    each, more = divmod(count, parts)
+    start = number * each + min(number, more)
+    return start, start + each + (number < more)
+
+
+def missing(cfg: PrefixConfig, folder: Path, info: dict[str, Any]) -> list[int]:
+    """The shards that are to be made. Raises UserError if one that is there has other options."""
+    wanted = range(cfg.num_shards) if cfg.shard_idx is None else [cfg.shard_idx]
+    for number in wanted:
+        path = shard_path(folder, number)
+        if path.exists():
+            kept = read_meta(path)
+            for key, value in as_json(info).items():
+                if kept.get(key) != value:
+                    raise UserError(
+                        f"{path} was made with {key}={kept.get(key)!r}, not {value!r}; remove "
+                        f"{folder}, or give another --save_root"
+                    )
+    return [k for k in wanted if not shard_path(folder, k).exists()]
+
+
+def write_mode(cfg: PrefixConfig, mode: str, tagger: str, scorer: str) -> None:
+    """All of the shards of one split that are missing."""
+    folder = cfg.root() / f"{cfg.name()}_{mode}"
+    texts = texts_of(cfg, mode)
+    source = {"dataset_name": cfg.dataset_name, "path": cfg.path}
+    training = texts if mode == "train" else texts_of(cfg, "train")
+    parts = make_parts(cfg, tagger, scorer, {**source, **training.identity})
+    info = {"mode": cfg.mode, **source, "dataset_mode": mode, "num_shards": cfg.num_shards}
+    info |= {"tokenizer_name": cfg.tokens(), **abouts(cfg, tagger, scorer, parts.idf)}
+    info |= {"identity": texts.identity}
+    todo = missing(cfg, folder, info)
+    tokenizer = tokenizer_from(*parts.tokenizer)
+    if not todo:
+        print(f"{folder}: complete already")
+        return
+    clock, counts = time.perf_counter(), Counter()
+    with Workers(cfg.n_process, cfg.timeout, Preprocessor, parts) as workers:
+        for number in tqdm(todo, f"{cfg.name()} {mode}", disable=not sys.stdout.isatty()):
+            start, stop = shard_range(texts.count, cfg.num_shards, number)
+            with ShardFolder(shard_path(folder, number), tokenizer, info) as out:
+                out.info["shard"] = {"number": number, "documents": [start, stop]}
+                for found in workers.map(numbered(cfg, texts, start, stop, out)):
+                    for document in found:
+                        out.add(document)
+            counts += Counter(out.counts)
+    seconds = time.perf_counter() - clock
+    told = ", ".join(f"{number:,} {what}" for what, number in counts.items())
+    rate = f"{seconds:.1f} s, {counts['words'] / seconds:,.0f} words/s"
+    print(f"wrote {len(todo)} of {cfg.num_shards} shards of {folder}: {told}; {rate}")
+
+
+def main(argv: list[str]) -> None:
+    cfg, origins = load(PrefixConfig, argv)
+    if origins:
+        print(describe(cfg, origins))
+    tagger, scorer = choose(cfg)
+    for mode in cfg.modes():
+        write_mode(cfg, mode, tagger, scorer)
+
+
+if __name__ == "__main__":
+    run(main)

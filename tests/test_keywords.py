@@ -1,0 +1,202 @@
+"""Keyword scores: the rules by definition, TF-IDF against its formula and scikit-learn, and KeyBERT
+itself on an encoder that needs no weights."""
+
+import importlib.util
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import keywords
+from configurator import UserError
+from keywords import ABSENT, PERIOD, STOP_WORDS, MiniLM, TfIdf, absent_minilm, word_scores
+
+TEXTS = [
+    "The river rose in the night. A flood came down the river.",
+    "In the night the moon rose over the town, and the town slept.",
+    "A teacher in the town spoke about the moon.",
+    "",
+    "x . ! 7",
+]
+
+
+def words_of(text):
+    return text.replace(".", " .").replace(",", " ,").split()
+
+
+def scores(text, table, demote=True):
+    words = words_of(text)
+    return dict(
+        zip(words, word_scores(words, [w == "." for w in words], table, demote), strict=True)
+    )
+
+
+# ---- rules ---------------------------------------------------------------------------------------
+
+
+def test_the_order_of_groups():
+    """Full stops, words by cosine, stop words, the rest; even a word far from the document comes
+    before every stop word."""
+    table = {"the": 0.9, "river": 0.4, "night": -0.3, "in": 0.1, "rose": 0.2}
+    found = scores("The river rose , in n't night ! .", table)
+    order = sorted(found, key=lambda w: -found[w])
+    assert order == [".", "river", "rose", "night", "The", "in", ",", "n't", "!"]
+    assert found["."] == PERIOD and found["The"] == -1.0 and found["in"] == -1.1
+    assert found[","] == found["n't"] == found["!"] == ABSENT == -1.2
+
+
+def test_stop_words_compete_in_the_other_mode():
+    table = {"the": 0.9, "river": 0.4}
+    assert scores("the river .", table, demote=False) == {"the": 0.9, "river": 0.4, ".": 1.1}
+
+
+def test_one_stop_word_is_in_the_middle():
+    assert word_scores(["the", "sea", "The"], [False] * 3, {"the": 0.5, "sea": 0.1}, True) == [
+        pytest.approx(-1.05, abs=1e-12),
+        0.1,
+        pytest.approx(-1.05, abs=1e-12),
+    ]
+
+
+def test_final_marks_and_capitals_do_not_matter():
+    words = ["River!?", "RIVER.", "(river", ":river", "river-"]
+    expected = [0.5, 0.5, ABSENT, ABSENT, ABSENT]
+    assert word_scores(words, [False] * 5, {"river": 0.5}, True) == expected
+
+
+def test_only_what_the_tagger_calls_a_full_stop_is_one():
+    assert word_scores([".", ".", "..."], [True, False, False], {}, True) == [
+        PERIOD,
+        ABSENT,
+        ABSENT,
+    ]
+    assert word_scores([], [], {}, True) == []
+
+
+@given(
+    st.lists(st.sampled_from(["the", "of", "and", "sea", "ship", ".", "it", "no"]), max_size=12),
+    st.dictionaries(st.sampled_from(["the", "of", "and", "sea", "it"]), st.floats(-1, 1)),
+)
+def test_bounds(words, table):
+    found = word_scores(words, [w == "." for w in words], table, demote=True)
+    for word, score in zip(words, found, strict=True):
+        if word == ".":
+            assert score == PERIOD
+        elif word not in table:
+            assert score == ABSENT
+        elif word in STOP_WORDS:
+            assert -1.1 <= score <= -1.0
+        else:
+            assert score == table[word]
+
+
+def test_stop_words_are_those_of_scikit_learn():
+    pytest.importorskip("sklearn")
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
+    assert STOP_WORDS == ENGLISH_STOP_WORDS
+
+
+# ---- TF-IDF --------------------------------------------------------------------------------------
+
+
+def test_tfidf_by_hand():
+    scorer = TfIdf.fit(["aa bb", "aa cc", "aa"])
+    assert (scorer.documents, scorer.counts) == (3, {"aa": 3})
+    rare = math.log(4 / 2) + 1  # in one document; a word that is in none counts the same
+    assert (scorer.idf("aa"), scorer.idf("bb"), scorer.idf("new")) == (1.0, rare, rare)
+    found = scorer.table(["AA", "aa", "new", "x", "!"])
+    often = (1 + math.log(2)) * 1.0
+    norm = math.hypot(often, rare)
+    assert found == pytest.approx({"aa": often / norm, "new": rare / norm})
+
+
+def test_tfidf_is_the_one_of_scikit_learn_for_words_of_two_documents():
+    text = pytest.importorskip("sklearn.feature_extraction.text")
+    documents = [f"{a} {a}" for a in TEXTS[:3]] * 2  # so that every word is in two of them
+    theirs = text.TfidfVectorizer(sublinear_tf=True).fit(documents)
+    names = theirs.get_feature_names_out()
+    for document in TEXTS[:3]:
+        row = theirs.transform([document]).toarray()[0]
+        ours = TfIdf.fit(documents).table(words_of(document))
+        assert ours == pytest.approx({n: v for n, v in zip(names, row, strict=True) if v})
+
+
+@given(st.lists(st.text("abAB .", max_size=20), max_size=5), st.text("abcAB .,", max_size=30))
+def test_tfidf_lies_between_0_and_1(documents, text):
+    found = TfIdf.fit(documents).table(text.split())
+    assert all(0 < v <= 1 for v in found.values())
+    if found:
+        assert math.isclose(sum(v * v for v in found.values()), 1)
+
+
+def test_tfidf_is_kept_in_a_file(tmp_path):
+    scorer = TfIdf.fit(TEXTS)
+    scorer.save(tmp_path / "idf.json")
+    again = TfIdf.read(tmp_path / "idf.json")
+    assert [again.table(words_of(t)) for t in TEXTS] == [scorer.table(words_of(t)) for t in TEXTS]
+    (tmp_path / "idf.json").write_text("{")
+    with pytest.raises(UserError, match=r"idf\.json"):
+        TfIdf.read(tmp_path / "idf.json")
+
+
+# ---- KeyBERT -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def keybert():
+    """KeyBERT on counts of letters: an encoder in its own sense, without weights."""
+    backend = pytest.importorskip("keybert.backend")
+
+    class Letters(backend.BaseEmbedder):
+        def embed(self, documents, verbose=False):
+            assert all(isinstance(d, str) for d in documents)
+            letters = [[d.lower().count(chr(97 + i)) for i in range(26)] for d in documents]
+            return np.array(letters, np.float64)
+
+    return MiniLM(Letters())
+
+
+def cosine(a, b):
+    a, b = ([t.lower().count(chr(97 + i)) for i in range(26)] for t in (a, b))
+    return np.dot(a, b) / (np.linalg.norm(a) * np.linalg.norm(b))
+
+
+def test_keybert_gives_the_cosine_of_every_word(keybert):
+    words = words_of(TEXTS[0])
+    table = keybert.table(words)
+    assert set(table) == {"the", "river", "rose", "in", "night", "flood", "came", "down"}
+    for word, value in table.items():
+        assert value == pytest.approx(cosine(word, " ".join(words)), abs=6e-5)  # it rounds
+
+
+def test_keybert_scores_each_document_by_itself(keybert):
+    """Where the original failed: one document alone, an empty one, one without any word."""
+    alone = [keybert.table(words_of(t)) for t in TEXTS]
+    assert [len(t) for t in alone] == [8, 9, 7, 0, 0]
+    again = [keybert.table(words_of(t)) for t in reversed(TEXTS)]
+    assert again[::-1] == alone
+    assert scores("x . ! 7", alone[4]) == {"x": ABSENT, ".": PERIOD, "!": ABSENT, "7": ABSENT}
+
+
+def test_keybert_ranks_all_words_of_a_long_document(keybert):
+    words = [f"word{chr(97 + i % 26)}{chr(97 + i // 26)}" for i in range(200)] * 2
+    assert len(keybert.table(words)) == 200
+
+
+def test_what_is_missing_is_told(monkeypatch, tmp_path):
+    assert (
+        "not on this machine" in absent_minilm("no-such-model-anywhere")
+        or importlib.util.find_spec("keybert") is None
+    )
+    monkeypatch.setattr(keywords.importlib.util, "find_spec", lambda name: None)
+    assert "pip install keybert sentence-transformers" in absent_minilm("x")
+
+
+def test_an_encoder_that_cannot_be_loaded_is_one_line(tmp_path):
+    pytest.importorskip("sentence_transformers")
+    with pytest.raises(UserError, match=r"--kw_model=FOLDER.*--scorer=tfidf") as found:
+        keywords.encoder(str(tmp_path))
+    assert "\n" not in str(found.value)
