@@ -61,7 +61,9 @@ def draw(found: dict[str, Points], path: str) -> None:
     for (name, points), marker in zip(found.items(), "os", strict=True):
         _, calls, share = zip(*points, strict=True)
         axes.plot(calls, [100 * s for s in share], marker=marker, ms=4, label=name)
-    axes.set(xlabel="network calls per answer", ylabel="exact answers, %", ylim=(0, 105))
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set(xlabel="network calls per answer", ylabel="exact answers, %")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     try:

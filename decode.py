@@ -92,6 +92,8 @@ class Decoder:
             and (adaptive or o.sampler == "first_hitting"),
             f"schedule={o.schedule} needs a sampler that looks at probabilities": adaptive
             and o.sampler == "random",
+            f"sampler={o.sampler} has no use for schedule and delay_eos": o.sampler not in ORDERS
+            and (o.schedule != "uniform" or len(o.delay) > 0),
             f"cache={o.cache} goes with neither remask nor a mirror": o.cache != "none"
             and (o.remask != "none" or o.mirror is not None),
             f"cache={o.cache} needs prompts of one length in a batch": o.cache != "none"

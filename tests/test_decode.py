@@ -57,10 +57,12 @@ def sample(net, ids, given, seed=0, **options):
 # ---- whatever is chosen --------------------------------------------------------------------------
 
 NETS = {0: network(1), 8: network(2, cond_dim=8)}
+OWN = ("ancestral", "first_hitting")  # samplers with a schedule of their own
 REFUSED = (  # what the options contradict, and the words that say so
     (lambda o: o["remask"] != "none" and o["schedule"] in ("threshold", "factor"), "remask"),
     (lambda o: o["remask"] != "none" and o["sampler"] == "first_hitting", "remask"),
     (lambda o: o["sampler"] == "random" and o["schedule"] in ("threshold", "factor"), "schedule"),
+    (lambda o: o["sampler"] in OWN and (o["schedule"] != "uniform" or o["delay"]), "no use"),
     (lambda o: o["cache"] != "none" and o["remask"] != "none", "cache"),
 )
 CHOICES = {
@@ -91,7 +93,7 @@ def test_every_combination_writes_everything(options, prompt, cond_dim, seed):
     """No MASK is left, given tokens stay, banned ones do not appear, and without doubt nothing that
     is written changes; or it is refused, in one line, for a reason in the list."""
     ids, known = canvas([prompt, prompt], 10, seed)
-    full = {"schedule": "uniform", "cache": "none", "remask": "none", **options}
+    full = {"schedule": "uniform", "cache": "none", "remask": "none", "delay": (), **options}
     problems = [words for holds, words in REFUSED if holds(full)]
     if problems:
         with pytest.raises(UserError, match="|".join(problems)):
@@ -439,6 +441,7 @@ def test_unmask_rate_of_scores(step):
     assert abs(int((walk.x != N).sum()) - rows / (1000 - step)) <= 1
 
 
+@pytest.mark.slow
 def test_unmask_rate_of_scores_over_a_whole_run():
     net, process, ids, options = analytic(40)
     frames = process.sample(net, ids, ids > 0, generator(1), options)
