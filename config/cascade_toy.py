@@ -7,15 +7,15 @@ graph = "absorb"
 normalize = True
 time_input = False
 
-n_layer = 3
+n_layer = 2
 n_head = 4
 n_embd = 128
-positions = "rotary"
+positions = "both"
 
-batch_size = 32
+batch_size = 64  # copying begins after a few hundred steps; with 32 rows much later
 optimizer = "muon"
 muon_lr = 0.02
-learning_rate = 3e-3
+learning_rate = 1e-2
 beta2 = 0.98
 weight_decay = 0.01
 warmup_iters = 50
