@@ -216,6 +216,18 @@ def start(cfg: Config, origins: dict[str, str], world: World) -> Run:
 # ---- one step ----------------------------------------------------------------------------------
 
 
+def micro_batch(job: Run, micro: int) -> tuple[Batch, torch.Generator]:
+    """Micro-batch number `micro` of this step, over the whole job, and the generator of its noise;
+    torch's own is seeded for dropout."""
+    cfg = job.cfg
+    number = job.step * cfg.gradient_accumulation_steps + micro
+    batch = job.batch("train", seed_of(cfg.seed, ORDER), number)
+    if cfg.dropout:
+        torch.manual_seed(seed_of(cfg.seed, DROPOUT, job.step, micro))
+    rng = generator(cfg.seed, NOISE, job.step, micro)
+    return changed_prefix(batch, cfg.prefix_shuffle, cfg.prefix_noise, rng), rng
+
+
 def train_step(job: Run) -> dict[str, float]:
     """Accumulate gradients, check, clip, update, average. Returns loss (nats per written position),
     gradient norm, and the objective's metrics. Raises Diverged before the update."""
@@ -224,13 +236,7 @@ def train_step(job: Run) -> dict[str, float]:
     totals, names = None, []
     per_rank = cfg.gradient_accumulation_steps // world.size
     for i in range(per_rank):
-        micro = i * world.size + world.rank  # numbered over the whole job
-        number = job.step * cfg.gradient_accumulation_steps + micro
-        batch = job.batch("train", seed_of(cfg.seed, ORDER), number)
-        if cfg.dropout:
-            torch.manual_seed(seed_of(cfg.seed, DROPOUT, job.step, micro))
-        rng = generator(cfg.seed, NOISE, job.step, micro)
-        batch = changed_prefix(batch, cfg.prefix_shuffle, cfg.prefix_noise, rng)
+        batch, rng = micro_batch(job, i * world.size + world.rank)
         more = world.size > 1 and i < per_rank - 1  # gradients are exchanged after the last one
         with job.module.no_sync() if more else contextlib.nullcontext():
             with autocast(cfg.dtype, world.device):
