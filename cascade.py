@@ -300,7 +300,7 @@ def report(
                 row = compare_prefix(*pair) | judged(pair[1].tolist(), tokenizer, judge)
                 told["gap"][name] = row
                 print(f"  {name}: {describe_prefix(row)}")
-                print(describe_judged(row, "   ", judge), flush=True)
+                print(describe_judged(row, f"  {name}", judge), flush=True)
         found["stages"].append(told)
     return found
 
