@@ -12,7 +12,7 @@ n_head = 4
 n_embd = 128
 positions = "both"
 
-batch_size = 64  # copying begins after a few hundred steps; with 32 rows much later
+batch_size = 64
 optimizer = "muon"
 muon_lr = 0.02
 learning_rate = 1e-2
