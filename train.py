@@ -433,6 +433,8 @@ def main(argv: list[str]) -> None:
             print(f"nothing to do: step {job.step} of max_iters={cfg.max_iters} is done")
         else:
             loop(job)
+        if world.size > 1:
+            dist.barrier()  # nobody leaves while another still talks: gloo's threads would abort
     finally:
         if world.size > 1:
             dist.destroy_process_group()
