@@ -5,14 +5,11 @@ them, so that another set of the same layout can be run. The last test fails if 
 compared, so nothing recorded can be wrong unnoticed.
 """
 
-import json
-import os
 import re
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from recorded import Recorded
 
 from blocks import Beside, BlockDecoder, BlockDiffusion, block_mask, cells
 from checkpoint import load_weights
@@ -22,10 +19,9 @@ from noise import Cosine, Log, Power
 from objective import SampleOptions, generator, sharpen
 from published import from_sedd
 
-FOLDER = Path(os.environ.get("GOLDEN_DIR", Path(__file__).parent / "golden"))
-NAME = f"masked_{os.environ.get('GOLDEN_SET', 'a')}.bd3"
-ARRAYS = np.load(FOLDER / f"{NAME}.npz")
-FACTS = json.loads((FOLDER / f"{NAME}.json").read_text())
+RECORDED = Recorded("masked", "bd3")
+ARRAYS, FACTS, USED = RECORDED.arrays, RECORDED.facts, RECORDED.used
+gold = RECORDED.gold
 SCHEDULES = {
     "loglinear": Power(),  # theirs has no eps
     "square": Power(2.0),
@@ -33,27 +29,16 @@ SCHEDULES = {
     "log": Log(),
     "cosine": Cosine(),
 }
-USED: set[str] = set()
 
 
-def gold(name):
-    USED.add(name)
-    return torch.from_numpy(np.asarray(ARRAYS[name]))
+def close(ours, name, rtol=1e-4, atol=1e-5):
+    RECORDED.close(ours, name, rtol, atol)
 
 
 def cases(pattern):
     """The groups of `pattern` in all names that it matches whole."""
     found = (re.fullmatch(pattern, name) for name in ARRAYS)
     return sorted(m.groups() for m in found if m)
-
-
-def close(ours, name, rtol=1e-4, atol=1e-5):
-    want = gold(name)
-    assert ours.shape == want.shape, (name, ours.shape, want.shape)
-    ours = ours.detach().double()
-    torch.testing.assert_close(
-        ours, want.double(), rtol=rtol, atol=atol, msg=lambda m: f"{name} {m}"
-    )
 
 
 def fact(name):
@@ -70,7 +55,7 @@ def net():
     half, cond_dim = len(state["rotary_emb.inv_freq"]), len(state["sigma_map.mlp.0.bias"])
     n_layer = sum(name.endswith("attn_qkv.weight") for name in state)
     net = Transformer(V, n_layer, n_embd // (2 * half), n_embd, cond_dim)
-    load_weights(net, from_sedd(state), NAME)
+    load_weights(net, from_sedd(state), RECORDED.name)
     close(10000 ** -(torch.arange(half).double() / half), "dit_sd.rotary_emb.inv_freq", 1e-6, 0)
     return net.eval()
 

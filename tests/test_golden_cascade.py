@@ -5,14 +5,11 @@ them, so that another set of the same layout can be run. The last test fails if 
 was never compared, so nothing recorded can be wrong unnoticed.
 """
 
-import json
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from recorded import Recorded
 
 from cascade import overlap
 from checkpoint import load_weights
@@ -27,36 +24,15 @@ from published import UNTRAINED, from_sedd, to_sedd
 from stages import Chunks, first_chunks, select
 from tagger import priorities
 
-FOLDER = Path(os.environ.get("GOLDEN_DIR", Path(__file__).parent / "golden"))
-NAME = "cascade_" + os.environ.get("GOLDEN_SET", "a")
-ARRAYS = np.load(FOLDER / f"{NAME}.npz")
-FACTS = json.loads((FOLDER / f"{NAME}.json").read_text())
-USED: set[str] = set()
-
-
-def gold(name):
-    """A recorded array as a tensor."""
-    USED.add(name)
-    return torch.from_numpy(np.asarray(ARRAYS[name]))
+RECORDED = Recorded("cascade")
+ARRAYS, FACTS, USED = RECORDED.arrays, RECORDED.facts, RECORDED.used
+gold, close, same = RECORDED.gold, RECORDED.close, RECORDED.same
 
 
 def fact(name):
     """A recorded value of the JSON file."""
     USED.add(name)
     return FACTS[name]
-
-
-def close(ours, name, rtol, atol):
-    want = gold(name)
-    assert ours.shape == want.shape, (name, ours.shape, want.shape)
-    ours = ours.detach().double()
-    torch.testing.assert_close(
-        ours, want.double(), rtol=rtol, atol=atol, msg=lambda m: f"{name} {m}"
-    )
-
-
-def same(ours, name):
-    assert torch.equal(ours, gold(name)), name
 
 
 # ---- labels and scores ---------------------------------------------------------------------------
@@ -172,7 +148,7 @@ def network():
     V, width = state["vocab_embed.embedding"].shape
     heads = width // (2 * len(state["rotary_emb.inv_freq"]))
     net = Transformer(V, layers, heads, width, len(state["sigma_map.mlp.0.weight"])).eval()
-    load_weights(net, from_sedd(state), NAME)
+    load_weights(net, from_sedd(state), RECORDED.name)
     assert set(state) >= UNTRAINED
     assert FACTS["lens"]["mask_id"] == FACTS["lens"]["tokens"] == V - 1
     return net

@@ -6,15 +6,12 @@ never compared, so nothing recorded can be wrong unnoticed.
 """
 
 import itertools
-import json
-import os
 import re
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from exact import Given, Table
+from recorded import Recorded
 
 import decode
 import order
@@ -24,35 +21,9 @@ from noise import Power
 from objective import SampleOptions, draw_tokens, generator
 from order import above_threshold, doubt, quotas, ranks, within_factor
 
-FOLDER = Path(os.environ.get("GOLDEN_DIR", Path(__file__).parent / "golden"))
-NAME = f"masked_{os.environ.get('GOLDEN_SET', 'a')}.fast"
-ARRAYS = np.load(FOLDER / f"{NAME}.npz")
-FACTS = json.loads((FOLDER / f"{NAME}.json").read_text())
-USED: set[str] = set()
-
-
-def gold(name):
-    USED.add(name)
-    return torch.from_numpy(np.asarray(ARRAYS[name]))
-
-
-def cases(pattern):
-    """Distinct first groups of `pattern` among the names of the arrays."""
-    found = (re.fullmatch(pattern, name) for name in ARRAYS)
-    return sorted({m[1] for m in found if m})
-
-
-def close(ours, name, rtol=1e-5, atol=1e-6):
-    want = gold(name)
-    assert ours.shape == want.shape, (name, ours.shape, want.shape)
-    ours = ours.detach().double()
-    torch.testing.assert_close(
-        ours, want.double(), rtol=rtol, atol=atol, msg=lambda m: f"{name} {m}"
-    )
-
-
-def same(ours, name):
-    assert torch.equal(ours, gold(name)), name
+RECORDED = Recorded("masked", "fast")
+ARRAYS, FACTS, USED = RECORDED.arrays, RECORDED.facts, RECORDED.used
+gold, close, same, cases = RECORDED.gold, RECORDED.close, RECORDED.same, RECORDED.cases
 
 
 # ---- how many, and which -------------------------------------------------------------------------

@@ -6,14 +6,13 @@ compared, so nothing recorded can be wrong unnoticed.
 """
 
 import json
-import os
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from exact import Given, Table
+from recorded import Recorded
 
 import chat
 import masked
@@ -27,10 +26,9 @@ from prepare_pretrain import chunks
 from prepare_sft import join
 from tokenizer import HF
 
-FOLDER = Path(os.environ.get("GOLDEN_DIR", Path(__file__).parent / "golden"))
-NAME = f"masked_{os.environ.get('GOLDEN_SET', 'a')}.ldm"
-ARRAYS = np.load(FOLDER / f"{NAME}.npz")
-FACTS = json.loads((FOLDER / f"{NAME}.json").read_text())
+RECORDED = Recorded("masked", "ldm")
+ARRAYS, FACTS, USED = RECORDED.arrays, RECORDED.facts, RECORDED.used
+gold, close, same = RECORDED.gold, RECORDED.close, RECORDED.same
 SPECIALS = {  # our name -> the recorded token; what pads is EOS
     "bos": "<BOS>",
     "eos": "<EOS>",
@@ -40,25 +38,6 @@ SPECIALS = {  # our name -> the recorded token; what pads is EOS
     "end": "<END_ID>",
     "eot": "<EOT_ID>",
 }
-USED: set[str] = set()
-
-
-def gold(name):
-    USED.add(name)
-    return torch.from_numpy(np.asarray(ARRAYS[name]))
-
-
-def close(ours, name, rtol, atol):
-    want = gold(name)
-    assert ours.shape == want.shape, (name, ours.shape, want.shape)
-    ours = ours.detach().double()
-    torch.testing.assert_close(
-        ours, want.double(), rtol=rtol, atol=atol, msg=lambda m: f"{name} {m}"
-    )
-
-
-def same(ours, name):
-    assert torch.equal(ours, gold(name)), name
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +130,7 @@ def test_modernbert():
     }
     cfg = Config(backbone=backbone_json(told, V), time_input=False)
     net = build_network(cfg, Masked(V, V - 1, LogLinear())).eval()
-    load_weights(net, state, NAME)
+    load_weights(net, state, RECORDED.name)
     ids, seen = gold("mb_x"), gold("mb_attention_mask").bool()
     with torch.no_grad():
         close(net.logits(net.features(ids)), "mb_logits", 0, 1e-5)

@@ -5,15 +5,12 @@ from them, so that another set of the same layout can be run. The last test fail
 never compared, so nothing recorded can be wrong unnoticed.
 """
 
-import json
-import os
 import re
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from exact import Given, Table
+from recorded import Recorded
 
 import diffusion
 import masked
@@ -29,36 +26,10 @@ from objective import SampleOptions, generator, race
 from optimize import update_ema
 from published import from_sedd, to_sedd
 
-FOLDER = Path(os.environ.get("GOLDEN_DIR", Path(__file__).parent / "golden"))
-NAME = f"masked_{os.environ.get('GOLDEN_SET', 'a')}.mdlm"
-ARRAYS = np.load(FOLDER / f"{NAME}.npz")
-FACTS = json.loads((FOLDER / f"{NAME}.json").read_text())
+RECORDED = Recorded("masked", "mdlm")
+ARRAYS, FACTS, USED = RECORDED.arrays, RECORDED.facts, RECORDED.used
+gold, close, same, cases = RECORDED.gold, RECORDED.close, RECORDED.same, RECORDED.cases
 MASK = FACTS["mask_index"]
-USED: set[str] = set()
-
-
-def gold(name):
-    USED.add(name)
-    return torch.from_numpy(np.asarray(ARRAYS[name]))
-
-
-def cases(pattern):
-    """Distinct first groups of `pattern` among the names of the arrays."""
-    found = (re.fullmatch(pattern, name) for name in ARRAYS)
-    return sorted({m[1] for m in found if m})
-
-
-def close(ours, name, rtol=1e-5, atol=1e-6):
-    want = gold(name)
-    assert ours.shape == want.shape, (name, ours.shape, want.shape)
-    ours = ours.detach().double()
-    torch.testing.assert_close(
-        ours, want.double(), rtol=rtol, atol=atol, msg=lambda m: f"{name} {m}"
-    )
-
-
-def same(ours, name):
-    assert torch.equal(ours, gold(name)), name
 
 
 def table(timed=False):

@@ -5,15 +5,12 @@ them, so that another set of the same layout can be run. The last test fails if 
 compared, so nothing recorded can be wrong unnoticed.
 """
 
-import json
-import os
 import re
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from exact import Given
+from recorded import Recorded
 
 from checkpoint import load_weights
 from diffusion import (
@@ -32,36 +29,16 @@ from objective import race
 from optimize import lr_multiple, update_ema
 from published import from_sedd, to_sedd
 
-FOLDER = Path(os.environ.get("GOLDEN_DIR", Path(__file__).parent / "golden"))
-NAME = "sedd_" + os.environ.get("GOLDEN_SET", "a")
-ARRAYS = np.load(FOLDER / f"{NAME}.npz")
-FACTS = json.loads((FOLDER / f"{NAME}.json").read_text())
+RECORDED = Recorded("sedd")
+ARRAYS, FACTS, USED = RECORDED.arrays, RECORDED.facts, RECORDED.used
+gold, close, same = RECORDED.gold, RECORDED.close, RECORDED.same
 GRAPHS = [g for g in ("absorb", "uniform") if f"{g}.sd.vocab_embed.embedding" in ARRAYS]
-USED: set[str] = set()
-
-
-def gold(name):
-    USED.add(name)
-    return torch.from_numpy(np.asarray(ARRAYS[name]))
 
 
 def cases(graph, pattern):
     """Distinct first groups of `pattern` among the names below `graph`."""
     found = (re.match(rf"{graph}\.{pattern}", name) for name in ARRAYS)
     return sorted({m[1] for m in found if m})
-
-
-def close(ours, name, rtol, atol):
-    want = gold(name)
-    assert ours.shape == want.shape, (name, ours.shape, want.shape)
-    ours = ours.detach().double()
-    torch.testing.assert_close(
-        ours, want.double(), rtol=rtol, atol=atol, msg=lambda m: f"{name} {m}"
-    )
-
-
-def same(ours, name):
-    assert torch.equal(ours, gold(name)), name
 
 
 def schedule(name):
@@ -192,7 +169,7 @@ def test_score_entropy(case):
 def test_loss_and_gradients(case, noise):
     name = f"{case.name}.loss.{noise}."
     if name + "x0" not in ARRAYS:
-        pytest.skip(f"{NAME} has no {name}*")
+        pytest.skip(f"{RECORDED.name} has no {name}*")
     x0, t = gold(name + "x0"), gold(name + "t")
     process = ScoreEntropy(case.graph, schedule(noise), case.objective.scaled)
     close(process.noise.total(t), name + "sigma", 1e-4, 1e-6)
