@@ -22,7 +22,7 @@ from decode import SAMPLERS, Decoder
 from masked import Masked
 from model import Cache
 from noise import Noise
-from objective import Frame, SampleOptions, choose_sampler, frames, stratified
+from objective import Frame, SampleOptions, choose_sampler, frames, stratified, to_device
 
 WIDTHS = (0.5, 0.6, 0.7, 0.8, 0.9)  # of clipped ranges of t, moved in steps of 0.05 (BD3)
 
@@ -72,7 +72,7 @@ class Beside:
     def features(self, xt: Tensor, time: Tensor | None, inside: Tensor | None = None) -> Tensor:
         """xt (B nb, L), time (B nb,), inside (B nb, 1, L) bool keys -> features (B nb, L, C)."""
         size, (B, T) = xt.shape[1], self.x0.shape
-        x0 = self.x0.to(xt.device, non_blocking=True)
+        x0 = to_device(self.x0, xt.device)
         both = torch.cat([xt.view(B, -1)[:, :T], x0], 1)
         mask = block_mask(T, size, xt.device)[None]
         if inside is not None:

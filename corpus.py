@@ -13,19 +13,23 @@ builds the folder under a temporary name and renames it when complete; the reade
 does not fit together, in one line that names the file.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Callable, Iterable, Iterator, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, NamedTuple, NoReturn
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from configurator import UserError
 from files import check_file, fingerprint
 from tokenizer import Tokenizer, tokenizer_from
+
+if TYPE_CHECKING:  # it takes two seconds to import: who writes corpora does without
+    from torch import Tensor
 
 FORMAT = 1  # of meta.json and the files that it describes
 
@@ -61,7 +65,7 @@ class CorpusWriter:
         self.counts: dict[str, dict[str, int]] = {}
         self.names: dict[str, str] = {}  # of a split's file, where it is not that of the split
 
-    def __enter__(self) -> "CorpusWriter":
+    def __enter__(self) -> CorpusWriter:
         if self.folder.exists():
             raise UserError(f"{self.folder} exists already; remove it to prepare the corpus anew")
         try:
@@ -261,6 +265,8 @@ class Corpus:
     def batch(self, split: str, rows: np.ndarray, block_size: int) -> Batch:
         """Rows (B,) by number -> Batch of T = block_size. In a stream, a number is the offset of
         a window: any integer in [0, windows(split, block_size))."""
+        import torch
+
         shards = self.splits[split]
         sizes = [s.rows or s.tokens - block_size + 1 for s in shards]
         ends = np.cumsum(sizes)
@@ -295,10 +301,22 @@ class Corpus:
             self.maps.clear()
 
     def _mapped(self, shard: Shard) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-        if shard.path not in self.maps:
+        found = self.maps.get(shard.path)  # which another thread may clear
+        if found is None:
             index = shard.index() if shard.rows else None
-            self.maps[shard.path] = shard.data(), index, shard.given()
-        return self.maps[shard.path]
+            found = self.maps[shard.path] = shard.data(), index, shard.given()
+        return found
+
+    def lengths(self, split: str, rows: np.ndarray) -> np.ndarray:
+        """Tokens of rows (N,) by number, (N,); not for streams."""
+        shards = self.splits[split]
+        ends = np.cumsum([s.rows for s in shards])
+        owner, lengths = np.searchsorted(ends, rows, side="right"), np.empty(len(rows), np.int64)
+        for k in np.unique(owner):
+            here, (_, index, _) = owner == k, self._mapped(shards[k])
+            assert index is not None, split
+            lengths[here] = index[rows[here] - (ends[k] - shards[k].rows), 2]
+        return lengths
 
     def windows(self, split: str, block_size: int) -> int:
         """How many row numbers `batch` knows: rows, or windows of a stream."""
@@ -392,6 +410,21 @@ def _check_shard(shard: Shard, vocab_size: int) -> None:
         good = (start >= 0) & (prompt >= 0) & (prompt <= length) & (length >= 1)
         if not np.all(good & (start + length <= shard.tokens)):
             raise UserError(f"{path.with_suffix('.idx')}: a row points outside {path.name}")
+
+
+class Ahead:
+    """Batches by number, read in a thread of its own: the next one while this one is used."""
+
+    def __init__(self, read: Callable[[int], Batch]):
+        self.read, self.thread = read, ThreadPoolExecutor(1, "reader")
+        self.coming: dict[int, Future] = {}
+
+    def get(self, number: int, following: int) -> Batch:
+        """Batch `number`; `following` is what will be asked for next."""
+        found = self.coming.pop(number, None) or self.thread.submit(self.read, number)
+        batch = found.result()
+        self.coming = {following: self.thread.submit(self.read, following)}
+        return batch
 
 
 # ---- order -------------------------------------------------------------------------------------

@@ -35,8 +35,10 @@ from objective import (
     features_at,
     frames,
     mask_exactly,
+    metric,
     scored_rows,
     stratified,
+    to_device,
 )
 
 # ---- graphs ------------------------------------------------------------------------------------
@@ -247,10 +249,10 @@ class ScoreEntropy(Objective):
         device = net.head.weight.device
         scored = written & (xt == self.mask_id) if self.graph.absorbing else written
         h, row, col = features_at(net, xt, scored, self.condition(net, sigma, device))
-        target = x0[row, col].to(device, non_blocking=True)
+        target = to_device(x0[row, col], device)
         sigma, weight = sigma.double()[row], weight.double()[row]
         if self.normalize:
-            scale = (weight / torch.expm1(sigma)).float().to(device, non_blocking=True)
+            scale = to_device((weight / torch.expm1(sigma)).float(), device)
             nats, each = scored_rows(net.head, h, cross_entropy_rule(target, scale, self.mask_id))
             ce = (each / scale).sum() if len(each) else nats
         else:
@@ -264,15 +266,14 @@ class ScoreEntropy(Objective):
             ce = torch.zeros((), device=device)
             rule = score_entropy_rule(terms, target, weight, ce if self.graph.absorbing else None)
             nats, each = scored_rows(net.head, h, rule)
-        metric = torch.stack([ce.detach(), torch.full_like(ce, len(each)).detach()])
-        return nats, each, row, metric if self.graph.absorbing else None
+        return nats, each, row, metric(ce, len(each)) if self.graph.absorbing else None
 
     def condition(self, net: Any, sigma: Tensor, device: torch.device) -> Tensor | None:
         """What the network is told of sigma (B,): nothing if it was built without time, and no
         level beyond those of the sampling grid."""
         if net.time is None:
             return None
-        return told(self.noise, sigma).to(device, non_blocking=True)
+        return to_device(told(self.noise, sigma), device)
 
     def shift(self, sigma: Tensor) -> Tensor | None:
         """What is taken off the network's output to make it a log-score; None for nothing."""
@@ -349,8 +350,8 @@ def score_entropy_rule(
         weight * terms.target,
         weight * terms.const,
     )
-    left_out = terms.left_out[:, None].to(device, non_blocking=True)
-    packed = torch.stack(columns, 1).float().to(device, non_blocking=True)  # (R, 4)
+    left_out = to_device(terms.left_out[:, None], device)
+    packed = to_device(torch.stack(columns, 1).float(), device)  # (R, 4)
     linear = terms.sum is not None
 
     def rule(z: Tensor, part: slice) -> Tensor:

@@ -44,8 +44,10 @@ from objective import (
     cross_entropy_rule,
     draw_tokens,
     features_at,
+    metric,
     scored_rows,
     stratified,
+    to_device,
     with_spare,
 )
 from order import ranks
@@ -175,7 +177,7 @@ class FlexMDM(Objective):
         """What the network is told at t (B,)."""
         if net.time is None:
             return None
-        return (TIME_SCALE * time).float().to(net.head.weight.device, non_blocking=True)
+        return to_device((TIME_SCALE * time).float(), net.head.weight.device)
 
     def look(self, net: Any, x: Noised, time: Tensor) -> tuple[Tensor, Tensor]:
         """Features at the masked places (M, C) and at the open gaps (G, C)."""
@@ -184,7 +186,7 @@ class FlexMDM(Objective):
         told = self.condition(net, time)
         h, row, col = features_at(net, x.ids, x.masked | x.open, told, mask)
         masked, open_ = (which[row, col].nonzero()[:, 0] for which in (x.masked, x.open))
-        return h[masked.to(h.device)], h[open_.to(h.device)]
+        return h[to_device(masked, h.device)], h[to_device(open_, h.device)]
 
     def lacking(self, net: Any, h: Tensor) -> Tensor:
         """Features (..., C) -> how many tokens the gaps lack on average (...), at least LEAST."""
@@ -196,7 +198,7 @@ class FlexMDM(Objective):
 
     def gap_losses(self, net: Any, h: Tensor, count: Tensor) -> Tensor:
         """(G,) loss of the numbers (G,) of tokens that the gaps with features (G, C) lack."""
-        count, G = count.to(h.device, non_blocking=True), len(h)
+        count, G = to_device(count, h.device), len(h)
         h = with_spare(h)
         if self.gap_loss == "distribution":
             return F.cross_entropy(net.heads["gaps"](h)[:G], count, reduction="none")
@@ -216,14 +218,14 @@ class FlexMDM(Objective):
         """The same of rows at their times (B,); in `asked` of them something is written."""
         masked, gaps = self.look(net, x, time)
         device, weight = masked.device, (1 / (1 - time)).float()
-        scale = weight[x.masked.nonzero()[:, 0]].to(device, non_blocking=True)
-        target = x.target[x.masked].to(device, non_blocking=True)
+        scale = to_device(weight[x.masked.nonzero()[:, 0]], device)
+        target = to_device(x.target[x.masked], device)
         rule = cross_entropy_rule(target, scale, self.mask_id)
         nats, each = scored_rows(net.head, masked, rule)
         lost = self.gap_losses(net, gaps, x.gap[x.open])
-        weight = weight[x.open.nonzero()[:, 0]].to(device, non_blocking=True)
-        parts = {"ce": each / scale, "gaps": lost.detach()}
-        metrics = {k: torch.stack([p.sum(), p.new_tensor(len(p))]) for k, p in parts.items()}
+        weight = to_device(weight[x.open.nonzero()[:, 0]], device)
+        parts = {"ce": each / scale, "gaps": lost}
+        metrics = {k: metric(p.sum(), len(p)) for k, p in parts.items()}
         return Loss(nats + (weight * lost).sum(), asked * self.longest, metrics)
 
     # -- bound --

@@ -19,7 +19,7 @@ from torch import Tensor
 from corpus import Batch
 from insertion import Insertion, Rows, compact, pick
 from noise import Exponential, Noise
-from objective import Loss, SampleOptions, stratified
+from objective import Loss, SampleOptions, metric, stratified, to_device
 
 TIME_SCALE = 10.0  # of t as an input; at 1000 its sinusoids drown the tokens (measured)
 MOST_WEIGHT = 100.0  # of rate / total in the loss, as published
@@ -107,7 +107,7 @@ class IDLM(Insertion):
         if net.time is None:
             return None
         told = TIME_SCALE * time if self.send_t else self.noise.total(time)
-        return told.float().to(net.head.weight.device, non_blocking=True)
+        return to_device(told.float(), net.head.weight.device)
 
     def times(self, B: int, rng: torch.Generator) -> Tensor:
         """(B,) float64 times in [1e-3, 1), one in each of B strata."""
@@ -145,11 +145,11 @@ class IDLM(Insertion):
         ce = ce * rows.n if self.by_n else ce
         nats, each, cls = self.token_loss(net, rows, ce, self.condition(net, time))
         length = self.length_loss_weight * (weight if self.weigh_length else one)
-        length = torch.where(asked, length, 0.0).float().to(cls.device)
+        length = to_device(torch.where(asked, length, 0.0).float(), cls.device)
         missed = self.count_loss(net, cls, rows.n)
         count = int(asked.sum())
-        sums = {"ce": each.sum(), "length": (length * missed).detach().sum()}
-        metrics = {k: torch.stack([s, s.new_tensor(float(count))]) for k, s in sums.items()}
+        sums = {"ce": each.sum(), "length": (length * missed).sum()}
+        metrics = {k: metric(s, count) for k, s in sums.items()}
         return Loss(nats + (length * missed).sum(), count, metrics)
 
     def whole_factor(self, rows: Rows, time: Tensor) -> Tensor:
@@ -162,7 +162,7 @@ class IDLM(Insertion):
 
     def count_loss(self, net: Any, cls: Tensor, n: Tensor) -> Tensor:
         """(B,) loss of the number n (B,) of missing tokens."""
-        n = n.to(cls.device, non_blocking=True)
+        n = to_device(n, cls.device)
         if self.length_loss == "cross_entropy":
             return F.cross_entropy(net.heads["length"](cls), n, reduction="none")
         mean = self.mean_missing_count(net, cls)

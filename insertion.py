@@ -34,7 +34,9 @@ from objective import (
     bucket,
     choose_sampler,
     chunks,
+    metric,
     scored_rows,
+    to_device,
 )
 
 
@@ -90,7 +92,7 @@ def joint_rule(
     """
     first = torch.searchsorted(group, torch.arange(int(group[-1]) + 1 if len(group) else 0))
     total = torch.zeros(len(first)).index_add_(0, group[row], weight)
-    moved = [x.to(device, non_blocking=True) for x in (group, row, token, weight, first, total)]
+    moved = [to_device(x, device) for x in (group, row, token, weight, first, total)]
     group_, row_, token_, weight_, first_, total_ = moved
 
     def rule(z: Tensor, part: slice) -> Tensor:
@@ -202,11 +204,11 @@ class Insertion(Objective):
         device = net.head.weight.device
         W = rows.ids.shape[1]
         ids, mask = rows.ids, torch.arange(W) < rows.length[:, None]
-        seen = None if mask.all() else mask[:, None].to(device, non_blocking=True)
-        h = net.features(ids.to(device, non_blocking=True), time, seen)
+        seen = None if mask.all() else to_device(mask[:, None], device)
+        h = net.features(to_device(ids, device), time, seen)
         row, col = gaps.nonzero(as_tuple=True)
         number = (gaps.flatten().long().cumsum(0) - 1).view(gaps.shape)
-        return h[:, 0], h.flatten(0, 1)[(row * W + col).to(device, non_blocking=True)], number
+        return h[:, 0], h.flatten(0, 1)[to_device(row * W + col, device)], number
 
     def token_loss(
         self, net: Any, rows: Rows, weight: Tensor, time: Tensor | None = None
@@ -227,7 +229,7 @@ class Insertion(Objective):
         rule = joint_rule(group, at, rows.token, each, device)
         nats, losses = scored_rows(net.head, h, rule, whole_groups(group, len(net.head.weight)))
         total = losses.new_zeros(len(rows.ids))
-        return nats, total.index_add_(0, owner.to(device, non_blocking=True), losses), cls
+        return nats, total.index_add_(0, to_device(owner, device), losses), cls
 
     def complete(self, net: Any, cls: Tensor) -> Tensor:
         """Features at CLS (B, C) -> log p(nothing is missing), log p(something is), (B, 2)."""
@@ -236,7 +238,7 @@ class Insertion(Objective):
 
     def stop_loss(self, net: Any, cls: Tensor, n: Tensor) -> Tensor:
         """(B,) weighted cross entropy of the readout, n (B,) being the number of missing tokens."""
-        n = n.to(cls.device, non_blocking=True)
+        n = to_device(n, cls.device)
         z = net.heads[self.stop](cls)
         if self.stop == "length":
             return self.stop_weight * F.cross_entropy(z, n, reduction="none")
@@ -253,10 +255,10 @@ class Insertion(Objective):
         rows = self.corrupt(batch, rng)
         asked = self.written(batch).any(1)
         nats, each, cls = self.token_loss(net, rows, asked.double())
-        stop = self.stop_loss(net, cls, rows.n) * asked.to(cls.device)
+        stop = self.stop_loss(net, cls, rows.n) * to_device(asked, cls.device)
         count, some = int(asked.sum()), int((rows.n > 0).sum())
-        sums = {"ce": (each.sum(), some), "stop": (stop.detach().sum(), count)}
-        metrics = {k: torch.stack([s, s.new_tensor(float(n))]) for k, (s, n) in sums.items()}
+        sums = {"ce": (each.sum(), some), "stop": (stop.sum(), count)}
+        metrics = {k: metric(*of) for k, of in sums.items()}
         return Loss(nats + stop.sum(), count, metrics)
 
     @torch.no_grad()
@@ -360,7 +362,7 @@ class InsertionTransformer(Insertion):
         at, token, weight = self.targets(rows, gaps, number)
         rule = joint_rule(torch.arange(len(h)), at, token, weight, h.device)
         nats, losses = scored_rows(net.head, h, rule)
-        metrics = {"ce": torch.stack([losses.sum(), losses.new_tensor(float(len(h)))])}
+        metrics = {"ce": metric(losses.sum(), len(h))}
         return Loss(nats, len(h), metrics)
 
     def targets(self, rows: Rows, gaps: Tensor, number: Tensor) -> tuple[Tensor, Tensor, Tensor]:

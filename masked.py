@@ -38,8 +38,10 @@ from objective import (
     features_at,
     frames,
     mask_exactly,
+    metric,
     scored_rows,
     stratified,
+    to_device,
 )
 
 
@@ -137,8 +139,8 @@ class Masked(Objective):
             count = int((each > 0).sum())
             weight = weight / each.clamp(min=1) if self.loss_per == "answer" else weight
         nats, losses, row = self.score(net, batch, masked, weight, self.noise.total(t))
-        plain = (losses / weight.to(losses.device)[row.to(losses.device)]).sum()
-        return Loss(nats, count, {"ce": torch.stack([plain, plain.new_tensor(len(losses))])})
+        plain = (losses / to_device(weight[row], losses.device)).sum()
+        return Loss(nats, count, {"ce": metric(plain, len(losses))})
 
     def look(
         self, net: Any, batch: Batch, masked: Tensor, sigma: Tensor
@@ -156,8 +158,8 @@ class Masked(Objective):
         """Cross entropy times weight (B,) at the masked places (B, T) of a batch, the network told
         sigma (B,) -> (sum (), of each place (R,), the row that it belongs to (R,))."""
         h, row, col = self.look(net, batch, masked, sigma)
-        target = batch.ids[row, col].to(h.device, non_blocking=True)
-        scale = weight[row].float().to(h.device, non_blocking=True)
+        target = to_device(batch.ids[row, col], h.device)
+        scale = to_device(weight[row].float(), h.device)
         nats, each = scored_rows(net.head, h, cross_entropy_rule(target, scale, self.mask_id))
         return nats, each, row
 
@@ -167,7 +169,7 @@ class Masked(Objective):
             return None
         if self.zero_time:
             return torch.zeros(len(sigma), device=device)
-        return told(self.noise, sigma).to(device, non_blocking=True)
+        return to_device(told(self.noise, sigma), device)
 
     # -- bound --
 

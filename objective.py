@@ -109,6 +109,19 @@ def mask_exactly(
     return written & (u <= share[:, None]), k + 1, share
 
 
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """x on the device of the network, without waiting. A copy to a GPU from ordinary memory would
+    wait until all that was asked of it before is done; from pinned memory it takes its turn."""
+    if device.type == "cuda" and not x.is_cuda:
+        x = x.pin_memory()
+    return x.to(device, non_blocking=True)
+
+
+def metric(total: Tensor, count: float) -> Tensor:
+    """A metric of a loss, (2,) detached: the sum () over `count` things, and the count."""
+    return torch.stack([total.detach(), torch.full_like(total, count)])
+
+
 def features_at(
     net: Any,
     seen: Tensor,
@@ -124,11 +137,11 @@ def features_at(
     """
     device = net.head.weight.device
     row, col = scored.nonzero(as_tuple=True)
-    seen = seen.to(device, non_blocking=True)
-    more = {name: x.to(device, non_blocking=True) for name, x in more.items()}
-    masks = [] if mask is None else [mask.to(device, non_blocking=True)]
+    seen = to_device(seen, device)
+    more = {name: to_device(x, device) for name, x in more.items()}
+    masks = [] if mask is None else [to_device(mask, device)]
     h = net.features(seen, time, *masks, **more)
-    places = (row * seen.shape[1] + col).to(device, non_blocking=True)
+    places = to_device(row * seen.shape[1] + col, device)
     return h.flatten(0, 1)[places], row, col
 
 

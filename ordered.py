@@ -35,6 +35,7 @@ from objective import (
     draw_tokens,
     features_at,
     scored_rows,
+    to_device,
 )
 
 
@@ -99,7 +100,7 @@ class Ordered(Objective):
     def nats(self, net: Any, h: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Features (R, C) and their targets (R,) -> (sum (), of each (R,)). Rows of the network
         that are no tokens are left out of its softmax."""
-        target = target.to(h.device, non_blocking=True)
+        target = to_device(target, h.device)
         scale = torch.ones(len(h), device=h.device)
         rule = cross_entropy_rule(target, scale, slice(self.tokens, None))
         return scored_rows(net.head, h, rule)
@@ -282,11 +283,11 @@ class RandomOrder(Ordered):
         order = reading_order(scored, u.expand(ids.shape))
         columns, some = targets(order, scored)
         device = net.head.weight.device
-        sent = (x.to(device, non_blocking=True) for x in (ids, earlier(order) & seen[:, None]))
+        sent = (to_device(x, device) for x in (ids, earlier(order) & seen[:, None]))
         x, mask = sent
-        h = net.features(x, None, mask, columns.to(device, non_blocking=True))  # (B, M, C)
+        h = net.features(x, None, mask, to_device(columns, device))  # (B, M, C)
         row, slot = some.nonzero(as_tuple=True)
-        places = (row * some.shape[1] + slot).to(device, non_blocking=True)
+        places = to_device(row * some.shape[1] + slot, device)
         return h.flatten(0, 1)[places], ids[row, columns[row, slot]], row
 
     def write(self, net: Any, walk: Walk) -> Iterator[None]:

@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Callable, Iterable, Iterator, Literal
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from byte_rows import (
@@ -262,6 +261,8 @@ def write_phrases(cfg: PrepareConfig, out: CorpusWriter) -> None:
 def write_phrases_upstream(cfg: PrepareConfig, out: CorpusWriter) -> None:
     """As the original: vary, repeat, and only then divide, so that validation rows are in train
     too (--seed=42 gives its very division)."""
+    import torch
+
     texts = read_phrases(Path(cfg.file) if cfg.file else ROOT / "data" / "palindromes.txt")
     texts = [*texts, *(v for t in texts for v in variants(t)[1:])] * cfg.repeat
     cut_at = int((1 - cfg.share()) * len(texts))

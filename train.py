@@ -30,10 +30,10 @@ import checkpoint
 import fsdp
 from build import autocast, build_network, build_objective, gemm_peak, wants_compile
 from configurator import Config, UserError, describe, load, run, run_command, save_json
-from corpus import Batch, Corpus, shuffled
+from corpus import Ahead, Batch, Corpus, shuffled
 from files import sole_writer
 from interrupt import Interrupted, listening
-from objective import Objective, generator, seed_of
+from objective import Objective, generator, seed_of, to_device
 from optimize import lr_multiple, make_optimizers, replaced, scale_gradients, update_ema
 from prefix import changed_prefix
 from processes import World, enter_world
@@ -88,6 +88,10 @@ class Run:
     heard: list[int] = field(default_factory=list)  # signals that have come to this process
     stopping: bool = False  # a signal has come to some process: all of them agree on the step
 
+    def __post_init__(self):
+        order = seed_of(self.cfg.seed, ORDER)
+        self.ahead = Ahead(lambda number: self.batch("train", order, number))
+
     def state(self) -> dict[str, Any]:
         return {
             "format": checkpoint.FORMAT,
@@ -128,10 +132,17 @@ class Run:
         return replaced(self.net, self.ema)
 
     def batch(self, split: str, order: int, number: int) -> Batch:
-        """Micro-batch `number` of an endless shuffled reading of a split."""
-        size = self.cfg.batch_size
-        places = np.arange(number * size, (number + 1) * size)
+        """Micro-batch `number` of an endless shuffled reading of a split. The rows of a step are
+        dealt to its micro-batches by length, so that those that are cut to their longest row are
+        short: the sum that the step takes is the same."""
+        size, parts = self.cfg.batch_size, self.cfg.gradient_accumulation_steps
+        parts = parts if split == "train" and self.corpus.rows(split) else 1
+        step, part = divmod(number, parts)
+        places = np.arange(step * parts * size, (step + 1) * parts * size)
         rows = shuffled(places, self.corpus.windows(split, self.cfg.block_size), order)
+        if parts > 1:
+            by_length = np.argsort(self.corpus.lengths(split, rows), kind="stable")
+            rows = rows[np.sort(by_length[part * size : (part + 1) * size])]  # still shuffled
         return self.corpus.batch(split, rows, self.cfg.block_size)
 
 
@@ -200,7 +211,7 @@ def micro_batch(job: Run, micro: int) -> tuple[Batch, torch.Generator]:
     torch's own is seeded for dropout."""
     cfg = job.cfg
     number = job.step * cfg.gradient_accumulation_steps + micro
-    batch = job.batch("train", seed_of(cfg.seed, ORDER), number)
+    batch = job.ahead.get(number, number + job.world.size)
     if cfg.dropout:
         torch.manual_seed(seed_of(cfg.seed, DROPOUT, job.step, micro))
     rng = generator(cfg.seed, NOISE, job.step, micro)
@@ -224,7 +235,7 @@ def train_step(job: Run) -> dict[str, float]:
                 loss = job.within(job.module, batch, rng)
             loss.nats.backward()
         names = list(loss.metrics)
-        count = torch.tensor(float(loss.count)).to(world.device, non_blocking=True)
+        count = to_device(torch.tensor(float(loss.count)), world.device)
         mine = torch.cat([torch.stack([loss.nats.detach(), count]), *loss.metrics.values()])
         totals = mine if totals is None else totals + mine
     asked = torch.tensor([float(len(job.heard))], dtype=torch.float64).to(world.device)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zlib
 from pathlib import Path
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 import corpus as corpus_module
 import files
 from configurator import UserError
-from corpus import Corpus, CorpusWriter, check_specials, shuffled
+from corpus import Ahead, Corpus, CorpusWriter, check_specials, shuffled
 from tokenizer import Bytes, Symbols
 
 SLOW_DISK = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
@@ -188,8 +189,28 @@ def test_shards_are_read_as_one(folder: Path):
     assert [ids[:n].tolist() for ids, n in zip(batch.ids, batch.length, strict=True)] == [
         flat[i][0] for i in order
     ]
+    assert found.lengths("train", order).tolist() == batch.length.tolist()
     assert batch.given.sum(1).tolist() == [flat[i][1] for i in order]
     assert found.rows("val") == 4  # untouched
+
+
+def test_batches_are_read_ahead(folder: Path):
+    """In order or not, what is got is what was asked for; what comes next has been read already,
+    in one other thread; and an error in it is told when it is asked for."""
+    found, reads = Corpus(folder), []
+
+    def read(number: int) -> Any:
+        reads.append((number, threading.get_ident()))
+        return found.batch("train", np.array([number]), 12)
+
+    ahead = Ahead(read)
+    for number in (0, 1, 2, 1, 2):
+        batch = ahead.get(number, number + 1)
+        assert torch.equal(batch.ids, found.batch("train", np.array([number]), 12).ids)
+    with pytest.raises(IndexError):
+        ahead.get(4, 5)  # there are four rows
+    assert [number for number, _ in reads] == [0, 1, 2, 3, 1, 2, 3, 4]
+    assert {thread for _, thread in reads} == {reads[0][1]} != {threading.get_ident()}
 
 
 # ---- streams -----------------------------------------------------------------------------------

@@ -610,6 +610,16 @@ def test_folders_and_defaults():
     assert streams.HUB["gutenberg"] == (Hub("manu/project_gutenberg", None, "en"),)
 
 
+def test_preparing_does_without_torch():
+    """Which takes two seconds to import, in every worker again."""
+    names = sorted(p.stem for p in ROOT.glob("prep*.py"))
+    assert len(names) == 7
+    code = f"import sys, {', '.join(names)}; print([n for n in LIBRARIES if n in sys.modules])"
+    code = code.replace("LIBRARIES", "('torch', 'transformers', 'datasets', 'spacy', 'pandas')")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
+
+
 @pytest.mark.slow
 def test_pydoc_as_a_user_runs_it(tmp_path: Path, run_cli):
     """What config/mdlm_pydoc.py prepares."""

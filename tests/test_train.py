@@ -634,8 +634,9 @@ def test_no_average(tmp_path: Path, flags: Any):
 
 
 def test_accumulation_is_one_large_batch(tmp_path: Path, flags: Any):
-    """Two micro-batches of 4 rows are the same rows as one of 8, and no row comes again before the
-    epoch ends: counting micro-batches within a step only would show the first ones for ever."""
+    """Two micro-batches of 4 rows are the same rows as one of 8, the shorter ones first, and no row
+    comes again before the epoch ends: counting micro-batches within a step only would show the
+    first ones for ever."""
     seen = {}
     for name, size, accumulate in (("two", 4, 2), ("one", 8, 1)):
         argv = flags(tmp_path, batch_size=size, gradient_accumulation_steps=accumulate)
@@ -648,8 +649,12 @@ def test_accumulation_is_one_large_batch(tmp_path: Path, flags: Any):
         )[1]
         for _ in range(3):
             train.train_step(job)
-        seen[name] = rows
-    assert seen["one"] == seen["two"] and len(set(seen["one"])) == 24
+        seen[name] = np.array(rows[:24]).reshape(3, 8)  # what comes next may be read already
+    assert len(np.unique(seen["one"])) == 24
+    for one, two in zip(seen["one"], seen["two"], strict=True):
+        lengths = job.corpus.lengths("train", two)
+        assert sorted(one) == sorted(two) and lengths[:4].max() <= lengths[4:].min()
+        assert len(set(lengths)) > 1 and [r for r in one if r in two[:4]] == list(two[:4])
 
 
 # ---- what is kept and told ---------------------------------------------------------------------
