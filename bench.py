@@ -81,6 +81,7 @@ class BenchConfig:
     threads: int = 0  # CPU threads; 0 leaves torch's own choice
     device: str = "auto"  # auto | cpu | cuda | cuda:N
     seed: int = 0  # of weights, data and noise
+    dropout: float = 0.0  # of the textbook in rows of training; the published recipes have 0.1
     gate: bool = False  # exit with 1 if a ratio is below its target
     json: str = ""  # file that gets one line per row
     profile: str = ""  # file that gets a chrome trace of our training step, before the rows
@@ -89,6 +90,7 @@ class BenchConfig:
         for key, known in (("rows", KINDS), ("shapes", SHAPES)):
             rule = "a comma-separated choice of " + ", ".join(known)
             require(self, key, set(getattr(self, key).split(",")) <= set(known), rule)
+        require(self, "dropout", 0 <= self.dropout < 1, "at least 0 and below 1")
 
 
 FORMS = {"analytic": ("sedd", Textbook.analytic), "ancestral": ("mdlm", Textbook.ddpm)}
@@ -285,7 +287,9 @@ class Rows(NamedTuple):
 
     def train(self, name: str, form: str, dtype: str) -> dict[str, Any]:
         ours = Ours(self.cfg, SHAPES[name], form, dtype)
-        found = self.duel(ours.training(), textbook(ours).step)
+        book = textbook(ours)
+        book.dropout = self.cfg.dropout
+        found = self.duel(ours.training(), book.step)
         rate = ours.x0.numel() / found["ours_s"]
         flops = rate * ours.net.flops_per_token(ours.config.block_size)
         found |= {"tokens_per_s": rate, "mfu": flops / gemm_peak(ours.device, dtype)}

@@ -32,6 +32,7 @@ from objective import (
     choose_sampler,
     cross_entropy_rule,
     draw_tokens,
+    exponentiate_,
     features_at,
     frames,
     mask_exactly,
@@ -471,6 +472,6 @@ class MaskedWalk(Decoder):
     def step(self, at: At, h: Tensor, sigma: Tensor, gain: float) -> None:
         for part in self.parts(at):
             z, shift = self.logits(h[part]), self.process.shift(sigma)
-            mass = z.logsumexp(1).double() - (0 if shift is None else shift.item())
+            mass = exponentiate_(z)[0][:, 0].double() - (0 if shift is None else shift.item())
             fires = self.uniforms(len(z)) < gain * mass.exp()
-            self.write(at[part][fires], draw_tokens(z[fires], self.o, self.rng))
+            self.write(at[part][fires], draw_tokens(z[fires].log_(), self.o, self.rng))

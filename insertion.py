@@ -34,6 +34,7 @@ from objective import (
     bucket,
     choose_sampler,
     chunks,
+    exponentiate_,
     metric,
     scored_rows,
     to_device,
@@ -99,14 +100,14 @@ def joint_rule(
         g = slice(int(group[part.start]), int(group[part.stop - 1]) + 1)
         d = slice(*torch.searchsorted(row, torch.tensor([part.start, part.stop])).tolist())
         own = group_[part] - g.start
-        norm = z.logsumexp(1)
-        top = norm.new_full((g.stop - g.start,), -torch.inf).scatter_reduce_(0, own, norm, "amax")
-        share = torch.zeros_like(top).index_add_(0, own, (norm - top[own]).exp())
-        norm = top + share.log()
         at, ids, w = row_[d] - part.start, token_[d], weight_[d]
         losses = z.new_zeros(len(z)).index_add_(0, at, -w * z[at, ids])
-        losses.index_add_(0, first_[g] - part.start, total_[g] * norm)
-        z.sub_(norm[own, None]).exp_().mul_(total_[g][own, None])
+        norm, mass = (x[:, 0] for x in exponentiate_(z))
+        top = norm.new_full((g.stop - g.start,), -torch.inf).scatter_reduce_(0, own, norm, "amax")
+        share = torch.zeros_like(top).index_add_(0, own, (norm - top[own]).exp())
+        whole = top + share.log()  # of each group
+        losses.index_add_(0, first_[g] - part.start, total_[g] * whole)
+        z.mul_((total_[g][own] * (norm - whole[own]).exp() / mass)[:, None])
         z.index_put_((at, ids), -w, accumulate=True)
         return losses
 

@@ -37,7 +37,7 @@ class Textbook:
 
     def __init__(self, ours: Any):
         self.net, self.config, self.objective = ours.net, ours.config, ours.objective
-        self.batch, self.x0, self.drawn = ours.batch, ours.x0, 0
+        self.batch, self.x0, self.drawn, self.dropout = ours.batch, ours.x0, 0, 0.0
         self.mask, self.w = ours.net.vocab_size - 1, textbook_weights(ours.net.state_dict())
         self.params, self.updates = [p.requires_grad_() for p in self.w.values()], 0
         self.ema = [p.detach().clone() for p in self.params]
@@ -87,11 +87,14 @@ class Textbook:
             swap = partial(torch.roll, shifts=cos.shape[1] // 2, dims=-1)  # of the halves
             q, k = q * cos + swap(q) * sin, k * cos + swap(k) * sin
         x = F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).reshape(B, L, C)
-        x = self.linear(name + "attn.proj", x)
+        x = self.drop(self.linear(name + "attn.proj", x))
         h = h + (x if c is None else parts[2] * x)
         x = self.linear(name + "mlp.fc", self.norm(name + "norm2", h, *parts[3:5]))
-        x = self.linear(name + "mlp.proj", F.gelu(x, approximate="tanh"))
+        x = self.drop(self.linear(name + "mlp.proj", F.gelu(x, approximate="tanh")))
         return h + (x if c is None else parts[5] * x)
+
+    def drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout) if self.dropout else x
 
     def log_score(self, x: Tensor, sigma: Tensor) -> Tensor:
         """SEDD's output (B, L, V): scaled by sigma (B,), and 0 at the token itself."""
