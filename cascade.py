@@ -36,10 +36,11 @@ import view
 from build import pick_device
 from checkpoint import Model
 from configurator import UserError, load, require, run, save_json
-from corpus import Corpus, shuffled
+from corpus import Corpus
 from generate import Canvas, Samples, generate, text_of
 from judge import Judge, describe_judged, judged
 from objective import Frame, SampleOptions, seed_of
+from reader import shuffled
 from sample import SamplerConfig, sample_options, settings, show_token, tell, write_page
 from story import Story
 

@@ -17,7 +17,7 @@ import numpy as np
 from answers import closed
 from checkpoint import Model
 from configurator import UserError
-from corpus import Corpus, shuffled
+from corpus import Corpus
 from diff_rows import (
     HUNKS,
     Prompt,
@@ -41,6 +41,7 @@ from patch import (
     require_writable,
     write_file,
 )
+from reader import shuffled
 from sample import SampleConfig, SamplerConfig, sample_options, settings, watcher
 
 KNOWN = 2000  # training patches among which the nearest one is looked for

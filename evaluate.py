@@ -34,12 +34,13 @@ from answers import COPIES, closed, compare, describe_answers, describe_scores, 
 from build import autocast, build_objective, pick_device
 from checkpoint import Model
 from configurator import UserError, load, require, run, save_json
-from corpus import Batch, Corpus, shuffled
+from corpus import Batch, Corpus
 from diff_commands import diff_report
 from generate import answer_canvas, generate, read_prompt, written_ids
 from judge import Judge, describe_judged, judged, ratio, text_bytes, written_text
 from objective import choose_sampler, generator
 from prepare_sft import records
+from reader import shuffled
 from sample import (
     SampleConfig,
     SamplerConfig,

@@ -107,9 +107,9 @@ def canvas(
     fixed = len(parts) if infill else length  # 0: the model decides
     assert fixed or not mirrored, "the axis of a mirror needs a length"
     parts += [None] * ((fixed or room) - len(parts))
-    mirror = torch.arange(block if frame else len(parts))
+    mirror, text = torch.arange(block if frame else len(parts)), slice(frame, frame + fixed)
     if mirrored:  # the axis lies inside the text, between BOS and EOS
-        mirror[int(frame) : int(frame) + fixed] = mirror[int(frame) : int(frame) + fixed].flip(0)
+        mirror[text] = mirror[text].flip(0)
     if frame:
         parts = [special["bos"], *parts, special["eos"] if fixed else None]
         # what lies beyond the longest text that was asked for is padding; else it is open

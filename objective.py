@@ -146,9 +146,11 @@ def features_at(
 
 
 def bucket(width: int, most: int) -> int:
-    """Columns of a batch whose longest row is `width` long: rounded up to 16, at most `most`. If
-    every step had a shape of its own, bfloat16 on a CPU would keep kernels for each (`_spare`)."""
-    return min(most, -(-width // 16) * 16)
+    """Columns of a batch whose longest row is `width` long, at most `most`: 32 widths at most, all
+    multiples of 16. If every step had a shape of its own, bfloat16 on a CPU would keep kernels for
+    each (`_spare`), and a compiled network would be compiled for each."""
+    step = max(16, most // 256 * 16)
+    return min(most, -(-width // step) * step)
 
 
 # ---- the loss on scored rows -------------------------------------------------------------------

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from configurator import UserError, optional
-from corpus import Batch, Corpus, shuffled
+from corpus import Batch, Corpus
+from reader import shuffled
 
 ROWS = 64  # per batch, one figure each
 

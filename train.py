@@ -21,7 +21,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Callable, ContextManager
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -30,13 +29,14 @@ import checkpoint
 import fsdp
 from build import autocast, build_network, build_objective, gemm_peak, wants_compile
 from configurator import Config, UserError, describe, load, run, run_command, save_json
-from corpus import Ahead, Batch, Corpus, shuffled
+from corpus import Batch, Corpus
 from files import sole_writer
 from interrupt import Interrupted, listening
 from objective import Objective, generator, seed_of, to_device
 from optimize import lr_multiple, make_optimizers, replaced, scale_gradients, update_ema
 from prefix import changed_prefix
 from processes import World, enter_world
+from reader import Ahead, dealt
 from runlog import Log
 
 INIT, NOISE, DROPOUT, ORDER, EVALUATION = range(5)  # streams of randomness
@@ -132,18 +132,11 @@ class Run:
         return replaced(self.net, self.ema)
 
     def batch(self, split: str, order: int, number: int) -> Batch:
-        """Micro-batch `number` of an endless shuffled reading of a split. The rows of a step are
-        dealt to its micro-batches by length, so that those that are cut to their longest row are
-        short: the sum that the step takes is the same."""
-        size, parts = self.cfg.batch_size, self.cfg.gradient_accumulation_steps
-        parts = parts if split == "train" and self.corpus.rows(split) else 1
-        step, part = divmod(number, parts)
-        places = np.arange(step * parts * size, (step + 1) * parts * size)
-        rows = shuffled(places, self.corpus.windows(split, self.cfg.block_size), order)
-        if parts > 1:
-            by_length = np.argsort(self.corpus.lengths(split, rows), kind="stable")
-            rows = rows[np.sort(by_length[part * size : (part + 1) * size])]  # still shuffled
-        return self.corpus.batch(split, rows, self.cfg.block_size)
+        """Micro-batch `number` of an endless shuffled reading of a split."""
+        size, block = self.cfg.batch_size, self.cfg.block_size
+        parts = self.cfg.gradient_accumulation_steps if split == "train" else 1
+        rows = dealt(self.corpus, split, order, number, size, parts, block)
+        return self.corpus.batch(split, rows, block)
 
 
 def start(cfg: Config, origins: dict[str, str], world: World) -> Run:

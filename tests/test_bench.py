@@ -17,7 +17,7 @@ from build import OBJECTIVES, build_network, build_objective
 from configurator import Config, UserError, build, load
 from corpus import Batch
 from insertion import compact
-from objective import SampleOptions, generator
+from objective import SampleOptions, bucket, generator
 from optimize import make_optimizers, scale_gradients, update_ema
 from references import InsertionTextbook, Textbook, textbook, textbook_weights
 
@@ -280,7 +280,10 @@ def test_no_objective_ever_makes_all_logits(name):
 
 @pytest.mark.parametrize("name", ["ilm", "flex"])
 def test_widths_of_a_batch_are_few(name):
-    """Rows are padded to a multiple of 16: every shape costs bfloat16 on a CPU memory for good."""
+    """Rows are padded to a multiple of 16 or more: every shape costs bfloat16 on a CPU memory for
+    good, and a compiled network a compilation."""
+    assert [bucket(700, most) for most in (1024, 704, 701)] == [704, 704, 701]
+    assert len({bucket(w, 4096) for w in range(1, 4097)}) == 16
     shape = Shape(41, 70, 16, 1, 2, 2, name != "ilm")
     told = {k: v for k, v in shape._asdict().items() if k != "vocab"}
     cfg = Config(objective=name, **told)

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 import corpus as corpus_module
 import files
 from configurator import UserError
-from corpus import Ahead, Corpus, CorpusWriter, check_specials, shuffled
+from corpus import Corpus, CorpusWriter, check_specials
+from reader import Ahead, shuffled
 from tokenizer import Bytes, Symbols
 
 SLOW_DISK = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]

@@ -79,7 +79,8 @@ READ = """
 import sys
 from pathlib import Path
 import numpy as np
-from corpus import Corpus, shuffled
+from corpus import Corpus
+from reader import shuffled
 
 def peak():
     lines = Path("/proc/self/status").read_text().splitlines()
