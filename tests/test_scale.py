@@ -79,6 +79,7 @@ READ = """
 import sys
 from pathlib import Path
 import numpy as np
+import torch  # not counted
 from corpus import Corpus
 from reader import shuffled
 
