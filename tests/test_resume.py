@@ -109,9 +109,23 @@ def test_resuming_is_exact(tmp_path: Path, flags: Any, objective: str, optimizer
         return
     # Measured: two processes and one, neither resumed, are up to 4e-3 apart in weights and 2e-6 in
     # losses; without moments, or a step off, 2e-2 and 1e-2. A wrong average (3e-4) is too small to
-    # be seen here: only the exact cases above find it.
+    # be seen here: the next test finds it.
     for key in ("model", "ema"):
         assert apart(a[key], b[key]) < 5e-3, apart(a[key], b[key])
     for ours, theirs in zip(losses(parts).values(), losses(whole).values(), strict=True):
         assert math.isclose(ours, theirs, rel_tol=1e-4)
     assert torch.allclose(torch.tensor(bounds(whole)), torch.tensor(bounds(parts)), rtol=1e-3)
+
+
+@pytest.mark.parametrize("before, after", [(1, 2), (2, 1)])
+def test_the_average_goes_on_with_other_processes(tmp_path: Path, flags: Any, before, after):
+    """Not from the weights, nor with the decay of a first step: one step after a resume, the
+    average is the old one moved towards the new weights, in closed form."""
+    argv = ["train.py", *flags(tmp_path, **FULL)]
+    finish(*argv, "--max_iters=4", count=before)
+    a = checkpoint.read(tmp_path / "ckpt.pt")
+    finish(*argv, "--max_iters=5", "--init_from=resume", count=after)
+    b, share = checkpoint.read(tmp_path / "ckpt.pt"), 1 - (1 + 5) / (10 + 5)
+    for name, weight in b["model"].items():
+        assert not torch.equal(weight, a["model"][name])
+        torch.testing.assert_close(b["ema"][name], a["ema"][name].lerp(weight, share))
