@@ -159,7 +159,7 @@ def describe_bound(found: dict[str, Any], cfg: EvaluateConfig) -> str:
         f"{cfg.split}: {most}{token}, {byte}, {found['nats_per_row']:.3f} nats per row\n"
         f"  ({found['estimator']}, {levels} each of {found['rows']} rows, epsilon "
         f"{found['epsilon']:g}; {found['tokens']:,} tokens, EOS among them; {found['bytes']:,} "
-        f"bytes of text; scored: what the model writes{also}, and nothing given; "
+        f"bytes of decoded text; scored: what the model writes{also}, and nothing given; "
         f"+- one standard error, of {source})"
     )
     if cfg.discrete_steps:

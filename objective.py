@@ -48,6 +48,13 @@ class Objective:
     epsilon: float = 0.0  # share of the time that it leaves out at its ends
     grows: bool = False  # are tokens inserted: places of a canvas, holes of unknown length?
 
+    @property
+    def criterion(self) -> str:
+        """What a validation split is judged by, in a word."""
+        if not self.bounded:
+            return "loss"
+        return "nll" if self.exact else "bound"
+
     def written(self, batch: Batch) -> Tensor:
         """(B, T) bool: places that the model writes; unless told otherwise, all but the given."""
         return ~batch.given

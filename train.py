@@ -362,7 +362,8 @@ def save_and_evaluate(job: Run, log: Log, ckpt: Path) -> bool:
     better, job.best = bound < job.best, min(job.best, bound)
     if not cfg.always_save_checkpoint and better:
         saved = save(job, ckpt)
-    line = f"step {job.step}: val bound {bound:.4f} nats per position (best {job.best:.4f})"
+    line = f"step {job.step}: val {job.objective.criterion} {bound:.4f} nats per position"
+    line += f" (best {job.best:.4f})"
     log.write(line, step=job.step, val_bound=bound, best=job.best)
     return saved
 
@@ -411,7 +412,7 @@ def perform(
         size = sum(p.numel() for p in job.net.parameters())
         print(f"{size:,} parameters on {world.device}, {world.size} process(es)", flush=True)
     if cfg.eval_only:
-        print(f"val bound {evaluate(job):.4f} nats per position")
+        print(f"val {job.objective.criterion} {evaluate(job):.4f} nats per position")
     elif job.step >= cfg.max_iters:
         print(f"nothing to do: step {job.step} of max_iters={cfg.max_iters} is done")
     else:

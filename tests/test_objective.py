@@ -95,6 +95,8 @@ def test_every_objective_says_whether_it_grows(name):
     specials = {"bos": 4, "eos": 5, "pad": 6} if name in GROW else {}
     objective = build_objective(cfg, {"vocab_size": 7, "specials": specials})
     assert objective.grows == (name in GROW)
+    other = {"it": "loss", "ar": "nll", "xlnet": "nll"}
+    assert objective.criterion == other.get(name, "bound")
     assert {"causal", "time", "vocab_size"} <= set(objective.needs) and objective.samplers
 
 
