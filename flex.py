@@ -115,7 +115,7 @@ class FlexMDM(Objective):
     expectation or distribution. Raises UserError for tokenizers without an eos id or a pad id that
     is another."""
 
-    grows = True
+    grows = ragged = True
     samplers = ("ancestral", "confidence", "tau")
     estimator = "bound of FlexMDM, relative entropy of the paths of its sampler"
     epsilon = 1 - END

@@ -138,7 +138,7 @@ class Insertion(Objective):
     always do. Raises UserError for tokenizers without a pad id.
     """
 
-    grows = True
+    grows = ragged = True
     samplers = ("threshold", "ancestral", "parallel")
     estimator = "bound of insertion (ILM) over all orders of the tokens, n of L missing"
 

@@ -47,6 +47,7 @@ class Objective:
     estimator: str = "variational bound"  # what `bound` estimates, in words
     epsilon: float = 0.0  # share of the time that it leaves out at its ends
     grows: bool = False  # are tokens inserted: places of a canvas, holes of unknown length?
+    ragged: bool = False  # does a row end where its text does, whatever is beside it in the batch?
 
     @property
     def criterion(self) -> str:

@@ -43,7 +43,7 @@ class Ordered(Objective):
     """What both have in common: where a row begins and ends, exact bounds, the sampler's frame."""
 
     samplers = ("left_to_right",)
-    exact = True
+    exact = ragged = True
     estimator = "exact likelihood, a sum of cross entropies from left to right"
 
     def __init__(self, vocab_size: int, specials: dict[str, int]):

@@ -42,8 +42,9 @@ def dealt(
     corpus: Corpus, split: str, seed: int, number: int, size: int, parts: int, block: int
 ) -> np.ndarray:
     """Rows (size,) of micro-batch `number` of a shuffled reading. The rows of a step, which takes
-    `parts` micro-batches, are dealt to them by length: those that objectives cut to their longest
-    row are short, and the sum that the step takes is the same."""
+    `parts` micro-batches, are dealt to them by length: those of short rows are narrow, and the sum
+    that the step takes is the same. For `ragged` objectives only: where the padding of a batch is
+    learnt, its width would come to tell how long a text is."""
     step, part = divmod(number, parts)
     places = np.arange(step * parts * size, (step + 1) * parts * size)
     rows = shuffled(places, corpus.windows(split, block), seed)

@@ -134,7 +134,8 @@ class Run:
     def batch(self, split: str, order: int, number: int) -> Batch:
         """Micro-batch `number` of an endless shuffled reading of a split."""
         size, block = self.cfg.batch_size, self.cfg.block_size
-        parts = self.cfg.gradient_accumulation_steps if split == "train" else 1
+        some = split == "train" and self.objective.ragged
+        parts = self.cfg.gradient_accumulation_steps if some else 1
         rows = dealt(self.corpus, split, order, number, size, parts, block)
         return self.corpus.batch(split, rows, block)
 
