@@ -117,10 +117,10 @@ def mask_exactly(
     return written & (u <= share[:, None]), k + 1, share
 
 
-def to_device(x: Tensor, device: torch.device) -> Tensor:
+def to_device(x: Tensor, device: torch.device | str) -> Tensor:
     """x on the device of the network, without waiting. A copy to a GPU from ordinary memory would
     wait until all that was asked of it before is done; from pinned memory it takes its turn."""
-    if device.type == "cuda" and not x.is_cuda:
+    if torch.device(device).type == "cuda" and not x.is_cuda:
         x = x.pin_memory()
     return x.to(device, non_blocking=True)
 

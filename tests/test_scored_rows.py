@@ -122,6 +122,21 @@ def test_categorical_reaches_the_tail():
     assert int(categorical(weights, u)) == 49_999
 
 
+@pytest.mark.parametrize("V", [3, 256, 257, 50_258])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_categorical_by_blocks_is_the_running_sum(V, dtype):
+    weights = torch.rand(300, V, generator=generator(V), dtype=dtype) ** 8
+    weights[:, ::7] = 0
+    u = torch.rand(300, generator=generator(1), dtype=torch.float64)
+    sums = weights.double().cumsum(-1)
+    found = categorical(weights, u)
+    level = u * sums[:, -1]
+    after, width = (x.gather(1, found[:, None])[:, 0] for x in (sums, weights.double()))
+    slack = 1e-6 * sums[:, -1] if dtype == torch.float32 else 1e-12
+    assert (width > 0).all() and (level < after + slack).all()
+    assert (level >= after - width - slack).all()
+
+
 @pytest.mark.parametrize("draw", ["categorical", "race"])
 def test_frequencies(draw):
     p = torch.tensor([0.5, 0.3, 0.15, 0.05, 0.0], dtype=torch.float64)
