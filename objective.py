@@ -287,20 +287,21 @@ def categorical(weights: Tensor, u: Tensor) -> Tensor:
     V = weights.shape[-1]
     blocks = F.pad(weights, (0, -V % 256)).clamp_(min=0).unflatten(-1, (-1, 256))
     sums = blocks.sum(-1).double().cumsum(-1)  # (..., V / 256)
-    block, rest = _invert(sums, u.double() * sums[..., -1])
+    block, share = _invert(sums, u.double())
     chosen = block[..., None, None].expand(*block.shape, 1, 256)
-    place, _ = _invert(blocks.gather(-2, chosen)[..., 0, :].double().cumsum(-1), rest)
+    place, _ = _invert(blocks.gather(-2, chosen)[..., 0, :].double().cumsum(-1), share)
     return (256 * block + place).clamp(max=V - 1)
 
 
-def _invert(sums: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-    """The first of the running sums (..., n) above a level (...), which rounding may have put
-    beyond all of them -> its place, and how far the level is above the sum before, both (...)."""
+def _invert(sums: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """The first of the running sums (..., n) above a share u (...) of the last one -> its place,
+    and how far between the sum before and itself that lies, in [0, 1), both (...)."""
     last = sums[..., -1:]
-    level = torch.minimum(level[..., None], torch.nextafter(last, torch.zeros_like(last)))
+    below = torch.nextafter(last, torch.zeros_like(last))  # u * last may round up to last
+    level = torch.minimum(u[..., None] * last, below)
     place = torch.searchsorted(sums, level, right=True).clamp(max=sums.shape[-1] - 1)
     before = F.pad(sums, (1, 0)).gather(-1, place)
-    return place[..., 0], (level - before)[..., 0]
+    return place[..., 0], ((level - before) / (sums.gather(-1, place) - before))[..., 0]
 
 
 def race(weights: Tensor, u: Tensor) -> Tensor:

@@ -99,7 +99,7 @@ def test_resuming_is_exact(tmp_path: Path, flags: Any, objective: str, optimizer
 
     end = f"--max_iters={stopped + 3}"
     finish(*argv, end, "--init_from=resume", count=counts[2])
-    finish("train.py", *flags(whole, max_iters=stopped + 3, **values))
+    finish("train.py", *flags(whole, max_iters=stopped + 3, **values), count=counts[0])
     a, b = (checkpoint.read(out / "ckpt.pt") for out in (whole, parts))
     assert sorted(losses(parts)) == list(range(1, stopped + 4)) and b["step"] == stopped + 3
     if max(counts) == 1:
@@ -107,13 +107,13 @@ def test_resuming_is_exact(tmp_path: Path, flags: Any, objective: str, optimizer
             assert same(a[key], b[key]), key
         assert losses(whole) == losses(parts) and bounds(whole) == bounds(parts)
         return
-    # Measured: two processes and one, neither resumed, are up to 4e-3 apart in weights and 2e-6 in
-    # losses; without moments, or a step off, 2e-2 and 1e-2. A wrong average (3e-4) is too small to
-    # be seen here: the next test finds it.
+    # Measured, the middle steps by another number of processes than the whole run: up to 2.5e-3 in
+    # weights and 5e-6 in losses, for Muon rounds to bfloat16; without moments, or a step off, 2e-2
+    # and 1e-2. A wrong average (3e-4) is too small to be seen here: the next test finds it.
     for key in ("model", "ema"):
         assert apart(a[key], b[key]) < 5e-3, apart(a[key], b[key])
     for ours, theirs in zip(losses(parts).values(), losses(whole).values(), strict=True):
-        assert math.isclose(ours, theirs, rel_tol=1e-4)
+        assert math.isclose(ours, theirs, rel_tol=3e-5)
     assert torch.allclose(torch.tensor(bounds(whole)), torch.tensor(bounds(parts)), rtol=1e-3)
 
 
