@@ -281,16 +281,17 @@ def categorical(weights: Tensor, u: Tensor) -> Tensor:
     in [0, 1), float64 -> ids (...) int64. Negative weights count as 0, and 0 is never drawn.
 
     One uniform and sums in float64: float32 Gumbel noise over a large vocabulary truncates the
-    tails and lowers the temperature (Zheng et al. 2024, arXiv 2409.02908). Sums of 256 weights
-    first, then those within one of them: a running sum over all V takes far longer.
+    tails and lowers the temperature (Zheng et al. 2024, arXiv 2409.02908). Sums of up to 256
+    weights first, then those within one of them: a running sum over all V takes far longer.
     """
     V = weights.shape[-1]
-    blocks = F.pad(weights, (0, -V % 256)).clamp_(min=0).unflatten(-1, (-1, 256))
-    sums = blocks.sum(-1).double().cumsum(-1)  # (..., V / 256)
-    block, share = _invert(sums, u.double())
-    chosen = block[..., None, None].expand(*block.shape, 1, 256)
+    pieces = -(-V // 256)
+    size = -(-V // pieces)
+    blocks = F.pad(weights, (0, pieces * size - V)).clamp_(min=0).unflatten(-1, (pieces, size))
+    block, share = _invert(blocks.sum(-1).double().cumsum(-1), u.double())
+    chosen = block[..., None, None].expand(*block.shape, 1, size)
     place, _ = _invert(blocks.gather(-2, chosen)[..., 0, :].double().cumsum(-1), share)
-    return (256 * block + place).clamp(max=V - 1)
+    return (size * block + place).clamp(max=V - 1)
 
 
 def _invert(sums: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
