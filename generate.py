@@ -86,9 +86,9 @@ def canvas(
 ) -> Canvas:
     """The canvas of one sample. prompt: text that it begins with. infill: a template in which [3]
     is a hole of three tokens, and [*], for insertion models, one of any length; it is the whole
-    text. length: exactly so many tokens of text.
-    max_length: at most so many; 0 is as many as the block holds. mirrored: the text, whose length
-    must be known, mirrors itself. Raises UserError for what does not fit."""
+    text. length: exactly so many tokens of text. max_length: at most so many; 0 is as many as the
+    block holds. mirrored: the text, whose length must be known, mirrors itself. Raises UserError.
+    """
     parts = list(_template(model, infill)) if infill else model.tokenizer.encode(prompt)
     frame, special = framed(model), model.meta["specials"]
     known = not (mirrored and model.objective.grows)

@@ -31,17 +31,27 @@ def share(text, name):
 @pytest.mark.slow
 def test_report(trained):
     """At least half of the unconstrained samples in random order are exact palindromes, 80 % in
-    confidence order, and 95 % of them are distinct. Mirrored ones all mirror themselves, and are
-    exact but for a sign that is no letter now and then ("i/thoeeoht/i", one of 512)."""
+    confidence order, and 95 % of them are distinct. Mirrored ones all mirror themselves."""
     _, out = trained
-    for order, least in (("random", 0.5), ("confidence", 0.8), ("mirrored", 0.99)):
-        report = out[out.index(f"{order} order (" if order != "mirrored" else "mirrored (") :]
+    for order, least in (("random", 0.5), ("confidence", 0.8)):
+        report = out[out.index(f"{order} order (") :]
         assert share(report, "exact palindromes") >= least, report[:300]
-        if order == "mirrored":
-            assert share(report, "ignoring case, spaces and punctuation") == 1, report[:300]
-        else:
-            assert share(report, "distinct") >= 0.95, report[:300]
+        assert share(report, "distinct") >= 0.95, report[:300]
         assert share(report, "not in the training set") > 0.3
+    report = out[out.index("mirrored (") :]
+    assert share(report, "ignoring case, spaces and punctuation") == 1, report[:300]
+    assert share(report, "not in the training set") > 0.3
+
+
+@pytest.mark.slow
+def test_mirrored_samples_are_exact(trained):
+    """All of them, but for a sign that is no letter now and then ("i/thoeeoht/i", one of the 512 of
+    the report): so a share of 99.9 % is looked for among 4,000."""
+    folder, _ = trained
+    line = [sys.executable, str(ROOT / "sample.py"), "--ckpt=out/palindrome/ckpt.pt"]
+    line += ["--palindrome", "--sampler=first_hitting", "--num_samples=4000"]
+    done = subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert share(done.stdout, "4000 samples, exact palindromes") >= 0.999, done.stderr
 
 
 @pytest.mark.slow
