@@ -84,11 +84,10 @@ def canvas(
     max_length: int = 0,
     mirrored: bool = False,
 ) -> Canvas:
-    """The canvas of one sample. prompt: text that it begins with. infill: a template in which [3]
-    is a hole of three tokens, and [*], for insertion models, one of any length; it is the whole
-    text. length: exactly so many tokens of text. max_length: at most so many; 0 is as many as the
-    block holds. mirrored: the text, whose length must be known, mirrors itself. Raises UserError.
-    """
+    """The canvas of one sample. prompt: text that it begins with. infill: the whole text, in which
+    [3] is a hole of three tokens, and [*], for insertion models, one of any length. length: exactly
+    so many tokens of text. max_length: at most so many; 0 is as many as the block holds. mirrored:
+    the text, whose length must be known, mirrors itself. Raises UserError for what does not fit."""
     parts = list(_template(model, infill)) if infill else model.tokenizer.encode(prompt)
     frame, special = framed(model), model.meta["specials"]
     known = not (mirrored and model.objective.grows)
