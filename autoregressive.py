@@ -19,8 +19,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import recorder
-from causal import build_xlnet
 from configurator import UserError
 from corpus import Batch
 from model import Cache
@@ -37,6 +35,8 @@ from objective import (
     scored_rows,
     to_device,
 )
+from pretrained.causal import build_xlnet
+from viz import recorder
 
 
 class Ordered(Objective):

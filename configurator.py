@@ -13,6 +13,7 @@ anything is written. `run(main)` at the bottom of every command turns it into th
 
 import dataclasses
 import difflib
+import importlib
 import inspect
 import json
 import math
@@ -78,8 +79,8 @@ class Config:
     patience: int = 1800  # seconds that a process waits for the others before it gives up
     demo: str = ""  # command run on the finished checkpoint, which is added as --ckpt=
     # the objective
-    objective: str = "sedd"  # a name listed in build.py
-    noise: Noises = "loglinear"  # how many tokens are destroyed at time t: noise.py
+    objective: str = "sedd"  # a name listed in checkpoint.py
+    noise: Noises = "loglinear"  # how many tokens are destroyed at time t: diffusion.py
     sigma_min: float = 1e-4  # geometric noise at t = 0
     sigma_max: float = 20.0  # geometric noise at t = 1
     graph: Literal["uniform", "absorb"] = "absorb"  # sedd: noise takes a token to any, or to MASK
@@ -92,7 +93,7 @@ class Config:
     block_length: int = 0  # bd3: tokens per block, from left to right; 0: all of them are one
     t_low: float = 0.0  # bd3: noise levels of training, a clipped schedule; 0: as the noise has it
     t_high: float = 1.0  # bd3: evaluate.py names the limits with the least spread
-    # insertion: insertion.py and idlm.py
+    # insertion: insertion.py and insertion.py
     stop: Literal["stop", "length"] = "stop"  # ilm: learn whether tokens are missing, or how many
     stop_weight: float = 1.0  # ilm: of that loss
     stop_class_weight: float | None = None  # ilm: of rows that miss nothing, the others 1 less it
@@ -110,7 +111,7 @@ class Config:
     gap_loss: Literal["expectation", "distribution"] = "expectation"  # flex: of missing tokens
     # what is given, in training only
     prefix_shuffle: bool = False  # the given ids of every row in an order of its own
-    prefix_noise: float = 0.0  # share of the rows in which some given ids are others: prefix.py
+    prefix_noise: float = 0.0  # share of the rows in which some given ids are others: train.py
     # the network
     n_layer: int = 12  # transformer blocks
     n_head: int = 12  # attention heads
@@ -342,7 +343,8 @@ def comments(cls: type) -> dict[str, str]:
 
 def usage(cls: type) -> str:
     """The text of -h: what the command does, then every field with default and comment."""
-    script = Path(sys.argv[0]).name
+    main = sys.modules["__main__"].__spec__  # of `python -m`; None for a file
+    script = f"-m {main.name.removesuffix('.__main__')}" if main else Path(sys.argv[0]).name
     about = (sys.modules[cls.__module__].__doc__ if cls is not Config else None) or ""
     head = f"usage: python {script} [config/FILE.py ...] [--key=value ...]"
     lines = [head, *about.splitlines(), ""]
@@ -380,11 +382,65 @@ def optional(module: str, package: str | None = None) -> Any:
         raise UserError(f"{module} is not installed: pip install {package or module}") from e
 
 
+# What the root reaches in the folders built on it: asked for by name, imported only then.
+ROOMS = {
+    "cascade": "cascade.chain",
+    "compare": "analysis.compare",
+    "patch": "patches.commands",
+    "report": "analysis.report",
+}
+# meta["task"] of a corpus -> the module whose `evaluate` says what samples are worth there
+TASKS = {
+    "palindrome": "tasks.palindromes",
+    "grammar": "tasks.grammar",
+    "diff": "patches.commands",
+    "star": "tasks.puzzles",
+    "zebra": "tasks.puzzles",
+    "countdown": "tasks.puzzles",
+}
+PUZZLES = tuple(name for name, module in TASKS.items() if module == "tasks.puzzles")
+
+
+def room(name: str) -> types.ModuleType:
+    """The module of ROOMS or TASKS by name, imported when it is asked for: all of them build on the
+    files at the root, which therefore never import them."""
+    return importlib.import_module({**ROOMS, **TASKS}[name])
+
+
+# scripts of an earlier layout, as old configs, checkpoints and job files name them -> their modules
+MOVED = {
+    "bench.py": "bench",
+    "cascade.py": "cascade.chain",
+    "causal.py": "pretrained.causal",
+    "curves.py": "analysis.curves",
+    "harness.py": "analysis.harness",
+    "pieces.py": "parallel.convert",
+    "prepare_diff.py": "patches.prepare",
+    "prepare_stages.py": "cascade.stages",
+    "prepare_stars.py": "tasks.stars",
+    "results.py": "analysis.results",
+    "scale.py": "parallel.scale",
+}
+
+
+def our_command(command: str) -> list[str]:
+    """`FILE.py ...` or `-m MODULE ...` of this repository -> the words that run it, from any
+    folder. A script that has moved is found under its new name, which is printed."""
+    first, *rest = shlex.split(command)
+    if first in MOVED:
+        print(f"{first} is now: python -m {MOVED[first]}", file=sys.stderr)
+        first, rest = "-m", [MOVED[first], *rest]
+    if first == "-m":
+        code = f"import runpy, sys; sys.path[0] = {str(ROOT)!r}; sys.argv = sys.argv[1:]; "
+        code += f"runpy.run_module({rest[0]!r}, run_name='__main__', alter_sys=True)"
+        return [sys.executable, "-c", code, *rest]
+    return [sys.executable, str(ROOT / first), *rest]
+
+
 def run_command(command: str) -> None:
     """Run one of our own commands, as a user would."""
-    script, *args = shlex.split(command)
     alone = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    if subprocess.run([sys.executable, str(ROOT / script), *args], env=alone).returncode:
+    if subprocess.run(our_command(command), env=alone).returncode:
         raise UserError(f"this command failed: python {command}")
 
 

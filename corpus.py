@@ -15,20 +15,113 @@ does not fit together, in one line that names the file.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, NamedTuple, NoReturn
 
 import numpy as np
 
 from configurator import UserError
-from files import check_file, fingerprint
 from tokenizer import Tokenizer, tokenizer_from
 
 if TYPE_CHECKING:  # it takes two seconds to import: who writes corpora does without
     from torch import Tensor
+from concurrent.futures import Future, ThreadPoolExecutor
+
+# ==================================================================================================
+# What every writer and reader of folders needs: checksums, and one writer at a time
+# ==================================================================================================
+
+
+CHECKED = 1 << 28  # bytes: files up to this size have their checksum verified when opened
+
+
+def fingerprint(path: Path) -> dict[str, int]:
+    """Size in bytes and CRC-32 of a file, read in pieces."""
+    crc = 0
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            crc = zlib.crc32(piece, crc)
+    return {"bytes": path.stat().st_size, "crc32": crc}
+
+
+def check_file(path: Path, told: dict[str, int], verify: bool = False, empty: bool = False) -> None:
+    """Refuse a file that is absent, empty (unless it may be `empty`), of another size, or (if small
+    or to `verify`) of another checksum."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing; prepare the corpus anew")
+    size = path.stat().st_size
+    if size == 0 and not empty:
+        raise UserError(f"{path} is empty; prepare the corpus anew")
+    if size != told.get("bytes"):
+        raise UserError(f"{path}: {size} bytes, but meta.json says {told.get('bytes')}")
+    if (verify or size <= CHECKED) and fingerprint(path)["crc32"] != told.get("crc32"):
+        raise UserError(f"{path} is damaged: its checksum is not the one in meta.json")
+
+
+def lock_file(descriptor: int) -> None:
+    """Take the lock of an open file or folder. It lasts until the descriptor is closed, or its
+    process ends, however that ends. Raises BlockingIOError if another process has it."""
+    if os.name != "posix":
+        return
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:  # some network file systems have no locks
+        pass
+
+
+def lock_folder(partial: Path, folder: Path) -> int | None:
+    """Refuse a second process that grows `folder` in `partial`; the descriptor of the lock."""
+    if os.name != "posix":
+        return None
+    lock = os.open(partial, os.O_RDONLY)
+    try:
+        lock_file(lock)
+    except BlockingIOError:
+        os.close(lock)
+        raise UserError(f"another process is writing {folder}") from None
+    return lock
+
+
+@contextlib.contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Keep other processes out of `folder` while the block runs: the file `lock` there holds our
+    process id. A lock that a killed process left behind is taken over. Raises UserError."""
+    path = folder / "lock"
+    try:
+        held = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            lock_file(held)
+            os.ftruncate(held, 0)
+            os.write(held, f"{os.getpid()}\n".encode())
+        except BlockingIOError:
+            pid = os.read(held, 20).decode("ascii", "replace").strip()
+            os.close(held)
+            raise UserError(f"process {pid} is writing {folder}; wait for it, or stop it") from None
+        if not path.exists() or not os.path.samestat(os.stat(path), os.fstat(held)):
+            os.close(held)
+            raise UserError(f"another process has just left {folder}; try again")
+    except OSError as e:
+        raise UserError(f"out_dir={folder} cannot be written: {e.strerror}") from e
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(held)
+
+
+# ==================================================================================================
+# Rows on disk, and batches
+# ==================================================================================================
+
 
 FORMAT = 1  # of meta.json and the files that it describes
 
@@ -409,3 +502,71 @@ def _check_shard(shard: Shard, vocab_size: int) -> None:
         good = (start >= 0) & (prompt >= 0) & (prompt <= length) & (length >= 1)
         if not np.all(good & (start + length <= shard.tokens)):
             raise UserError(f"{path.with_suffix('.idx')}: a row points outside {path.name}")
+
+
+# ==================================================================================================
+# The order of reading
+#
+# In what order a corpus is read for training, and when: every place of an endless shuffled reading
+# can be computed at once, and a thread reads ahead.
+# ==================================================================================================
+
+
+def shuffled(places: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """Places (N,) in an endless shuffled reading of `size` rows -> row numbers (N,).
+
+    Each epoch is a permutation of its own, computed place by place (a four-round Feistel network
+    on the smallest even number of bits, walked until it lands inside), so that the order of a
+    trillion rows takes no memory and any place can be reached at once.
+    """
+    half = max(1, (int(size - 1).bit_length() + 1) // 2)
+    low = np.uint64((1 << half) - 1)
+    epoch, value = np.divmod(places.astype(np.uint64), np.uint64(size))
+    key = epoch * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed % (1 << 63))
+    pending = np.ones(len(places), bool)
+    while pending.any():
+        left, right = value[pending] >> np.uint64(half), value[pending] & low
+        for turn in range(4):
+            mixed = _mix(right + (key[pending] ^ np.uint64(turn << 56)))
+            left, right = right, left ^ (mixed & low)
+        value[pending] = (left << np.uint64(half)) | right
+        pending = value >= size
+    return value.astype(np.int64)
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """splitmix64: a well-mixed 64-bit hash of each element; arithmetic wraps around."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def dealt(
+    corpus: Corpus, split: str, seed: int, number: int, size: int, parts: int, block: int
+) -> np.ndarray:
+    """Rows (size,) of micro-batch `number` of a shuffled reading. The rows of a step, which takes
+    `parts` micro-batches, are dealt to them by length: those of short rows are narrow, and the sum
+    that the step takes is the same. For `ragged` objectives only: where the padding of a batch is
+    learnt, its width would come to tell how long a text is."""
+    step, part = divmod(number, parts)
+    places = np.arange(step * parts * size, (step + 1) * parts * size)
+    rows = shuffled(places, corpus.windows(split, block), seed)
+    if parts == 1 or not corpus.rows(split):
+        return rows[part * size : (part + 1) * size]
+    by_length = np.argsort(corpus.lengths(split, rows), kind="stable")
+    return rows[np.sort(by_length[part * size : (part + 1) * size])]  # within it, still shuffled
+
+
+class Ahead:
+    """Batches by number, read in a thread of its own: the next one while this one is used."""
+
+    def __init__(self, read: Callable[[int], Batch]):
+        self.read, self.thread = read, ThreadPoolExecutor(1, "reader")
+        self.coming: dict[int, Future] = {}
+
+    def get(self, number: int, following: int) -> Batch:
+        """Batch `number`; `following` is what will be asked for next."""
+        found = self.coming.pop(number, None) or self.thread.submit(self.read, number)
+        batch = found.result()
+        self.coming = {following: self.thread.submit(self.read, following)}
+        return batch

@@ -1,19 +1,33 @@
-"""Diffusion over discrete tokens: graphs, score entropy, reverse steps, samplers on a grid.
+"""Diffusion over discrete tokens: schedules, graphs, losses, bounds and samplers, in page order.
+
+    1. Noise schedules            how many tokens are destroyed at time t
+    2. Graphs                     uniform, absorbing; steps of the reverse process
+    3. Score entropy              ScoreEntropy: SEDD, RADD
+    4. Masked diffusion           Masked: MDLM, LLaDA; MaskedTokens: plain masked language modelling
+    5. Block diffusion            BlockDiffusion: BD3
+    6. Which places come next     unmasking schedules, orders, remasking
+    7. The sampler of masked text Decoder: ancestral, first-hitting, confidence orders, remasking
+    8. Samplers on a grid         SEDD's, on both graphs
+    9. Samplers of blocks         with a cache of keys and values
+
+The loss and the bound of each objective are methods of its class, in the chapter of that class.
 
 The forward process moves every token by a Markov chain, dp/dsigma = Q p, run up to the total noise
 sigma(t), t from 0 (text) to 1 (noise). A network estimates the ratios p_sigma(y) / p_sigma(x), the
-concrete score, and the chain is run backwards with them.
+concrete score (SEDD), or p(x0 | xt) at masked places (MDLM), and the chain is run backwards with
+them. n is the number of real tokens; the absorbing graph has one more state, MASK, and V = n + 1.
 
     SEDD   Lou, Meng & Ermon 2024, Discrete Diffusion Modeling by Estimating the Ratios of the
            Data Distribution, arXiv 2310.16834
     RADD   Ou et al. 2024, Your Absorbing Discrete Diffusion Secretly Models the Conditional
            Distributions of Clean Data, arXiv 2406.03736
-
-n is the number of real tokens; the absorbing graph has one more state, MASK, and V = n + 1.
 """
 
 import math
-from typing import Any, Callable, Iterator, NamedTuple
+from dataclasses import dataclass
+from functools import lru_cache
+from types import SimpleNamespace
+from typing import Any, Callable, Iterable, Iterator, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +35,7 @@ from torch import Tensor
 
 from configurator import UserError
 from corpus import Batch
-from decode import SAMPLERS, At, Decoder
-from noise import SAMPLE_EPS, Noise, told
+from model import Cache, Transformer
 from objective import (
     Frame,
     Loss,
@@ -30,6 +43,7 @@ from objective import (
     Rule,
     SampleOptions,
     choose_sampler,
+    chunks,
     cross_entropy_rule,
     draw_tokens,
     exponentiate_,
@@ -41,8 +55,235 @@ from objective import (
     stratified,
     to_device,
 )
+from viz import recorder
 
-# ---- graphs ------------------------------------------------------------------------------------
+# ==================================================================================================
+# 1. Noise schedules: how many tokens are destroyed at time t, from 0 (text) to 1 (noise)
+#
+# A schedule has four functions of t (...): the total noise sigma, its rate d sigma / dt, the share
+# of tokens that have moved, 1 - e^-sigma (masked, on the absorbing graph), and the weight of the
+# cross entropy of a masked token in the bound, d share / dt / share. Two of them define the
+# others.
+#
+#     SEDD   Lou et al. 2024, arXiv 2310.16834      LLaDA  Nie et al. 2025, arXiv 2502.09992
+#     MDLM   Sahoo et al. 2024, arXiv 2406.07524    BD3    Arriola et al. 2025, arXiv 2503.09573
+# ==================================================================================================
+
+
+SAMPLE_EPS = 1e-5  # smallest t of the sampling grid, where the denoiser takes over (SEDD)
+
+
+class Noise:
+    """A schedule given by its total noise and its rate."""
+
+    lowest = 1e-3  # smallest t in training (SEDD, MDLM)
+
+    def total(self, t: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def rate(self, t: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def masked(self, t: Tensor) -> Tensor:
+        """Share of moved tokens."""
+        return -torch.expm1(-self.total(t))
+
+    def weight(self, t: Tensor) -> Tensor:
+        """Of -log p(x0) at a masked place (MDLM, eq. 10): rate / (e^sigma - 1)."""
+        return self.rate(t) / torch.expm1(self.total(t))
+
+
+@dataclass(frozen=True)
+class LogLinear(Noise):
+    """share = (1 - eps) t: the weight is 1 / t exactly (SEDD, MDLM)."""
+
+    eps: float = 1e-3
+
+    def total(self, t: Tensor) -> Tensor:
+        return -torch.log1p(-(1 - self.eps) * t)
+
+    def rate(self, t: Tensor) -> Tensor:
+        return (1 - self.eps) / (1 - (1 - self.eps) * t)
+
+    def at(self, share: Tensor) -> Tensor:
+        """The time at which so many have moved."""
+        return share / (1 - self.eps)
+
+
+@dataclass(frozen=True)
+class Geometric(Noise):
+    """sigma = sigma_min^(1 - t) sigma_max^t (SEDD)."""
+
+    sigma_min: float = 1e-4
+    sigma_max: float = 20.0
+
+    def total(self, t: Tensor) -> Tensor:
+        return self.sigma_min ** (1 - t) * self.sigma_max**t
+
+    def rate(self, t: Tensor) -> Tensor:
+        return self.total(t) * math.log(self.sigma_max / self.sigma_min)
+
+    def time_of(self, total: Tensor) -> Tensor:
+        """The time at which the total noise is so much."""
+        return (total / self.sigma_min).log() / math.log(self.sigma_max / self.sigma_min)
+
+
+@dataclass(frozen=True)
+class Linear(Noise):
+    """sigma = sigma_min + t (sigma_max - sigma_min) (MDLM)."""
+
+    sigma_min: float = 1e-3
+    sigma_max: float = 7.0
+
+    def total(self, t: Tensor) -> Tensor:
+        return self.sigma_min + t * (self.sigma_max - self.sigma_min)
+
+    def rate(self, t: Tensor) -> Tensor:
+        return torch.full_like(t, self.sigma_max - self.sigma_min)
+
+    def time_of(self, total: Tensor) -> Tensor:
+        """The time at which the total noise is so much."""
+        return (total - self.sigma_min) / (self.sigma_max - self.sigma_min)
+
+    def at(self, share: Tensor) -> Tensor:
+        """The time at which so many have moved."""
+        return self.time_of(-torch.log1p(-share))
+
+
+@dataclass(frozen=True)
+class Exponential(Noise):
+    """rate = sigma_min r^t, r = sigma_max / sigma_min, from 0 at t = 0 (insertion diffusion, which
+    calls it log-linear)."""
+
+    sigma_min: float = 3.0
+    sigma_max: float = 30.0
+
+    def total(self, t: Tensor) -> Tensor:
+        ratio = self.sigma_max / self.sigma_min
+        return self.sigma_min / math.log(ratio) * torch.expm1(math.log(ratio) * t)
+
+    def rate(self, t: Tensor) -> Tensor:
+        return self.sigma_min * (self.sigma_max / self.sigma_min) ** t
+
+    def time_of(self, total: Tensor) -> Tensor:
+        """The time at which the total noise is so much."""
+        rate = math.log(self.sigma_max / self.sigma_min)
+        return torch.log1p(total * rate / self.sigma_min) / rate
+
+
+@dataclass(frozen=True)
+class Cosine(Noise):
+    """e^-sigma = eps + (1 - eps) cos(pi t / 2)^power (MDLM; power 2 is its cosine squared)."""
+
+    power: int = 1
+    eps: float = 1e-3
+
+    def total(self, t: Tensor) -> Tensor:
+        return -torch.log(self.eps + (1 - self.eps) * torch.cos(math.pi / 2 * t) ** self.power)
+
+    def rate(self, t: Tensor) -> Tensor:
+        angle = math.pi / 2 * t
+        slope = self.power * torch.cos(angle) ** (self.power - 1) * torch.sin(angle)
+        return (1 - self.eps) * math.pi / 2 * slope * torch.exp(self.total(t))
+
+
+class Shares(Noise):
+    """A schedule given by the share of moved tokens and the weight."""
+
+    def total(self, t: Tensor) -> Tensor:
+        return -torch.log1p(-self.masked(t))
+
+    def rate(self, t: Tensor) -> Tensor:
+        return self.weight(t) * torch.expm1(self.total(t))
+
+
+@dataclass(frozen=True)
+class Affine(Shares):
+    """share = eps + (1 - eps) t, weight 1 / share, t from 0 on (LLaDA). Its spread is the least of
+    those whose weight is 1 / t."""
+
+    eps: float = 1e-3
+    lowest = 0.0
+
+    def masked(self, t: Tensor) -> Tensor:
+        return self.eps + (1 - self.eps) * t
+
+    def weight(self, t: Tensor) -> Tensor:
+        return 1 / self.masked(t)
+
+
+@dataclass(frozen=True)
+class Clamped(Shares):
+    """share = max(t, eps), weight 1 / share (the usual guard against t = 0)."""
+
+    eps: float = 1e-5
+    lowest = 0.0
+
+    def masked(self, t: Tensor) -> Tensor:
+        return t.clamp(min=self.eps)
+
+    def weight(self, t: Tensor) -> Tensor:
+        return 1 / self.masked(t)
+
+
+@dataclass(frozen=True)
+class Power(Shares):
+    """share = t^power (BD3: 1, its log-linear; 2, square; 0.5, square root)."""
+
+    power: float = 1.0
+    eps: float = 1e-3
+
+    def masked(self, t: Tensor) -> Tensor:
+        return (t**self.power).clamp(min=self.eps if self.power != 1 else 0.0)
+
+    def weight(self, t: Tensor) -> Tensor:
+        return self.power * t ** (self.power - 1) / self.masked(t)
+
+
+@dataclass(frozen=True)
+class Log(Shares):
+    """share = log2(1 + t) (BD3)."""
+
+    def masked(self, t: Tensor) -> Tensor:
+        return torch.log1p(t) / math.log(2)
+
+    def weight(self, t: Tensor) -> Tensor:
+        return 1 / ((1 + t) * torch.log1p(t))
+
+
+def told(noise: Noise, sigma: Tensor) -> Tensor:
+    """sigma (B,) -> float32 (B,) within the range that a network sees in training."""
+    low, high = noise.total(torch.tensor([SAMPLE_EPS, 1.0])).tolist()
+    return sigma.float().clamp(low, high if math.isfinite(high) else -math.log(1e-3))
+
+
+def importance(noise: "LogLinear | Linear", u: Tensor) -> tuple[Tensor, float]:
+    """u (...) in [0, 1] -> times t whose density is proportional to the weight, u = 0 at the end,
+    and the weight that every masked token then has (MDLM, its importance sampling). The share of
+    moved tokens is log-uniform between 1 - e^-sigma_min, sigma_min = 1e-3, and its maximum."""
+    most = noise.masked(torch.ones(())).log()
+    least = math.log(-math.expm1(-1e-3))
+    return noise.at(torch.exp(u * most + (1 - u) * least)), -least
+
+
+NOISES: dict[str, Callable[..., Noise]] = {
+    "loglinear": LogLinear,
+    "affine": Affine,
+    "clamped": Clamped,
+    "linear": Linear,
+    "cosine": Cosine,
+    "cosine_squared": lambda: Cosine(2),
+    "geometric": Geometric,
+    "exponential": Exponential,
+    "square": lambda: Power(2.0),
+    "square_root": lambda: Power(0.5),
+    "log": Log,
+}
+
+
+# ==================================================================================================
+# 2. Graphs: which tokens noise turns a token into, and steps of the reverse process
+# ==================================================================================================
 
 
 class Coefficients(NamedTuple):
@@ -196,7 +437,9 @@ def denoise_weights(graph: Graph, x: Tensor, score: Tensor, sigma: Tensor) -> Te
     return weights
 
 
-# ---- score entropy -----------------------------------------------------------------------------
+# ==================================================================================================
+# 3. Score entropy: SEDD, and RADD on the absorbing graph
+# ==================================================================================================
 
 
 class ScoreEntropy(Objective):
@@ -319,7 +562,7 @@ class ScoreEntropy(Objective):
         self, net: Any, ids: Tensor, given: Tensor, rng: torch.Generator, options: SampleOptions
     ) -> Iterator[Frame]:
         """options.sampler: analytic, euler (both graphs, on a grid of `steps`); on the absorbing
-        graph also those of decode.py."""
+        graph also those of diffusion.py."""
         options = choose_sampler(self, options)
         grids = options.sampler in ("analytic", "euler")
         if grids:
@@ -375,7 +618,944 @@ def score_entropy_rule(
     return rule
 
 
-# ---- samplers ----------------------------------------------------------------------------------
+# ==================================================================================================
+# 4. Masked diffusion: text is destroyed by masking tokens and learnt by predicting them
+#
+# At time t each written token is replaced by MASK with probability p(t); the network sees the rest
+# in both directions and predicts what is masked. The loss, weight(t) times the cross entropy of
+# the masked tokens, integrates to an upper bound on -log p(text) (MDLM, eq. 10). What is published
+# under different names differs in book-keeping only, and that is what the options are:
+#
+#     noise        loglinear (MDLM), affine (LLaDA), clamped (t >= 1e-5), linear, cosine, geometric
+#     time         true, false, or zero: told the noise, not built for it, always told none (MDLM)
+#     loss_per     token: all written places weigh alike (MDLM, LLaDA); answer: every row does,
+#                  whatever its length (LLaDA's fine-tuning); sequence: the sum of a row counts
+#     padding      learn: a token like any other; crop: the same, up to the longest row of the
+#                  batch; ignore: neither seen nor scored
+#     random_length  LLaDA cuts 1 % of its batches to a random length
+#
+#     MDLM   Sahoo et al. 2024, Simple and Effective Masked Diffusion Language Models,
+#            arXiv 2406.07524
+#     LLaDA  Nie et al. 2025, Large Language Diffusion Models, arXiv 2502.09992
+#     RADD   Ou et al. 2024, arXiv 2406.03736, where the same loss is found from the score's side
+# ==================================================================================================
+
+
+def answer_counts(n: int, copies: int, k: int) -> Tensor:
+    """(copies,) int64: how many of n places to mask in each copy of a row, from k in 1..n on, in
+    equal steps around the circle 1..n: spread evenly, whatever k is. Halves are rounded to even, so
+    where n / copies has some, even numbers are a little too frequent (LLaDA's evaluation)."""
+    steps = k + torch.arange(copies, dtype=torch.float64) * n / copies
+    return (steps.round().long() - 1) % n + 1
+
+
+class Guided:
+    """A network with guidance towards the places (B, T) that are given: (1 + cfg) times its logits,
+    less cfg times those without them (LLaDA). One matrix makes both from both features."""
+
+    def __init__(self, net: Any, given: Tensor, mask_id: int, cfg: float):
+        self.net, self.given, self.mask_id, self.time = net, given, mask_id, net.time
+        weight = torch.cat([(1 + cfg) * net.head.weight, -cfg * net.head.weight], 1)  # (V, 2C)
+        self.head = SimpleNamespace(weight=weight, bias=net.head.bias)
+
+    def features(self, ids: Tensor, *told: Any) -> Tensor:
+        blind = ids.masked_fill(self.given.to(ids.device), self.mask_id)
+        return torch.cat([self.net.features(x, *told) for x in (ids, blind)], -1)
+
+
+class Masked(Objective):
+    """MDLM, LLaDA and the like. `n` real tokens; MASK is the last id unless it is among them."""
+
+    normalize = True  # outputs are logits of p(x0 | xt)
+    estimator = "variational bound of masked diffusion, k of n tokens masked"
+
+    def __init__(
+        self,
+        vocab_size: int,
+        mask_id: int | None = None,
+        noise: Noise | None = None,
+        *,
+        zero_time: bool = False,
+        loss_per: str = "token",
+        padding: str = "learn",
+        random_length: float = 0.0,
+        by_importance: bool = False,
+    ):
+        grown = vocab_size if mask_id is not None else vocab_size + 1
+        self.mask_id = vocab_size if mask_id is None else mask_id
+        self.noise, self.zero_time = noise, zero_time
+        self.loss_per, self.padding = loss_per, padding
+        self.random_length, self.by_importance = random_length, by_importance
+        self.needs = {"causal": False, "time": True, "vocab_size": grown}
+
+    @property
+    def samplers(self) -> tuple[str, ...]:
+        return tuple(SAMPLERS)  # chapter 7
+
+    # -- what is written --
+
+    def written(self, batch: Batch) -> Tensor:
+        if self.padding == "learn":
+            return ~batch.given
+        if self.padding == "ignore":
+            return ~batch.given & self.inside(batch)
+        return ~batch.given & (torch.arange(batch.ids.shape[1]) < batch.length.max())
+
+    def inside(self, batch: Batch) -> Tensor:
+        return torch.arange(batch.ids.shape[1]) < batch.length[:, None]  # (B, T)
+
+    def cut(self, batch: Batch, rng: torch.Generator | None) -> Batch:
+        """The batch without the columns that hold nothing but padding, unless that is learnt; and
+        now and then, in training, at a random length (LLaDA, appendix B.1)."""
+        T = batch.ids.shape[1]
+        if self.padding != "learn":
+            T = max(1, int(batch.length.max()))
+        if rng is not None and self.random_length:
+            chance, share = torch.rand(2, generator=rng).tolist()
+            T = 1 + int(share * T) if chance < self.random_length else T
+        return Batch(batch.ids[:, :T], batch.given[:, :T], batch.length.clamp(max=T))
+
+    # -- loss --
+
+    def times(self, B: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """t (B,), one in each of B strata of the schedule's range, and the weights (B,) there."""
+        low = self.noise.lowest
+        t = low + (1 - low) * stratified(B, rng)
+        if not self.by_importance:
+            return t, self.noise.weight(t)
+        t, weight = importance(self.noise, t)
+        return t, torch.full_like(t, weight)
+
+    def loss(self, net: Any, batch: Batch, rng: torch.Generator) -> Loss:
+        """Weighted cross entropy of the masked tokens, summed; nats (MDLM, eq. 10). Divided by
+        `count` it is the mean that `loss_per` asks for."""
+        batch = self.cut(batch, rng)
+        t, weight = self.times(len(batch.ids), rng)
+        written, u = self.written(batch), torch.rand(batch.ids.shape, generator=rng)
+        masked = written & (u < self.noise.masked(t)[:, None])
+        each, count = written.sum(1), int(written.sum())
+        if self.loss_per != "token":
+            count = int((each > 0).sum())
+            weight = weight / each.clamp(min=1) if self.loss_per == "answer" else weight
+        nats, losses, row = self.score(net, batch, masked, weight, self.noise.total(t))
+        plain = (losses / to_device(weight[row], losses.device)).sum()
+        return Loss(nats, count, {"ce": metric(plain, len(losses))})
+
+    def look(
+        self, net: Any, batch: Batch, masked: Tensor, sigma: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Features at the masked places (B, T) of a batch, the network told sigma (B,) -> (h
+        (R, C), row (R,), column (R,))."""
+        device = net.head.weight.device
+        mask = self.inside(batch)[:, None] if self.padding == "ignore" else None
+        seen = batch.ids.masked_fill(masked, self.mask_id)
+        return features_at(net, seen, masked, self.condition(net, sigma, device), mask)
+
+    def score(
+        self, net: Any, batch: Batch, masked: Tensor, weight: Tensor, sigma: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Cross entropy times weight (B,) at the masked places (B, T) of a batch, the network told
+        sigma (B,) -> (sum (), of each place (R,), the row that it belongs to (R,))."""
+        h, row, col = self.look(net, batch, masked, sigma)
+        target = to_device(batch.ids[row, col], h.device)
+        scale = to_device(weight[row].float(), h.device)
+        nats, each = scored_rows(net.head, h, cross_entropy_rule(target, scale, self.mask_id))
+        return nats, each, row
+
+    def condition(self, net: Any, sigma: Tensor, device: torch.device) -> Tensor | None:
+        """What the network is told of sigma (B,): no level beyond those of training."""
+        if net.time is None:
+            return None
+        if self.zero_time:
+            return torch.zeros(len(sigma), device=device)
+        return to_device(told(self.noise, sigma), device)
+
+    # -- bound --
+
+    @torch.no_grad()
+    def bound(self, net: Any, batch: Batch, rng: torch.Generator, samples: int = 1) -> Tensor:
+        """(B,) float64 nats. The integral over t does not depend on the schedule: it is a mean
+        over the number of masked tokens, exactly k of n, with weight n / k (LLaDA, eq. 14)."""
+        batch, bounds = self.cut(batch, None), []
+        for i in range(samples):
+            u = torch.rand(len(batch.ids), generator=rng, dtype=torch.float64)
+            masked, k, share = mask_exactly(self.written(batch), (i + u) / samples, rng)
+            weight = self.written(batch).sum(1) / k.double()
+            bounds.append(self._nats(net, batch, masked, weight, -torch.log1p(-share)))
+        return torch.stack(bounds).mean(0)
+
+    def _nats(self, net: Any, batch: Batch, masked: Tensor, weight: Tensor, sigma: Any) -> Tensor:
+        """`score` by row: (B,) float64."""
+        _, each, row = self.score(net, batch, masked, weight, sigma)
+        total = torch.zeros(len(batch.ids), dtype=torch.float64)
+        return total.index_add_(0, row, each.double().cpu())
+
+    @torch.no_grad()
+    def discrete_bound(
+        self, net: Any, batch: Batch, rng: torch.Generator, T: int, samples: int = 1
+    ) -> Tensor:
+        """(B,) float64 nats: the bound of the sampler with T steps of equal share (MDLM, eq. 8),
+        each place masked by itself. It falls to `bound` as T grows: what fewer steps cost."""
+        batch, bounds = self.cut(batch, None), []
+        for i in range(samples):
+            u = torch.rand(len(batch.ids), generator=rng, dtype=torch.float64)
+            step = ((i + u) / samples * T).long()  # from (step + 1) / T to step / T
+            share = (step + 1) / T
+            places = torch.rand(batch.ids.shape, generator=rng, dtype=torch.float64)
+            masked = self.written(batch) & (places < share[:, None])
+            sigma = -torch.log1p(-share.clamp(max=1 - 1e-9))
+            bounds.append(self._nats(net, batch, masked, 1 / share.double(), sigma))
+        return torch.stack(bounds).mean(0)
+
+    @torch.no_grad()
+    def likelihood(
+        self,
+        net: Any,
+        ids: Tensor,
+        given: Tensor,
+        rng: torch.Generator,
+        samples: int = 128,
+        batch_size: int = 16,
+        cfg: float = 0.0,
+    ) -> float:
+        """Estimate, in nats, of a lower bound on log p(answer | given) of one row: ids (T,), its
+        answer all that is not given (T,). `samples`, a multiple of batch_size, maskings of exactly
+        so many places, their numbers spread evenly in each batch: the protocol of published scores
+        (LLaDA, appendix B.5). Without guidance its mean is that of -`bound`, but for the rounding
+        in `answer_counts`."""
+        assert samples % batch_size == 0 and not given.all(), (samples, batch_size, given)
+        batch = Batch(*(x.expand(batch_size, -1) for x in (ids, given)), None)
+        batch = batch._replace(length=torch.full((batch_size,), len(ids)))
+        seen = Guided(net, batch.given, self.mask_id, cfg) if cfg else net
+        total, n = 0.0, int((~given).sum())
+        for _ in range(samples // batch_size):
+            masked = torch.zeros_like(batch.given)
+            masked[:, ~given] = self.answer_masks(n, batch_size, rng)
+            k = masked.sum(1).double()
+            # what is told of the noise may depend on k in any way: the bound holds for all of them
+            sigma = -torch.log1p(-k / (n + 1))
+            total += float(self._nats(seen, batch, masked, n / k, sigma).mean())
+        return -total * batch_size / samples
+
+    def answer_masks(self, n: int, copies: int, rng: torch.Generator) -> Tensor:
+        """(copies, n) bool: which places of an answer to mask in each copy."""
+        k = int(torch.randint(1, n + 1, (), generator=rng))
+        order = torch.rand(copies, n, generator=rng).argsort(1)
+        return order < answer_counts(n, copies, k)[:, None]
+
+    # -- sampling --
+
+    @torch.no_grad()
+    def sample(
+        self, net: Any, ids: Tensor, given: Tensor, rng: torch.Generator, options: SampleOptions
+    ) -> Iterator[Frame]:
+        """diffusion.py says what the options do."""
+        options = choose_sampler(self, options)
+        yield from frames(Decoder(self, net, ids, given, rng, options))
+
+
+class MaskedTokens(Masked):
+    """The loss of masked language models: the cross entropy of masked tokens, each of which weighs
+    alike whatever the time, averaged over those that are masked. A network without time; samplers
+    and bound are those of masked diffusion."""
+
+    def __init__(self, vocab_size: int, mask_id: int | None, noise: Noise, **options: Any):
+        super().__init__(vocab_size, mask_id, noise, **options)
+        self.needs["time"] = False
+
+    def loss(self, net: Any, batch: Batch, rng: torch.Generator) -> Loss:
+        """Cross entropy of the masked tokens, summed, and how many they are; nats."""
+        batch = self.cut(batch, rng)
+        t, _ = self.times(len(batch.ids), rng)
+        u = torch.rand(batch.ids.shape, generator=rng)
+        masked = self.written(batch) & (u < self.noise.masked(t)[:, None])
+        sigma = self.noise.total(t)
+        nats, _, row = self.score(net, batch, masked, torch.ones_like(t), sigma)
+        return Loss(nats, len(row), {})
+
+
+# ==================================================================================================
+# 5. Block diffusion: blocks from left to right, each by masked diffusion given all before it
+#
+#     BD3  Arriola et al. 2025, Block Diffusion: Interpolating Between Autoregressive and Diffusion
+#          Language Models, arXiv 2503.09573
+#
+# log p(x) = sum_b log p(x_b | x_<b), and each term has the bound of masked diffusion (BD3). A
+# block as long as the row is masked diffusion; blocks of one token, which are always masked, are
+# an autoregressive model. Given tokens are clean wherever they stand, but no block sees what is
+# given in the blocks to its right: infilling works within a block, and continuation anywhere.
+# ==================================================================================================
+
+
+WIDTHS = (0.5, 0.6, 0.7, 0.8, 0.9)  # of clipped ranges of t, moved in steps of 0.05 (BD3)
+
+
+@lru_cache(8)
+def block_mask(T: int, length: int, device: torch.device) -> Tensor:
+    """(2T, 2T) bool: may query attend to key, for T noised tokens followed by the same T clean ones
+    (BD3): to its own block in its own half, and to the clean blocks before it."""
+    place = torch.arange(2 * T, device=device)
+    block, clean = place % T // length, place >= T
+    same = (block[:, None] == block) & (clean[:, None] == clean)
+    return same | ((block[:, None] > block) & clean)
+
+
+class Cells(NamedTuple):
+    """A batch whose rows are blocks, B times as many as a row has: what masked diffusion is done
+    on. The last block of a row is filled up with places that count as given."""
+
+    ids: Tensor  # (B nb, L) int64
+    given: Tensor  # (B nb, L) bool
+    length: Tensor  # (B nb,) int64
+    rows: Batch  # the batch itself
+
+
+def cells(batch: Batch, length: int) -> Cells:
+    """The blocks of a batch, row by row; length 0: whole rows."""
+    T = batch.ids.shape[1]
+    size = min(length or T, T)
+    fill = -T % size
+    ids, given = F.pad(batch.ids, (0, fill)), F.pad(batch.given, (0, fill), value=True)
+    start = torch.arange(0, T, size)
+    own = (batch.length[:, None] - start).clamp(0, size)
+    return Cells(ids.view(-1, size), given.view(-1, size), own.flatten(), batch)
+
+
+class Beside:
+    """A network that is shown noised blocks and sees each with the clean blocks before it, in one
+    pass over 2T positions, 0 to T - 1 twice. Clean tokens are told `still`, the lowest level, but
+    for a network that is told the same everywhere (`per_row`)."""
+
+    def __init__(self, net: Any, x0: Tensor, still: Tensor | None, per_row: bool):
+        self.net, self.x0, self.still, self.per_row = net, x0, still, per_row
+        self.head, self.time = net.head, net.time
+
+    def features(self, xt: Tensor, time: Tensor | None, inside: Tensor | None = None) -> Tensor:
+        """xt (B nb, L), time (B nb,), inside (B nb, 1, L) bool keys -> features (B nb, L, C)."""
+        size, (B, T) = xt.shape[1], self.x0.shape
+        x0 = to_device(self.x0, xt.device)
+        both = torch.cat([xt.view(B, -1)[:, :T], x0], 1)
+        mask = block_mask(T, size, xt.device)[None]
+        if inside is not None:
+            mask = mask & inside.view(B, 1, -1)[..., :T].repeat(1, 1, 2)
+        if time is not None and self.per_row:
+            time = time[:B]
+        elif time is not None:
+            level = time.view(B, -1).repeat_interleave(size, 1)[:, :T]
+            time = torch.cat([level, self.still.expand(B, T)], 1)
+        positions = torch.arange(T, device=xt.device).repeat(2)[None]
+        h = self.net.features(both, time, mask, positions)[:, :T]
+        return F.pad(h, (0, 0, 0, -T % size)).reshape(len(xt), size, -1)
+
+
+class BlockDiffusion(Masked):
+    """Masked diffusion of blocks of `length` tokens (0: the whole row); the last may be short.
+
+    Every block has a time of its own, in training from [low, high]: a clipped schedule has less
+    spread where neither very few nor almost all tokens are masked (BD3). Bounds are over
+    the whole range whatever was trained. Published models are told nothing of the noise; a network
+    with time is told of each token's own, and the clean ones that they are clean.
+    """
+
+    estimator = "sum over blocks of the variational bound of masked diffusion"
+
+    def __init__(
+        self,
+        vocab_size: int,
+        mask_id: int | None = None,
+        noise: Noise | None = None,
+        *,
+        length: int = 0,
+        low: float = 0.0,
+        high: float = 1.0,
+        **options: Any,
+    ):
+        super().__init__(vocab_size, mask_id, noise, **options)
+        assert self.loss_per == "token" and not self.by_importance, "a row is not one loss here"
+        # a single token is masked or costs nothing: masking it always has no spread at all
+        self.length, self.low, self.high = length, 1.0 if length == 1 else low, high
+        if length == 1:
+            self.exact, self.estimator = True, "exact likelihood, blocks of one token"
+
+    @property
+    def samplers(self) -> tuple[str, ...]:
+        return ("first_hitting", *(name for name in SAMPLERS if name != "first_hitting"))
+
+    def cut(self, batch: Batch, rng: torch.Generator | None) -> Cells:
+        """Blocks instead of rows are what everything below is done on."""
+        return cells(super().cut(batch, rng), self.length)
+
+    def times(self, B: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """One time in each of B strata of [low, high], in random order: a block's time must not
+        depend on where it stands in the row."""
+        low = max(self.low, self.noise.lowest)
+        t = low + (self.high - low) * stratified(B, rng)[torch.randperm(B, generator=rng)]
+        return t, self.noise.weight(t)
+
+    def look(
+        self, net: Any, batch: Cells, masked: Tensor, sigma: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        beside = Beside(net, batch.rows.ids, self.still(net), self.zero_time)
+        return super().look(beside, batch, masked, sigma)
+
+    def still(self, net: Any) -> Tensor | None:
+        """(1,) what the network is told of a clean token."""
+        return self.condition(net, torch.zeros(1), net.head.weight.device)
+
+    def bound(self, net: Any, batch: Batch, rng: torch.Generator, samples: int = 1) -> Tensor:
+        """(B,) float64 nats: the sum of the bounds of the blocks, each given the clean ones before
+        it, its number of masked tokens drawn by itself. Exact for blocks of one token."""
+        return super().bound(net, batch, rng, samples).view(len(batch.ids), -1).sum(1)
+
+    def discrete_bound(
+        self, net: Any, batch: Batch, rng: torch.Generator, T: int, samples: int = 1
+    ) -> Tensor:
+        """As Masked's, T steps for each block."""
+        each = super().discrete_bound(net, batch, rng, T, samples)
+        return each.view(len(batch.ids), -1).sum(1)
+
+    @torch.no_grad()
+    def clip_search(
+        self, net: Any, batches: Iterable[Batch], rng: torch.Generator
+    ) -> list[tuple[float, float, float]]:
+        """Ranges of t by the spread of a block's loss in them, least first: (variance of the nats
+        per written token, low, high). All widths are judged by the same blocks, each with a time
+        from the whole range (after BD3's search for clipped schedules)."""
+        lowest, times, losses = self.noise.lowest, [], []
+        for batch in batches:
+            batch = self.cut(batch, None)
+            written, u = self.written(batch), torch.rand(batch.ids.shape, generator=rng)
+            t = lowest + (1 - lowest) * torch.rand(len(batch.ids), generator=rng)
+            masked = written & (u < self.noise.masked(t)[:, None])
+            nats = self._nats(net, batch, masked, self.noise.weight(t), self.noise.total(t))
+            some = written.any(1)
+            times.append(t[some])
+            losses.append((nats / written.sum(1).clamp(min=1))[some])
+        t, loss = torch.cat(times), torch.cat(losses)
+        ranges = [(lowest, 1.0)]
+        for width in WIDTHS:
+            ranges += [(k / 20, k / 20 + width) for k in range(round(20 * (1 - width)) + 1)]
+        return sorted((float(loss[(t >= a) & (t <= b)].var()), a, b) for a, b in ranges)
+
+    @torch.no_grad()
+    def sample(
+        self, net: Any, ids: Tensor, given: Tensor, rng: torch.Generator, options: SampleOptions
+    ) -> Iterator[Frame]:
+        """diffusion.py says what the options do, within each block; see `BlockDecoder`."""
+        options = choose_sampler(self, options)
+        yield from frames(BlockDecoder(self, net, ids, given, rng, options))
+
+
+# ==================================================================================================
+# 6. Which masked places are written next: how many, which, and which are doubted again
+#
+# Pure functions; chapter 7 runs them. Scores are in [0, 1], 1 for certainty.
+#
+#     MaskGIT    Chang et al. 2022, arXiv 2202.04200     LLaDA  Nie et al. 2025, arXiv 2502.09992
+#     Fast-dLLM  Wu et al. 2025, arXiv 2505.22618        Dream  Ye et al. 2025, arXiv 2508.15487
+#     ReMDM      Wang et al. 2025, arXiv 2503.00307
+# ==================================================================================================
+
+
+# ---- how many ----------------------------------------------------------------------------------
+
+
+def _uniform(left: Tensor, step: int, steps: int) -> Tensor:
+    """Equal shares, the larger ones first (LLaDA)."""
+    return -(-left // (steps - step))
+
+
+def _by_share(text: Callable[[Tensor], Tensor]) -> Callable:
+    """As many as takes the share of written places from text(t) to text(s), in equal steps. In
+    float32, as published (dllm): where that is half a place, its rounding decides."""
+
+    def count(left: Tensor, step: int, steps: int) -> Tensor:
+        masked = 1 - text(torch.tensor([steps - step, steps - step - 1]) / steps)
+        moves = (1 - masked[1] / masked[0]).item()
+        return (left.double() * moves).round().long() if step < steps - 1 else left
+
+    return count
+
+
+SCHEDULES: dict[str, Callable[[Tensor, int, int], Tensor]] = {
+    "uniform": _uniform,
+    "linear": _by_share(lambda t: 1 - t),
+    "cosine": _by_share(lambda t: 1 - torch.cos(math.pi / 2 * (1 - t))),  # few at first (MaskGIT)
+}
+
+
+def quotas(count: Tensor, steps: int, schedule: str) -> Tensor:
+    """count (B,) masked places -> (B, steps) int64: how many are written in each step."""
+    left, parts = count, []
+    for step in range(steps):
+        parts.append(SCHEDULES[schedule](left, step, steps).clamp(max=left))
+        left = left - parts[-1]
+    return torch.stack(parts, 1)
+
+
+def ranks(row: Tensor, value: Tensor) -> Tensor:
+    """row (R,) ascending, value (R,) -> (R,) int64: 0 for the highest value of each row; ties go
+    to the first."""
+    by_value = value.argsort(descending=True, stable=True)
+    order = by_value[row[by_value].argsort(stable=True)]  # by row, then by value
+    sizes = torch.bincount(row)
+    start = sizes.cumsum(0) - sizes
+    rank = torch.arange(len(row), device=row.device) - start[row]
+    return torch.empty_like(row).index_put((order,), rank)
+
+
+def above_threshold(row: Tensor, score: Tensor, threshold: float) -> Tensor:
+    """(R,) bool: places that score at least `threshold`, and the best of each row (Fast-dLLM)."""
+    return (score >= threshold) | (ranks(row, score) == 0)
+
+
+def within_factor(row: Tensor, score: Tensor, factor: float) -> Tensor:
+    """(R,) bool: the r best of each row, as long as the r-th scores at least 1 - factor / (r + 1);
+    always the best (Fast-dLLM)."""
+    rank = ranks(row, score)
+    fails = (score < 1 - factor / (rank + 2)) & (rank > 0)
+    first = torch.full_like(torch.bincount(row), len(row))
+    first = first.scatter_reduce(0, row, torch.where(fails, rank, len(row)), "amin")
+    return rank < first[row]
+
+
+# ---- which -------------------------------------------------------------------------------------
+
+
+def confidence(logp: Tensor) -> Tensor:
+    """logp (R, V) normalised -> probability of the best token (R,)."""
+    return logp.amax(1).exp()
+
+
+def margin(logp: Tensor) -> Tensor:
+    """Probability of the best token less that of the second."""
+    first, second = logp.topk(2).values.exp().unbind(1)
+    return first - second
+
+
+def entropy(logp: Tensor) -> Tensor:
+    """e^-H, H the entropy in nats."""
+    return torch.special.entr(logp.exp()).sum(1).neg().exp()
+
+
+ORDERS: dict[str, Callable[[Tensor], Tensor] | None] = {
+    "random": None,  # needs no look at the tokens
+    "confidence": confidence,
+    "margin": margin,
+    "entropy": entropy,
+}
+
+
+# ---- doubt -------------------------------------------------------------------------------------
+
+
+class Doubt(NamedTuple):
+    """ReMDM: shares of text at the ends of a step, and the probability of masking it again."""
+
+    alpha_t: float
+    alpha_s: float
+    sigma: Tensor  # (B, T) float64
+
+    def reveal(self) -> Tensor:
+        """Probability (B, T) that a masked place is written in this step (ReMDM, eq. 4)."""
+        kept = (1 - self.sigma) * self.alpha_t
+        return (self.alpha_s - kept) / (1 - self.alpha_t)
+
+
+def doubt(kind: str, t: float, s: float, eta: float, trust: Tensor) -> Doubt:
+    """One step from t to s, the share of text 1 - t. trust (B, T) float64: the probability that
+    each token had when it was written, infinite where it is MASK or given; eta scales."""
+    if kind == "loop":
+        return _loop(t, s, eta, trust)
+    alpha_t, alpha_s = 1 - t, 1 - s
+    most = min(1.0, (1 - alpha_s) / alpha_t) if alpha_t > 0 else 1.0
+    sigma = torch.zeros_like(trust)
+    if kind == "cap":
+        sigma += min(eta, most)
+    elif kind == "rescale":
+        sigma += eta * most
+    elif kind == "conf":
+        sigma = trust.neg().softmax(1).nan_to_num() * most
+    return Doubt(alpha_t, alpha_s, sigma)
+
+
+LOOP_ON, LOOP_OFF, LOOP_ALPHA = 0.55, 0.05, 0.9  # ReMDM's loop on OpenWebText
+
+
+def _loop(t: float, s: float, eta: float, trust: Tensor) -> Doubt:
+    """Write down to a share of 0.9, then doubt and rewrite at that share, then finish."""
+
+    def alpha(time: float) -> float:
+        if time > LOOP_ON:
+            return (1 - time) * LOOP_ALPHA / (1 - LOOP_ON)
+        return LOOP_ALPHA if time > LOOP_OFF else 1 - time * (1 - LOOP_ALPHA) / LOOP_OFF
+
+    looping = LOOP_OFF < t <= LOOP_ON
+    sigma = torch.full_like(trust, eta if looping else 0.0)
+    return Doubt(alpha(t), LOOP_ALPHA if looping else alpha(s), sigma)
+
+
+ETA = {"cap": 0.008, "rescale": 0.015, "conf": 0.0, "loop": 0.02}  # ReMDM's choices
+# ==================================================================================================
+# 7. How a masked canvas is written: the one sampler of every model that predicts masked tokens
+#
+# Four choices compose. Which places are next (`sampler`), how many at a time (`schedule`), within
+# which part of the text (`block_length`), and whether written ones are doubted again (`remask`):
+#
+#     ancestral      the reverse process on a grid of `steps`; idle steps are skipped (MDLM)
+#     first_hitting  its limit of infinitely many steps, a place at a time (FHS)
+#     random         so many places, anywhere
+#     confidence     the places whose best token is most probable first (MaskGIT, LLaDA)
+#     margin         ... whose best two tokens are furthest apart (Dream)
+#     entropy        ... whose distribution has the least entropy (Dream)
+#
+# Where comes first, what second: a place is chosen, then its token is drawn in float64, so that no
+# truncated float32 noise decides what is written. (LLaDA draws at all places and keeps the tokens
+# that happen to be probable: the same at temperature 0, and nearly greedy above it.) MASK is never
+# drawn. Ties go to the left, but for tokens that are delayed (`delay`: EOS), which go to the
+# right, so that a text ends before its tail.
+#
+#     FHS    Zheng et al. 2024, Masked Diffusion Models are Secretly Time-Agnostic Masked Models,
+#            arXiv 2409.02908; the others are named in chapter 6
+# ==================================================================================================
+
+
+class At(NamedTuple):
+    """Places of the canvas: row, column, and column of the mirrored partner, (R,) each."""
+
+    row: Tensor
+    col: Tensor
+    mate: Tensor
+
+    def __getitem__(self, some: Any) -> "At":
+        return At(*(getattr(self, name)[some] for name in self._fields))
+
+
+class Decoder:
+    """One run of a sampler: the canvas x (B, T), which steps change in place, and what they need.
+
+    `process` is the objective: mask_id, noise, normalize, and condition(net, sigma, device), what
+    the network is told of the noise. Every sampler is a method that yields after each step. A
+    mirrored pair is decided once, with the mean of both distributions, and written at both places.
+    """
+
+    def __init__(self, process: Any, net: Any, ids: Tensor, given: Tensor, rng: Any, o: Any):
+        self.process, self.net, self.given, self.rng, self.o = process, net, given, rng, o
+        self.mask_id = process.mask_id
+        self.x = torch.where(given, ids, self.start(ids))
+        places = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)  # (B, T)
+        self.mirror = places if o.mirror is None else o.mirror
+        self.open = ~given & (places <= self.mirror)  # one of each pair
+        self.inside = None  # (B, 1, T): rows of unequal length do not look beyond their ends
+        if o.length is not None and bool((o.length < ids.shape[1]).any()):
+            self.inside = (places < o.length[:, None])[:, None]
+        self.first = torch.where(given, ids.shape[1], places).amin(1, keepdim=True)  # (B, 1)
+        width = o.block_length or ids.shape[1]
+        self.block = (places - self.first).clamp(min=0) // width  # (B, T)
+        self.blocks = int(torch.where(self.open, self.block, 0).max()) + 1
+        self.reach = self.blocks - 1  # the last block that may be written
+        self.cache: Cache | None = None
+        self.trust = torch.full(ids.shape, torch.inf, device=ids.device, dtype=torch.float64)
+        self._check()
+
+    def _check(self) -> None:
+        o, adaptive = self.o, self.o.schedule in ("threshold", "factor")
+        problems = {
+            "block_length: a mirrored text is written as one block": o.mirror is not None
+            and self.blocks > 1,
+            "stop: a mirrored text has no end to look for": o.mirror is not None
+            and o.stop is not None,
+            f"remask={o.remask} needs a schedule with a number of steps": o.remask != "none"
+            and (adaptive or o.sampler == "first_hitting"),
+            f"schedule={o.schedule} needs a sampler that looks at probabilities": adaptive
+            and o.sampler == "random",
+            f"sampler={o.sampler} has no use for schedule and delay_eos": o.sampler not in ORDERS
+            and (o.schedule != "uniform" or len(o.delay) > 0),
+            f"cache={o.cache} goes with neither remask nor a mirror": o.cache != "none"
+            and (o.remask != "none" or o.mirror is not None),
+            f"cache={o.cache} needs prompts of one length in a batch": o.cache != "none"
+            and (self.inside is not None or bool((self.first != self.first[0]).any())),
+            f"cache={o.cache} needs our own network": o.cache != "none"
+            and not isinstance(self.net, Transformer),
+        }
+        for problem, found in problems.items():
+            if found:
+                raise UserError(problem)
+
+    def start(self, ids: Tensor) -> Tensor:
+        """What stands at the places that are not given."""
+        return torch.full_like(ids, self.mask_id)
+
+    def uniforms(self, *shape: int) -> Tensor:
+        return torch.rand(shape, generator=self.rng, device=self.x.device, dtype=torch.float64)
+
+    def at(self, where: Tensor) -> At:
+        row, col = where.nonzero(as_tuple=True)
+        return At(row, col, self.mirror[row, col])
+
+    def undecided(self) -> At:
+        """Places that still hold MASK, up to the present block, in row order."""
+        return self.at(self.open & (self.x == self.mask_id) & (self.block <= self.reach))
+
+    def left(self, at: At) -> Tensor:
+        """(B,) how many places of each row are among `at`."""
+        return torch.bincount(at.row, minlength=len(self.x))
+
+    def parts(self, at: At) -> Iterator[slice]:
+        return chunks(len(at.row), self.net.head.weight.shape[0])
+
+    def write(self, at: At, token: Tensor) -> None:
+        self.x[at.row, at.col] = token
+        self.x[at.row, at.mate] = token
+        recorder.wrote(at.row, at.col, at.mate)
+
+    # -- the network --
+
+    def visit(self, at: At, share: Tensor) -> Tensor:
+        """Run the network on the rows that `at` (in row order) touches, told that a share (B,) of
+        the present block is masked -> features (R, G, M, C): G = 2 with guidance (the prompt seen,
+        and masked), M = 2 with a mirror (the place, and its partner)."""
+        rows, slot = torch.unique_consecutive(at.row, return_inverse=True)
+        sigma = -torch.log1p(-self.overall(share)[rows])
+        time = self.process.condition(self.net, sigma, rows.device)
+        h, first = self.look(rows, time)  # (G r, W, C)
+        h = h.unflatten(0, (-1, len(rows)))  # (G, r, W, C)
+        places = [at.col] if self.o.mirror is None else [at.col, at.mate]
+        return torch.stack([h[:, slot, place - first] for place in places], 2).transpose(0, 1)
+
+    def overall(self, share: Tensor) -> Tensor:
+        """Share (B,) of the present block -> share of all written places that are masked."""
+        if self.blocks == 1:
+            return share
+        later = (self.open & (self.block > self.reach)).sum(1)
+        here = (self.open & (self.block == self.reach)).sum(1)
+        return (later + here * share) / self.open.sum(1).clamp(min=1)
+
+    def look(self, rows: Tensor, time: Tensor | None) -> tuple[Tensor, int]:
+        """Features (G r, W, C) of a window of the canvases, and the column where it begins."""
+        x, mask = self.x[rows], None if self.inside is None else self.inside[rows]
+        if self.o.cfg:
+            x = torch.cat([x, x.masked_fill(self.given[rows], self.mask_id)])
+            time = None if time is None else torch.cat([time, time])
+            mask = None if mask is None else torch.cat([mask, mask])
+            rows = torch.cat([rows, rows + len(self.x)])
+        if self.o.cache != "none":
+            return self.look_back(x, rows, time)
+        return self.net.features(x, time, *([] if mask is None else [mask])), 0
+
+    def look_back(self, x: Tensor, rows: Tensor, time: Tensor | None) -> tuple[Tensor, int]:
+        """The first look of a block runs all columns and keeps their keys and values; those after
+        it run the columns from the block on (prefix), or the block alone (dual), against what was
+        kept of the others. An approximation: what was kept does not see what is written since
+        (Fast-dLLM, section 3.2)."""
+        T, width = x.shape[1], self.o.block_length or x.shape[1]
+        first = int(self.first[0]) + self.reach * width
+        end = min(first + width, T) if self.o.cache == "dual" else T
+        if self.cache is None:
+            self.cache, first, end = Cache(len(self.x) * (2 if self.o.cfg else 1), T), 0, T
+        self.cache.at, self.cache.rows = slice(first, end), rows
+        return self.net.features(x[:, first:end], time, cache=self.cache), first
+
+    def logits(self, h: Tensor) -> Tensor:
+        """Features (r, G, M, C) -> (r, V), at least float32; MASK and banned ids at -inf. Guidance
+        extrapolates from the prompt masked to the prompt seen (LLaDA); of pairs, the mean."""
+        z = self.net.logits(h)
+        z = z if z.dtype == torch.float64 else z.float()
+        z = z[:, 1] + (1 + self.o.cfg) * (z[:, 0] - z[:, 1]) if self.o.cfg else z[:, 0]
+        z[..., self.never()] = -torch.inf  # (r, M, V)
+        if self.process.normalize:
+            z = z.log_softmax(-1)
+        return z[:, 0] if z.shape[1] == 1 else z.logsumexp(1) - math.log(2)
+
+    def never(self) -> list[int]:
+        """Ids that are not written."""
+        return [self.mask_id, *self.o.banned]
+
+    # -- steps --
+
+    def reveal(self, at: At, h: Tensor, which: Tensor) -> None:
+        """Draw and write tokens at the places that `which` (R,) bool selects; project no others."""
+        at, h = at[which], h[which]
+        for part in self.parts(at):
+            z = self.logits(h[part])
+            token = draw_tokens(z, self.o, self.rng)
+            self.write(at[part], token)
+            if self.o.remask == "conf":
+                sure = z.double().log_softmax(-1).gather(1, token[:, None])[:, 0].exp()
+                self.trust[at.row[part], at.col[part]] = sure
+
+    def scores(self, at: At, h: Tensor) -> Tensor:
+        """How sure the network is of each place, (R,) in [0, 1]. A place whose best token is to be
+        delayed is below 0, the leftmost lowest, and no other counts that token's probability."""
+        score, late = ORDERS[self.o.sampler], torch.tensor(self.o.delay, device=at.col.device)
+        found = [h.new_empty(0)]
+        for part in self.parts(at):
+            z = self.logits(h[part])
+            if len(late):
+                wait = torch.isin(z.argmax(1), late)
+                last = at.col[part] / self.x.shape[1] - 1
+                found.append(score(z.index_fill(1, late, -torch.inf).log_softmax(-1)))
+                found[-1] = torch.where(wait, last, found[-1])
+            else:
+                found.append(score(z.log_softmax(-1)))
+        return torch.cat(found)
+
+    def doubted(self, step: int, steps: int) -> tuple[Tensor | None, Doubt | None]:
+        """Places (B, T) of the present block that become MASK again in this step, if any may."""
+        if self.o.remask == "none":
+            return None, None
+        t, s = 1 - step / steps, 1 - (step + 1) / steps
+        eta = ETA[self.o.remask] if self.o.eta is None else self.o.eta
+        found = doubt(self.o.remask, t, s, eta, self.trust)
+        written = self.open & (self.x != self.mask_id) & (self.block == self.reach)
+        doubted = written & (self.uniforms(*self.x.shape) < found.sigma)
+        return doubted & (step < steps - 1), found  # the last step leaves no MASK
+
+    def forget(self, places: Tensor | None) -> None:
+        if places is not None:
+            self.trust.masked_fill_(places, torch.inf)
+            at = self.at(places)
+            self.write(at, torch.full_like(at.col, self.mask_id))
+
+    # -- samplers of one block --
+
+    def ancestral(self, steps: Tensor) -> Iterator[None]:
+        """The reverse process on a grid of times. Without doubt, the step in which a place is
+        revealed does not depend on the network, so it is drawn first, and each row goes from one
+        of its own events to the next: T (1 - (1 - 1/T)^L) calls per row instead of T (MDLM skips
+        a call when the whole batch is idle)."""
+        if self.o.remask != "none":
+            yield from self.doubting(steps)
+            return
+        done = torch.arange(int(steps.max()) + 1, device=steps.device) / steps[:, None].double()
+        times = 1 - (1 - SAMPLE_EPS) * done.clamp(max=1)  # (B, S + 1)
+        moved = self.process.noise.masked(times)  # share of masked places
+        due = self.due(moved)
+        while len((at := self.undecided()).row):
+            mine = due[at.row, at.col]
+            soonest = due.amax(1).scatter_reduce(0, at.row, mine, "amin")
+            h = self.visit(at, moved.gather(1, soonest[:, None])[:, 0])
+            self.reveal(at, h, mine == soonest[at.row])
+            yield
+
+    def due(self, moved: Tensor) -> Tensor:
+        """moved (B, S + 1) falling -> (B, T) int64: the step that reveals each place, which is the
+        one that takes the share below a uniform level; those below all of them, the last."""
+        level = self.uniforms(*self.x.shape) * moved[:, :1]
+        return moved.shape[1] - 1 - torch.searchsorted(moved.flip(1), level)
+
+    def doubting(self, steps: Tensor) -> Iterator[None]:
+        """The reverse process with remasking (ReMDM, eq. 4): a step at a time."""
+        most = int(steps.max())
+        for step in range(most):
+            at, (places, found) = self.undecided(), self.doubted(step, most)
+            if len(at.row):
+                share = torch.full_like(self.trust[:, 0], 1 - found.alpha_t)
+                h = self.visit(at, share.clamp(max=float(self.most())))
+                fires = self.uniforms(len(at.row)) < found.reveal()[at.row, at.col]
+                self.reveal(at, h, fires | (step == most - 1))
+            self.forget(places)
+            yield
+
+    def most(self) -> Tensor:
+        """() share of masked places at t = 1."""
+        return self.process.noise.masked(torch.ones((), dtype=torch.float64))
+
+    def first_hitting(self, steps: Tensor) -> Iterator[None]:
+        """The continuous-time limit of the grid, one place per step (FHS, Prop. 4.1): with k places
+        masked, the share of masked ones falls by a factor u^(1/k) until the next reveal."""
+        share = self.most().to(self.x.device).repeat(len(self.x))
+        while len((at := self.undecided()).row):
+            left = self.left(at)
+            share = share * self.uniforms(len(share)) ** (1 / left.clamp(min=1))
+            h = self.visit(at, share)
+            self.reveal(at, h, ranks(at.row, self.uniforms(len(at.row))) == 0)
+            yield
+
+    def ordered(self, steps: Tensor) -> Iterator[None]:
+        """So many places per step, the best first, and what is doubted besides. A network with time
+        is told the share of masked places at which as many are left."""
+        begun, most = self.left(self.undecided()), int(steps.max())
+        plan = self.plan(begun, steps) if self.o.schedule in SCHEDULES else None
+        low, high = float(self.process.noise.masked(torch.tensor(SAMPLE_EPS))), float(self.most())
+        for step in range(most) if plan is not None else iter(int, 1):
+            at, (places, _) = self.undecided(), self.doubted(step, most)
+            if len(at.row) == 0 and places is None:
+                return
+            left, want = self.left(at), None if plan is None else plan[:, step]
+            if places is not None:  # what is doubted comes on top; the last step takes all
+                want = left if step == most - 1 else want + places.sum(1)
+            if len(at.row) and (want is None or bool((want[at.row] > 0).any())):
+                share = (left / begun.clamp(min=1)).double().clamp(low, high)
+                self.choose(at, self.visit(at, share), want)
+            self.forget(places)
+            yield
+
+    def plan(self, begun: Tensor, steps: Tensor) -> Tensor:
+        """begun, steps (B,) -> (B, S): how many places each row writes in each step."""
+        parts = begun.new_zeros(len(begun), int(steps.max()))
+        for n in steps.unique().tolist():
+            parts[steps == n, :n] = quotas(begun[steps == n], n, self.o.schedule)
+        return parts
+
+    def choose(self, at: At, h: Tensor, want: Tensor | None) -> None:
+        """Write the best `want` (B,) places of each row, or as many as the schedule admits."""
+        if self.o.sampler == "random":
+            self.reveal(at, h, ranks(at.row, self.uniforms(len(at.row))) < want[at.row])
+            return
+        score = self.scores(at, h)
+        if want is not None:
+            which = ranks(at.row, score) < want[at.row]
+        elif self.o.schedule == "threshold":
+            which = above_threshold(at.row, score, self.o.threshold)
+        else:
+            which = within_factor(at.row, score, self.o.factor)
+        self.reveal(at, h, which)
+
+    # -- all blocks --
+
+    def run(self) -> Iterator[None]:
+        """Every block in turn; yields after each step. `steps` are shared out among the blocks that
+        a row has: it does not depend on its neighbours."""
+        sampler, steps = SAMPLERS[self.o.sampler], self.o.steps
+        own = torch.where(self.open, self.block + 1, 0).amax(1).clamp(min=1)  # (B,)
+        for k in range(self.blocks):
+            self.reach, self.cache = k, None
+            self.trust.fill_(torch.inf)  # what stands in other blocks is settled
+            mine = (steps * (k + 1) // own - steps * k // own).clamp(min=1)
+            for _ in sampler(self, mine):
+                if self.o.remask == "none":
+                    self.finish()
+                yield
+            if self.o.remask != "none" and self.finish():
+                yield
+            self.close()
+
+    def finish(self) -> bool:
+        """Once a row has written `stop` and nothing before it is open, the rest of it is `stop`.
+        Returns whether that changed anything."""
+        if self.o.stop is None:
+            return False
+        masked, before = self.x == self.mask_id, self.x
+        ends = ~self.given & (before == self.o.stop) & (masked.cumsum(1) == 0)
+        self.x = before.masked_fill((ends.cumsum(1) > 0) & ~self.given, self.o.stop)
+        return not torch.equal(self.x, before)
+
+    def close(self) -> None:
+        """Called when a block is complete."""
+
+
+# steps (B,) int64: how many of them the present block of each row has
+SAMPLERS: dict[str, Callable[[Decoder, Tensor], Iterator[None]]] = {
+    "ancestral": Decoder.ancestral,
+    "first_hitting": Decoder.first_hitting,
+    **dict.fromkeys(ORDERS, Decoder.ordered),
+}
+
+
+# ==================================================================================================
+# 8. Samplers on a grid of times: SEDD's, on both graphs
+# ==================================================================================================
 
 
 def grid(steps: int) -> Tensor:
@@ -475,3 +1655,64 @@ class MaskedWalk(Decoder):
             mass = exponentiate_(z)[0][:, 0].double() - (0 if shift is None else shift.item())
             fires = self.uniforms(len(z)) < gain * mass.exp()
             self.write(at[part][fires], draw_tokens(z[fires].log_(), self.o, self.rng))
+
+
+# ==================================================================================================
+# 9. The sampler of blocks: one after another, with a cache of keys and values
+# ==================================================================================================
+
+
+class BlockDecoder(Decoder):
+    """Any sampler within a block. Keys and values of finished blocks are kept, so that a step is a
+    pass over one block; the first step of a block also stores the one before it, and the first of
+    all the prompt, under the mask of training: what a step computes is what training computed.
+    Blocks lie where they lay in training, at multiples of their length, and `steps` are shared out
+    among all of them, given ones included: a row does not depend on its neighbours' prompts."""
+
+    def __init__(
+        self, process: BlockDiffusion, net: Any, ids: Tensor, given: Tensor, rng: Any, o: Any
+    ):
+        super().__init__(process, net, ids, given, rng, o)
+        B, T = ids.shape
+        self.size = min(process.length or T, T)
+        self.block = torch.arange(T, device=ids.device).expand_as(ids) // self.size
+        self.blocks = (T - 1) // self.size + 1
+        self.kept, self.stored = Cache(B, T), 0  # clean columns below `stored` are in the cache
+        if o.cfg:
+            raise UserError("cfg: block diffusion has no guidance, its prompt lies in the cache")
+        if o.mirror is not None and self.size < T:
+            raise UserError("mirror: this model writes from left to right, in several blocks")
+        if o.block_length not in (0, process.length):
+            raise UserError(f"block_length: this model was trained with {process.length}")
+
+    def overall(self, share: Tensor) -> Tensor:
+        """Every block has a noise level of its own."""
+        return share
+
+    def look(self, rows: Tensor, time: Tensor | None) -> tuple[Tensor, int]:
+        """Features (r, W, C) of the present block, and the column where it begins."""
+        T, kept, device = self.x.shape[1], self.kept, rows.device
+        start = self.reach * self.size
+        kept.at = slice(self.stored, min(start + self.size, T))
+        kept.visible, clean, self.stored = kept.at.stop, start - self.stored, start
+        every = torch.arange(len(self.x), device=device) if clean else rows
+        kept.rows, mask = None if clean else rows, None
+        if clean:  # all rows, from where the stored columns end
+            mask = block_mask(T, self.size, device)[None, T:, T:][:, kept.at, : kept.visible]
+        if self.inside is not None:
+            inside = self.inside[every, :, : kept.visible]
+            mask = inside if mask is None else mask & inside
+        if time is not None:
+            time = self.levels(rows, time, start)[every]
+        h = self.net.features(self.x[every, kept.at], time, mask, cache=kept)
+        return h[rows, clean:] if clean else h, start
+
+    def levels(self, rows: Tensor, time: Tensor, start: int) -> Tensor:
+        """What the network is told of the columns of this pass: time (r,) of the present block,
+        and the others that they are clean."""
+        still, width = self.process.still(self.net), self.kept.visible - self.kept.at.start
+        if self.process.zero_time:
+            return still.repeat(len(self.x))
+        levels = still.repeat(len(self.x), width)
+        levels[rows, start - self.kept.at.start :] = time[:, None]
+        return levels

@@ -20,41 +20,408 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterator, NamedTuple
+from typing import Any, Iterable, Iterator, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 from tqdm import tqdm
 
 import checkpoint
-import grammar
-import palindromes
-import puzzles
-from answers import COPIES, closed, compare, describe_answers, describe_scores, score_answers
-from build import autocast, build_objective, pick_device
-from checkpoint import Model
-from configurator import UserError, load, require, run, save_json
-from corpus import Batch, Corpus
-from diff_commands import diff_report
-from generate import answer_canvas, generate, read_prompt, written_ids
-from judge import Judge, describe_judged, judged, ratio, text_bytes, written_text
-from objective import choose_sampler, generator
+from checkpoint import Model, build_objective
+from configurator import PUZZLES, TASKS, UserError, load, optional, require, room, run, save_json
+from corpus import Batch, Corpus, shuffled
+from diffusion import Guided
+from model import autocast, pick_device
+from objective import Objective, SampleOptions, generator
 from prepare_sft import records
-from reader import shuffled
 from sample import (
+    Canvas,
     SampleConfig,
     SamplerConfig,
+    answer_canvas,
     answer_defaults,
     canvases,
+    framed,
+    generate,
+    read_prompt,
     sample_options,
     settings,
     watcher,
+    written_ids,
 )
+from tokenizer import ASSISTANT, USER, Tokenizer, chat_rows
+
+# ==================================================================================================
+# What samples are worth: their perplexity under another model, and their entropy
+#
+# Generative perplexity is exp of the mean cost of a sample's tokens under a causal language model,
+# the judge: how plausible the samples are, not how well the sampled model predicts text. Who
+# repeats himself scores well, so it never stands alone: beside it are the unigram entropy of the
+# samples, the settings of their sampler, and both numbers of as many texts of the corpus.
+#
+#     Zheng et al. 2024, arXiv 2409.02908: low perplexities that were nothing but low entropy
+#     Sahoo et al. 2024, arXiv 2406.07524: which tokens count (MDLM)
+# ==================================================================================================
+
+
+AT_ONCE = 4  # texts: 1024 tokens of each are 0.8 GB of logits with GPT-2's vocabulary
+
+
+# ---- texts -------------------------------------------------------------------------------------
+
+
+def documents(tokenizer: Tokenizer, ids: list[int]) -> list[tuple[str, bool]]:
+    """Ids -> (text, is it followed by EOS?) of each part between two EOS."""
+    eos, found, start = tokenizer.specials.get("eos", -1), [], 0
+    ends = [i for i, token in enumerate(ids) if token == eos]
+    for end in ends:
+        found.append((tokenizer.decode(ids[start:end]), True))
+        start = end + 1
+    return [*found, (tokenizer.decode(ids[start:]), False)] if start < len(ids) else found
+
+
+def written_text(batch: Batch) -> list[list[int]]:
+    """Of each row the ids that are neither given nor padding."""
+    inside = torch.arange(batch.ids.shape[1]) < batch.length[:, None]
+    rows = zip(batch.ids, inside & ~batch.given, strict=True)
+    return [ids[keep].tolist() for ids, keep in rows]
+
+
+def text_bytes(tokenizer: Tokenizer, ids: list[int]) -> int:
+    """Bytes of text in the ids. A window may begin inside a letter, which `decode` leaves out."""
+    if tokenizer.kind == "bytes":
+        return sum(i < 256 for i in ids)
+    return sum(len(text.encode()) for text, _ in documents(tokenizer, ids))
+
+
+def unigram_entropy(ids: list[int]) -> float:
+    """Nats; log of the number of different tokens at most. 0 for no token."""
+    count = np.unique(ids, return_counts=True)[1] / max(len(ids), 1)
+    return float(-(count * np.log(count)).sum())
+
+
+def distinct(texts: list[list[int]], n: int) -> float:
+    """How many of all runs of n tokens in the texts are different, as a share of them (distinct-n,
+    Li et al. 2016, arXiv 1510.03055); it falls with the number of tokens. 0 if there are none."""
+    runs = [tuple(ids[k : k + n]) for ids in texts for k in range(len(ids) - n + 1)]
+    return len(set(runs)) / max(len(runs), 1)
+
+
+def ratio(nats: Tensor, size: Tensor) -> tuple[float, float]:
+    """Sums over texts of nats (N,) and tokens (N,) -> nats per token and its standard error."""
+    total = size.sum().clamp(min=1)
+    rate = nats.sum() / total
+    return float(rate), float((nats - rate * size).square().sum().sqrt() / total)
+
+
+# ---- the judge ---------------------------------------------------------------------------------
+
+
+class Judge:
+    """A causal language model of transformers, from a folder or the hub, with its tokenizer.
+
+    A text is decoded and encoded anew by the judge, cut to its longest input, its EOS where ours
+    stood. The judge's BOS comes first if its tokenizer puts one there; without one the first token
+    is not scored, as nothing precedes it. All other tokens count, but of EOS only the first.
+    Raises UserError for what cannot be read, lacks weights, or looks ahead.
+    """
+
+    def __init__(self, name: str, device: torch.device, dtype: str = "auto"):
+        self.name, self.device, self.dtype = name, device, dtype
+        self.net, self.tokenizer = _read(name)
+        self.net = self.net.to(device).eval()
+        self.eos: int | None = self.tokenizer.eos_token_id
+        first = self.tokenizer("a").input_ids[:1]
+        self.start = first if first == [self.tokenizer.bos_token_id] else []
+        config = self.net.config
+        known = (getattr(config, k, None) for k in ("max_position_embeddings", "n_positions"))
+        self.longest = min(filter(None, (*known, self.tokenizer.model_max_length)))
+        self._require_causal()
+
+    @torch.no_grad()
+    def _require_causal(self) -> None:
+        ids = torch.arange(8, device=self.device)[None] % self.net.config.vocab_size
+        other = ids.clone()
+        other[0, -1] = ids[0, 1]
+        a, b = (self.net(x).logits[0, :-1].float() for x in (ids, other))
+        if float((a - b).abs().max()) > 1e-3 * float(a.std()):
+            raise UserError(f"judge={self.name} looks ahead: it is no causal language model")
+
+    def encode(self, parts: list[tuple[str, bool]]) -> list[int]:
+        """Documents -> ids, not cut."""
+        ids = list(self.start)
+        for text, ended in parts:
+            ids += self.tokenizer(text, add_special_tokens=False).input_ids
+            ids += [self.eos] if ended and self.eos is not None else []
+        return ids
+
+    @torch.no_grad()
+    def nats(self, texts: list[list[int]]) -> tuple[Tensor, Tensor]:
+        """Ids of N texts -> what each costs, and how many tokens that counts: (N,) float64."""
+        cost, count = torch.zeros(2, len(texts), dtype=torch.float64)
+        for first in range(0, len(texts), AT_ONCE):
+            part = [torch.tensor(ids) for ids in texts[first : first + AT_ONCE]]
+            width = max(2, *(len(ids) for ids in part))
+            ids, seen = (
+                torch.stack([F.pad(x, (0, width - len(x))) for x in rows]).to(self.device)
+                for rows in (part, [torch.ones_like(x) for x in part])
+            )
+            with autocast(self.dtype, self.device):
+                logits = self.net(ids.long(), attention_mask=seen).logits  # (b, T, V)
+            for k, row in enumerate(part):
+                counts, row = self._counts(row.to(self.device)), row.to(self.device)
+                z = logits[k, : max(len(row) - 1, 0)].float()
+                each = F.cross_entropy(z, row[1:].long(), reduction="none").double()
+                cost[first + k] = (each * counts).sum().cpu()
+                count[first + k] = counts.sum().cpu()
+        return cost, count
+
+    def _counts(self, row: Tensor) -> Tensor:
+        """(T,) -> (max(T - 1, 0),) bool: which tokens but the first are scored."""
+        is_eos = row == (-1 if self.eos is None else self.eos)
+        is_eos[: len(self.start)] = False
+        return (~is_eos | (is_eos.cumsum(0) == 1))[1:]
+
+
+def _read(name: str) -> tuple[Any, Any]:
+    """Network and tokenizer, all weights there."""
+    transformers = optional("transformers")
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    optional("huggingface_hub").utils.logging.set_verbosity_error()  # of its retries
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+        net, found = transformers.AutoModelForCausalLM.from_pretrained(
+            name, output_loading_info=True, dtype=torch.float32
+        )
+    except Exception as e:  # transformers and the hub raise many types; none is ours to interpret
+        told = " ".join(str(e).split()).partition(". ")[0]
+        raise UserError(f"judge={name} could not be read ({type(e).__name__}): {told:.160}") from e
+    if found["missing_keys"]:
+        missing = sorted(found["missing_keys"])
+        raise UserError(f"judge={name} lacks {len(missing)} weights, {missing[0]} among them")
+    return net, tokenizer
+
+
+# ---- reports -----------------------------------------------------------------------------------
+
+
+def judged(texts: list[list[int]], tokenizer: Tokenizer, judge: Judge | None) -> dict[str, Any]:
+    """Texts as our own ids -> their entropy and distinct-n, and with a judge, their
+    generative perplexity."""
+    found: dict[str, Any] = {
+        "texts": len(texts),
+        "tokens_per_text": float(np.mean([len(ids) for ids in texts])),
+        "unigram_entropy": float(np.mean([unigram_entropy(ids) for ids in texts])),
+        **{f"distinct_{n}": distinct(texts, n) for n in (1, 2, 3)},
+    }
+    if judge is None:
+        return found
+    whole = [judge.encode(documents(tokenizer, ids)) for ids in texts]
+    nats, count = judge.nats([ids[: judge.longest] for ids in whole])
+    rate, error = ratio(nats, count)
+    if count.sum():
+        found["generative_perplexity"] = math.exp(rate)
+        found["generative_perplexity_error"] = math.exp(rate) * error
+    found["judge_tokens"] = int(count.sum())
+    found["judge_cut"] = sum(len(ids) > judge.longest for ids in whole)
+    return found
+
+
+def describe_judged(found: dict[str, Any], name: str, judge: Judge | None) -> str:
+    text = (
+        f"{name}: unigram entropy {found['unigram_entropy']:.3f} nats, distinct-1/2/3 "
+        f"{found['distinct_1']:.3f}/{found['distinct_2']:.3f}/{found['distinct_3']:.3f}, "
+        f"{found['tokens_per_text']:,.1f} tokens per text, {found['texts']:,} texts"
+    )
+    if judge is None:
+        return text
+    if not found["judge_tokens"]:
+        return f"{text}\n  nothing that {judge.name} can score"
+    rest = f"; {found['judge_cut']} texts cut to {judge.longest}" if found["judge_cut"] else ""
+    return (
+        f"{text}\n  generative perplexity {found['generative_perplexity']:.2f} +- "
+        f"{found['generative_perplexity_error']:.2f} under {judge.name} "
+        f"({found['judge_tokens']:,} of its tokens{rest})"
+    )
+
+
+# ==================================================================================================
+# Answers: how likely one is, whether it would be written, how many sampled ones are right
+# ==================================================================================================
+
+
+SCORING = 6  # stream of randomness; train.py and sample.py have those before it
+COPIES = 16  # of an answer at a time; each is an estimate of its own, which tells the error
+
+
+# ---- how likely --------------------------------------------------------------------------------
+
+
+def answer_row(model: Model, prompt: str, answer: str, chat: bool) -> tuple[list[int], int]:
+    """(ids, how many of them are the prompt). Trailing spaces of the prompt are the answer's, both
+    are encoded in one piece, and the answer begins with the first token that the prompt alone
+    does not have (LLaDA, appendix B.5, and the usual harnesses). Puzzles have BOS between them."""
+    if model.meta.get("task") in PUZZLES:
+        row_of = room(model.meta["task"]).row_of
+        return row_of(model.tokenizer, *map(model.tokenizer.encode, (prompt, answer)))
+    if chat:
+        return chat_rows(model.tokenizer, [(USER, prompt), (ASSISTANT, answer)])[0]
+    ids, begun = (model.tokenizer.encode(text) for text in (prompt + answer, prompt.rstrip()))
+    differ = (k for k, (a, b) in enumerate(zip(ids, begun, strict=False)) if a != b)
+    same = next(differ, min(len(ids), len(begun)))
+    if not framed(model):
+        return ids, same
+    special = model.meta["specials"]
+    return [special["bos"], *ids, special["eos"]], same + 1
+
+
+def ended(model: Model, chat: bool) -> bool:
+    """Do the rows of training have an end, and does it belong to an answer?"""
+    return chat or framed(model) or model.meta.get("task") in PUZZLES
+
+
+def answer_batch(model: Model, ids: list[int], prompt: int, rows: bool) -> Batch:
+    """The one row as a corpus would hold it; refused if it does not fit or nothing is written."""
+    block = model.config.block_size
+    if len(ids) > block or prompt == len(ids):
+        told = f"{prompt} tokens of prompt and {len(ids) - prompt} of answer"
+        raise UserError(f"answer: {told} in a block of {block}")
+    width = block if rows else len(ids)
+    padded = F.pad(
+        torch.tensor(ids), (0, width - len(ids)), value=model.meta["specials"].get("pad", 0)
+    )
+    given = torch.arange(width) < prompt
+    return Batch(padded[None], given[None], torch.tensor([len(ids)]))
+
+
+def score_answers(
+    cfg: SamplerConfig, model: Model, pairs: list[tuple[str, str]], maskings: int, batch_size: int
+) -> list[dict[str, Any]]:
+    """For each (prompt, answer): a lower bound on log p(answer | prompt) in nats, by so many
+    maskings, a multiple of COPIES; its standard error; and whether greedy writing gives that
+    answer. The canvas is that of the training rows, so the end of the answer, and padding if it is
+    learnt, are in the sum. Raises UserError for what does not fit the block.
+
+    The numbers of masked tokens are those of `bound`. LLaDA's (Masked.likelihood) round halves to
+    even, which prefers even numbers where the answer is short and so is not quite a bound."""
+    objective, found, begun, rows = model.objective, [], [], ended(model, cfg.chat)
+    if cfg.cfg and model.config.objective != "masked":
+        raise UserError(f"cfg: objective={model.config.objective} has no guidance; leave it out")
+    for number, (prompt, answer) in enumerate(tqdm(pairs, disable=None, leave=False)):
+        ids, start = answer_row(model, prompt, answer, cfg.chat)
+        batch = answer_batch(model, ids, start, rows)
+        written = objective.written(batch)[0]
+        place = slice(int(written.nonzero().max()) + 1)
+        row, given = batch.ids[0, place], ~written[place]
+        begun.append(Canvas(row, given, torch.arange(len(row))))
+        copies = Batch(*(part.expand(COPIES, *part.shape[1:]) for part in batch))
+        net = Guided(model.net, copies.given, objective.mask_id, cfg.cfg) if cfg.cfg else model.net
+        with autocast(cfg.dtype, model.net.head.weight.device):
+            rng = generator(SCORING, number)
+            nats = -objective.bound(net, copies, rng, maskings // COPIES)
+        error = float(nats.std()) / math.sqrt(COPIES)
+        found.append({"prompt": prompt, "answer": answer, "tokens": len(ids) - start})
+        found[-1] |= {"nats": float(nats.mean()), "nats_error": error, "greedy": None}
+    if "confidence" in objective.samplers:
+        for one, same in zip(found, greedy(cfg, model, begun, rows, batch_size), strict=True):
+            one["greedy"] = same
+    return found
+
+
+def greedy(
+    cfg: SamplerConfig, model: Model, rows: list[Canvas], ends: bool, batch_size: int
+) -> list[bool]:
+    """Is each row what the model writes, one place at a time (and with it those of which it is
+    certain), the surest place and its best token first, up to EOS if texts have an end?"""
+    stop = model.meta["specials"].get("eos") if ends else None
+    how = {"sampler": "confidence", "temperature": 0.0, "schedule": "factor", "factor": 0.0}
+    options = SampleOptions(**how, stop=stop, cfg=cfg.cfg)
+    made = generate(model, rows, options, cfg.seed, batch_size, dtype=cfg.dtype)
+    wanted = [row.ids for row in rows]
+    both = (written_ids(model, ids, rows) for ids in (made.ids, wanted))
+    return [a == b for a, b in zip(*both, strict=True)]
+
+
+def describe_scores(found: dict[str, Any], maskings: int, objective: Objective) -> str:
+    """A line for each answer, then the sums, and what they are."""
+    shown = {True: "written", False: "not written", None: "no such order"}
+    lines = [
+        f"{one['nats']:10.3f} +- {one['nats_error']:.3f} nats, {one['tokens']:4d} tokens, "
+        f"{shown[one['greedy']]:<13}  {one['answer']!r:.60}"
+        for one in found["each"]
+    ]
+    nats, tokens = found["nats"], found["tokens"]
+    least, way = "", "nothing is drawn"
+    if not objective.exact:
+        least, way = "at least ", f"{maskings} draws of the noise for each"
+    lines += [
+        f"{len(found['each'])} answers: {least}{nats:.3f} +- {found['nats_error']:.3f} nats, "
+        f"{nats / tokens:.4f} per token; {sum(bool(one['greedy']) for one in found['each'])} are "
+        "written greedily",
+        f"  (log p by the {objective.estimator}, {way}, epsilon {objective.epsilon:g}; of the "
+        "answer alone, EOS a token of it; +- one standard error)",
+    ]
+    return "\n".join(lines)
+
+
+def closed(model: Model, found: list[list[int]]) -> list[list[int]]:
+    """Texts of a model as ids, each with EOS at its end. An objective whose texts grow has neither
+    EOS nor a place for it: behind the last token is padding. Other texts are left as they are."""
+    special = model.meta["specials"]
+    if not getattr(model.objective, "grows", False) or not {"pad", "eos"} <= set(special):
+        return found
+    kept = [[i for i in ids if i not in (special["pad"], special["eos"])] for ids in found]
+    return [[*ids, special["eos"]] for ids in kept]
+
+
+# ---- how many are right ------------------------------------------------------------------------
+
+
+class Answers(NamedTuple):
+    """How answers agree with those that were wanted."""
+
+    rows: int
+    exact: int  # of them: equal to the end, EOS included
+    right: int  # tokens before EOS that are equal to the wanted token at the same place
+    tokens: int  # wanted before EOS
+    written: int  # tokens before EOS
+
+
+def compare(found: Iterable[list[int]], wanted: Iterable[list[int]], eos: int) -> Answers:
+    """Answers as ids, found and wanted, each ended by EOS if it ends. A token that comes too late
+    or too early is wrong, as is one that is wanted after the answer's end; what is written beyond
+    the wanted end is no wrong token, but makes the answer not exact."""
+    pairs = list(zip(found, wanted, strict=True))
+    texts = [[ids[: ids.index(eos)] if eos in ids else ids for ids in pair] for pair in pairs]
+    return Answers(
+        rows=len(pairs),
+        exact=sum(a == b for a, b in pairs),
+        right=sum(x == y for a, b in texts for x, y in zip(a, b, strict=False)),
+        tokens=sum(len(b) for _, b in texts),
+        written=sum(len(a) for a, _ in texts),
+    )
+
+
+def describe_answers(found: Answers, split: str) -> str:
+    rows, tokens = max(found.rows, 1), max(found.tokens, 1)
+    return (
+        f"{split}: {found.exact:,} of {found.rows:,} answers exact ({found.exact / rows:.1%}); "
+        f"{found.right:,} of {found.tokens:,} tokens right in their places "
+        f"({found.right / tokens:.1%}); {found.written / rows:.1f} tokens per answer, "
+        f"{found.tokens / rows:.1f} wanted"
+    )
+
+
+# ==================================================================================================
+# The command
+# ==================================================================================================
+
 
 EVALUATION = 4  # stream of randomness, as in train.py
 TEXTS = 100  # samples, unless told otherwise
-PALINDROMES = 512
-ANSWERS = 500  # of puzzles, and sentences of the grammar
 
 
 @dataclass(frozen=True)
@@ -199,33 +566,6 @@ def answers_report(cfg: EvaluateConfig, model: Model) -> dict[str, Any]:
     return found
 
 
-def palindrome_reports(cfg: EvaluateConfig, model: Model, seen: set[str]) -> dict[str, Any]:
-    """Report on samples in random order, in confidence order, and mirrored by construction; or, of
-    the one sampler that was asked for."""
-    law = "auto" if model.objective.mask_id is None else "first_hitting"
-    runs = [("random order", law, False), ("mirrored", law, True)]
-    if model.objective.mask_id is not None:
-        runs.insert(1, ("confidence order", "confidence", False))
-    if cfg.sampler != "auto":
-        runs = [("samples", cfg.sampler, False), ("mirrored", cfg.sampler, True)]
-    if model.objective.grows:  # no place is the mirror image of another before the text is whole
-        runs = [("samples", cfg.sampler, False)]
-    reports = {}
-    for name, sampler, mirrored in runs:
-        told = {"palindrome": mirrored, "max_length": cfg.max_length, "show": cfg.show}
-        told = SampleConfig(num_samples=count(cfg, PALINDROMES), **told)
-        options = sample_options(dataclasses.replace(cfg, sampler=sampler), model)
-        sampler = choose_sampler(model.objective, options).sampler
-        if cfg.show:
-            print(f"\n{name}, as it is written:")
-        begun, watch = canvases(told, model), watcher(told, model, [])
-        made = generate(model, begun, options, cfg.seed, 128, watch, cfg.dtype)
-        found = palindromes.report(made.texts, seen)
-        print(f"{name} ({sampler}): {palindromes.describe(found)}", flush=True)
-        reports[name] = {"sampler": sampler, **found}
-    return reports
-
-
 def count(cfg: EvaluateConfig, usual: int) -> int:
     return usual if cfg.samples is None else cfg.samples
 
@@ -249,8 +589,8 @@ def sampled(cfg: EvaluateConfig, model: Model, corpus: Corpus, split: str, usual
         num_samples=count(cfg, usual), prompt=cfg.prompt, max_length=cfg.max_length, show=cfg.show
     )
     prompts = [i[given].tolist() for i, given in zip(batch.ids, batch.given, strict=True)]
-    if cfg.chat or model.meta.get("task") in ("stage", *puzzles.TASKS):
-        most = cfg.max_length or room(model)
+    if cfg.chat or model.meta.get("task") in ("stage", *PUZZLES):
+        most = cfg.max_length or answer_room(model)
         begun = [answer_canvas(model, p, min(most, block - len(p))) for p in prompts]
     else:
         begun = canvases(asked, model)
@@ -262,28 +602,10 @@ def sampled(cfg: EvaluateConfig, model: Model, corpus: Corpus, split: str, usual
     return Texts(prompts, found, written_text(batch), speed)
 
 
-def room(model: Model) -> int:
+def answer_room(model: Model) -> int:
     """Places of an answer: those of the longest one where a canvas is no more than room to grow;
     else 0, the rest of the block, as in training."""
     return model.meta.get("longest_answer", 0) if model.objective.grows else 0
-
-
-def puzzle_report(cfg: EvaluateConfig, model: Model, corpus: Corpus) -> dict[str, Any]:
-    """How right the sampled answers to puzzles are; or, of the grammar, how many sampled texts are
-    sentences of it."""
-    task, eos = model.meta["task"], model.meta["specials"]["eos"]
-    texts = sampled(cfg, model, corpus, cfg.split, ANSWERS)
-    if task == "grammar":
-        ended = (ids[:-1] if ids[-1:] == [eos] else [] for ids in texts.found)
-        found = grammar.scores([[model.tokenizer.decode([i]) for i in ids] for ids in ended])
-        print(grammar.describe(found))
-    else:
-        answers = [*map(puzzles.Pair, texts.prompts, texts.found, texts.wanted)]
-        found = puzzles.scores(task, model.tokenizer, answers)
-        print(puzzles.describe(found, cfg.split, len(answers)))
-    how = settings(cfg, model)
-    describe_cost(texts.speed, how)
-    return {"rows": len(texts.found), **found, "speed": texts.speed, "settings": how}
 
 
 def describe_cost(speed: dict[str, float], told: dict[str, Any] | None = None) -> None:
@@ -339,14 +661,10 @@ def corpus_report(cfg: EvaluateConfig, model: Model, asked: bool, judge: Judge |
         print(describe_bound(found["bound"], cfg), flush=True)
         if hasattr(model.objective, "clip_search") and model.objective.length != 1:
             found["clip"] = clip_report(cfg, model, corpus)
-    if task == "palindrome" and count(cfg, PALINDROMES):
-        found["palindromes"] = palindrome_reports(cfg, model, set(corpus.texts("train")))
-    if task == "diff" and count(cfg, TEXTS):
-        found["patches"] = diff_report(cfg, model, corpus, count(cfg, TEXTS))
-    own = ("palindrome", "diff", "grammar", *puzzles.TASKS)  # tasks with a report of their own
-    if task in own[2:] and count(cfg, ANSWERS):
-        found["answers"] = puzzle_report(cfg, model, corpus)
-    if count(cfg, TEXTS) and (task == "chat" or judge or (asked and task not in own)):
+    if task in TASKS and cfg.samples != 0:
+        found |= room(task).evaluate(cfg, model, corpus)
+    other = task not in TASKS  # a task without a report of its own
+    if count(cfg, TEXTS) and (task == "chat" or judge or (asked and other)):
         found["samples"] = sample_report(cfg, model, corpus, judge)
     return found
 
@@ -355,10 +673,7 @@ def main(argv: list[str]) -> None:
     cfg, origins = load(EvaluateConfig, argv)
     device = pick_device(cfg.device)
     if cfg.report or cfg.compare:
-        from compare import compare as side_by_side  # these build on this file
-        from report import write
-
-        make = write if cfg.report else side_by_side
+        make = room("report").write if cfg.report else room("compare").compare
         found = make(cfg, origins, device)
         if cfg.json:
             save_json({"config": dataclasses.asdict(cfg), **found}, Path(cfg.json))

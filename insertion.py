@@ -1,5 +1,10 @@
 """Insertion models: text is destroyed by dropping tokens and learnt by putting them back.
 
+    1. The sampler         Inserter: what inserts tokens into gaps, for all of them
+    2. ILM, IT             Insertion, InsertionTransformer
+    3. Insertion diffusion IDLM: the same in continuous time
+    4. FlexMDM             MASK tokens are inserted, then unmasked
+
 A row is CLS, what is given, and what is left of the written tokens. The gap to the right of every
 token is named by that token. What was dropped is a count c[g, v] for each gap g and token v: order
 within a gap does not matter, since any of its tokens may come back first. EOS is no token here: a
@@ -10,12 +15,11 @@ readout at CLS decides whether the text is complete (ILM), or how many tokens it
     it     the same rows; a softmax for every gap, and EOS where nothing is missing (Insertion
            Transformer, uniform loss)
 
-Insertion in continuous time is in idlm.py, the samplers of all of them in inserter.py.
-
     ILM  Patel et al. 2025, Insertion Language Models, arXiv 2505.05755
     IT   Stern et al. 2019, Insertion Transformer, arXiv 1902.03249
 """
 
+import math
 from typing import Any, Iterator, NamedTuple
 
 import torch
@@ -24,21 +28,330 @@ from torch import Tensor
 
 from configurator import UserError
 from corpus import Batch
-from inserter import Inserter
+from diffusion import Exponential, Noise, ranks
 from objective import (
+    CHUNK,
     Frame,
     Loss,
     Objective,
     Rule,
     SampleOptions,
     bucket,
+    categorical,
     choose_sampler,
     chunks,
+    cross_entropy_rule,
+    draw,
+    draw_tokens,
     exponentiate_,
+    features_at,
     metric,
     scored_rows,
+    stratified,
     to_device,
+    with_spare,
 )
+from viz import recorder
+
+# ==================================================================================================
+# 1. How insertion models write: the one sampler of all that put tokens into gaps
+#
+# A canvas is what is given, with holes of unknown length: each run of open places is one. Tokens
+# are inserted into the gaps of holes only, so what is given stays as it is and in its order; the
+# room is that of the canvas (`capacity`). With `exact`, every hole gets as many tokens as it has
+# places.
+#
+#     threshold   a token per step; stops when the readout is sure enough (ILM)
+#     ancestral   a token per step; stops with the probability that the readout says
+#     parallel    a token in every gap that is at least `threshold` as likely as the likeliest one
+#     serial      a token per step in a gap that is not finished (Insertion Transformer)
+#     steps       a token per row and step of time at most, at the rate of insertion (IDLM)
+#
+# The gap comes first, then its token: from one joint distribution, or, with `gap`, each by rules
+# of its own. Rows that are complete leave the batch before anything is projected to the
+# vocabulary.
+# ==================================================================================================
+
+
+GROWTH = 16  # columns that a canvas grows by, so that shapes repeat
+
+
+class Inserter:
+    """One run of a sampler. `process` is the objective: cls_id, pad_id, eos_id (or -1), never (ids
+    that are not written), and what its sampler asks of it.
+
+    x (B, W) is CLS and the text so far, length (B,) columns of it; hole (B, W) the number of the
+    hole that the gap behind a token belongs to, or -1; room (B, H) what still fits into each hole,
+    and left (B,) into each row.
+    """
+
+    def __init__(self, process: Any, net: Any, ids: Tensor, given: Tensor, rng: Any, o: Any):
+        self.process, self.net, self.rng, self.o = process, net, rng, o
+        if not given[:, 0].all():
+            raise UserError("insertion begins with a given token, such as BOS")
+        T = ids.shape[1]
+        column = torch.arange(T, device=ids.device)
+        # what stands at the end by itself is no text: EOS, and padding behind a shorter canvas
+        frame = given & ((ids == process.pad_id) | (ids == process.eos_id))
+        text = ~frame.flip(1).long().cumprod(1).flip(1).bool()
+        kept, hole = given & text, ~given & text
+        number = (hole & ~F.pad(hole[:, :-1], (1, 0))).long().cumsum(1) - 1  # of the run
+        behind = torch.where(F.pad(hole[:, 1:], (0, 1)), F.pad(number[:, 1:], (0, 1)), -1)
+        order = (~kept).long().argsort(dim=1, stable=True)
+        size, beyond = kept.sum(1), column >= kept.sum(1)[:, None]
+        self.x = self.framed(ids.gather(1, order).masked_fill(beyond, process.pad_id))
+        self.hole = self.framed(behind.gather(1, order).masked_fill(beyond, -1), -1)
+        self.fresh = torch.zeros_like(self.x, dtype=torch.bool)
+        self.length = size + 1
+        self.width = max(T, o.capacity)
+        ended = (~text & (ids == process.eos_id)).any(1) & (process.eos_id != process.pad_id)
+        self.end = torch.full_like(size, o.capacity) if o.capacity else text.sum(1) + ended
+        self.room, self.left = self.spaces(size, number, hole)
+        self.alive = self.left > 0
+        self.longest = int((self.length + self.left).max())  # columns; a network may have no more
+
+    def framed(self, x: Tensor, first: int | None = None) -> Tensor:
+        """CLS, or `first`, in front of x (B, T)."""
+        return F.pad(x, (1, 0), value=self.process.cls_id if first is None else first)
+
+    def spaces(self, size: Tensor, number: Tensor, hole: Tensor) -> tuple[Tensor, Tensor]:
+        """What fits into each hole (B, H), and into each row (B,); size (B,) tokens are kept."""
+        holes = int(number.max().clamp(min=0)) + 1
+        places = torch.zeros(len(size), holes, dtype=torch.int64, device=size.device)
+        places.scatter_add_(1, number.clamp(min=0), hole.long())
+        if self.o.exact:
+            return places, places.sum(1)
+        left = self.end - int(self.process.eos_id >= 0) - size
+        if (hole.any(1) & (left < 0)).any():
+            raise UserError(f"{int(size.max())} given tokens do not fit into {self.width} places")
+        return torch.full_like(places, self.width), torch.where(hole.any(1), left, 0)
+
+    # -- what is seen of it --
+
+    def frames(self) -> Iterator[Frame]:
+        """The canvas at first and after every step, with EOS and padding behind the text."""
+        yield self.frame()
+        for _ in getattr(self, self.o.sampler)():
+            yield self.frame()
+            self.fresh.zero_()
+
+    def frame(self) -> Frame:
+        W, end = self.width + 1, self.process.eos_id
+        x = F.pad(self.x, (0, max(0, W - self.x.shape[1])), value=self.process.pad_id)[:, :W]
+        fresh = F.pad(self.fresh, (0, max(0, W - self.fresh.shape[1])))[:, :W]
+        if end >= 0:
+            here = torch.arange(W, device=x.device) == self.length[:, None]
+            x = x.masked_fill(here, end)
+        length = (self.length - 1 + (end >= 0)).clamp(max=self.width)
+        if recorder.active():  # draws are in the order of rows and columns; MASK is not drawn
+            mask = -1 if self.process.mask_id is None else self.process.mask_id
+            row, col = (fresh & (x != mask)).nonzero(as_tuple=True)
+            recorder.wrote(row, col - 1)
+        return Frame(x[:, 1:].clone(), length, fresh[:, 1:].clone())
+
+    # -- the network --
+
+    def look(self, rows: Tensor, time: Tensor | None = None) -> Tensor:
+        """Features (r, W, C) of the canvases of some rows (r,)."""
+        W = -(-int(self.length[rows].max()) // GROWTH) * GROWTH
+        W = min(W, self.longest, self.x.shape[1])
+        mask = torch.arange(W, device=rows.device) < self.length[rows, None]
+        return self.net.features(self.x[rows, :W], time, mask[:, None])
+
+    def gaps(self, rows: Tensor, W: int) -> Tensor:
+        """(r, W) bool: gaps into which a token may go."""
+        hole = self.hole[rows, :W]
+        return (hole >= 0) & (self.room[rows].gather(1, hole.clamp(min=0)) > 0)
+
+    def logits(self, h: Tensor) -> Tensor:
+        """Features (R, C) -> (R, V), ids that are never written at -inf."""
+        z = self.net.logits(h)
+        z = z if z.dtype == torch.float64 else z.float()
+        z[:, [*self.process.never, *self.o.banned]] = -torch.inf
+        return z
+
+    def going(self, cls: Tensor) -> Tensor:
+        """Features at CLS (r, C) -> (r,) bool: is the text to go on?"""
+        if self.o.exact:
+            return torch.ones(len(cls), dtype=torch.bool, device=cls.device)
+        z = self.net.heads[self.process.stop](cls).double()
+        p = (z / max(self.o.stop_temperature, 1e-9)).softmax(-1)[:, 0]
+        if self.o.sampler == "ancestral":
+            return self.uniforms(len(p)) >= p
+        sure = self.o.stop_threshold
+        return p < ((0.9 if self.process.stop == "stop" else 0.5) if sure is None else sure)
+
+    def uniforms(self, *shape: int) -> Tensor:
+        return torch.rand(shape, generator=self.rng, device=self.x.device, dtype=torch.float64)
+
+    # -- which gap, which token --
+
+    def gap_logits(self, h: Tensor, gaps: Tensor, temperature: float = 1.0) -> Tensor:
+        """Log-sum-exp over tokens of the logits, divided by the temperature (0: the largest one),
+        at the gaps (r, W) of features (r, W, C) -> (r, W) float64, -inf elsewhere."""
+        some, out = h[gaps], torch.full(gaps.shape, -torch.inf, dtype=torch.float64)
+        out, found = out.to(h.device), [h.new_empty(0).double()]
+        for part in chunks(len(some), len(self.net.head.weight)):
+            z = self.logits(some[part]).double()
+            best = z.amax(1) if temperature == 0 else (z / temperature).logsumexp(1)
+            found.append(best)
+        out[gaps] = torch.cat(found)
+        return out
+
+    def choose(self, h: Tensor, gaps: Tensor) -> tuple[Tensor, Tensor]:
+        """A gap (r,) and a token (r,) for each row: features (r, W, C), gaps (r, W) bool."""
+        o, every = self.o, torch.arange(len(h), device=h.device)
+        if o.gap is None and o.temperature > 0 and (o.top_k or o.top_p < 1):
+            return self.choose_jointly(h, gaps)
+        if o.gap is None:
+            a = self.gap_logits(h, gaps, o.temperature)
+            gap = draw(a, SampleOptions(temperature=float(o.temperature > 0)), self.rng)
+        else:
+            gap = draw(self.gap_logits(h, gaps), o.gap, self.rng)
+        return gap, draw_tokens(self.logits(h[every, gap]), o, self.rng)
+
+    def choose_jointly(self, h: Tensor, gaps: Tensor) -> tuple[Tensor, Tensor]:
+        """As `choose`, from the most probable pairs of gap and token: rows in turn, since all of
+        their pairs must be sorted."""
+        W, V = gaps.shape[1], len(self.net.head.weight)
+        size, found = max(1, CHUNK // (W * V)), [gaps.new_empty(0, dtype=torch.long)]
+        for k in range(0, len(h), size):
+            z = self.logits(h[k : k + size].flatten(0, 1)).view(-1, W, V)
+            z = z.masked_fill(~gaps[k : k + size, :, None], -torch.inf)
+            found.append(draw(z.flatten(1), self.o, self.rng))
+            if recorder.active():  # the probability of a token given its gap
+                gap = found[-1] // V
+                recorder.drew(z[torch.arange(len(z), device=z.device), gap], found[-1] % V)
+        pair = torch.cat(found)
+        return pair // V, pair % V
+
+    # -- writing --
+
+    def insert(self, rows: Tensor, more: Tensor, token: Tensor | int) -> None:
+        """Insert so many tokens (r, W) int64 into the gaps of rows (r,): token (R,) in order of row
+        and column, or one id for all."""
+        self.length[rows] += more.sum(1)
+        self.left[rows] -= more.sum(1)
+        self.alive &= self.left > 0
+        W, need = self.x.shape[1], int(self.length[rows].max())
+        if need > W:
+            added = (0, -(-need // GROWTH) * GROWTH - W)
+            self.x = F.pad(self.x, added, value=self.process.pad_id)
+            self.hole, self.fresh = F.pad(self.hole, added, value=-1), F.pad(self.fresh, added)
+            W += added[1]
+        more = F.pad(more, (0, W - more.shape[1]))
+        row, col = more.nonzero(as_tuple=True)
+        times, hole = more[row, col], self.hole[rows[row], col]
+        self.room.index_put_((rows[row], hole), -times, accumulate=True)
+        place = torch.arange(W, device=rows.device) + more.cumsum(1) - more  # of each old column
+        start = (place[row, col] + 1 - (times.cumsum(0) - times)).repeat_interleave(times)
+        new = start + torch.arange(len(start), device=rows.device)
+        row, hole = row.repeat_interleave(times), hole.repeat_interleave(times)
+        place = place.clamp(max=W)  # padding falls off the end
+        blank = {"x": self.process.pad_id, "hole": -1, "fresh": False}
+        for name, value in (("x", token), ("hole", hole), ("fresh", True)):
+            state = getattr(self, name)
+            moved = state.new_full((len(rows), W + 1), blank[name])
+            moved.scatter_(1, place, state[rows])
+            moved[row, new] = value
+            state[rows] = moved[:, :W]
+
+    def insert_one(self, rows: Tensor, gap: Tensor, token: Tensor) -> None:
+        """A token (r,) into one gap (r,) of each of some rows (r,)."""
+        if len(rows):
+            more = torch.zeros(len(rows), self.x.shape[1], dtype=torch.int64, device=rows.device)
+            self.insert(rows, more.scatter_(1, gap[:, None], 1), token)
+
+    def running(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Rows (r,) that are to go on, features (r, W, C) and open gaps (r, W), until none is."""
+        while len(rows := self.alive.nonzero()[:, 0]):
+            h = self.look(rows)
+            gaps = self.gaps(rows, h.shape[1])
+            if self.process.stop == "slots":
+                gaps &= ~self.finished(h, gaps)
+                on = gaps.any(1)
+            else:
+                on = self.going(h[:, 0])
+            self.alive[rows[~on]] = False
+            if on.any():
+                yield rows[on], h[on], gaps[on]
+
+    def finished(self, h: Tensor, gaps: Tensor) -> Tensor:
+        """(r, W) bool: gaps whose best token is EOS, or, with stop_threshold, where EOS is more
+        probable than that. With `exact` none is, as long as there is room."""
+        done, found = torch.zeros_like(gaps), [gaps.new_empty(0)]
+        if self.o.exact:
+            return done
+        never = [i for i in self.process.never if i != self.process.eos_id]
+        for part in chunks(len(some := h[gaps]), len(self.net.head.weight)):
+            z = self.net.logits(some[part]).float()
+            z[:, [*never, *self.o.banned]] = -torch.inf
+            found.append(z.argmax(1) == self.process.eos_id)
+            if self.o.stop_threshold is not None:
+                p = z.softmax(1)[:, self.process.eos_id]
+                found[-1] = p > self.o.stop_threshold
+        done[gaps] = torch.cat(found)
+        return done
+
+    # -- samplers --
+
+    def threshold(self) -> Iterator[None]:
+        """One token for every row that is not complete (ILM, section 3.3)."""
+        for rows, h, gaps in self.running():
+            self.insert_one(rows, *self.choose(h, gaps))
+            yield
+
+    ancestral = threshold  # another answer to `going`
+    serial = threshold  # and to `finished`
+
+    def parallel(self) -> Iterator[None]:
+        """A token in each of several gaps, as far as there is room for them."""
+        for rows, h, gaps in self.running():
+            alike = self.process.stop == "slots"  # what is not finished lacks something
+            score = torch.zeros_like(gaps, dtype=torch.float64)
+            self.insert_many(rows, h, gaps, score if alike else self.gap_logits(h, gaps))
+            yield
+
+    def insert_many(self, rows: Tensor, h: Tensor, gaps: Tensor, score: Tensor) -> None:
+        """Tokens into those gaps (r, W) whose score (r, W), a log-probability up to a constant, is
+        near the best of the row."""
+        best = score.amax(1, keepdim=True)
+        into = gaps & (score >= best + torch.tensor(self.o.threshold).clamp(min=1e-30).log())
+        row, col = into.nonzero(as_tuple=True)
+        hole = self.hole[rows[row], col]
+        fits = self.room[rows[row], hole] > ranks(row * self.room.shape[1] + hole, score[row, col])
+        row, col = row[fits], col[fits]
+        fits = self.left[rows[row]] > ranks(row, score[row, col])
+        row, col = row[fits], col[fits]
+        more = torch.zeros_like(into, dtype=torch.int64)
+        more[row, col] = 1
+        found = [row.new_empty(0)]
+        for part in chunks(len(row), len(self.net.head.weight)):
+            found.append(draw_tokens(self.logits(h[row[part], col[part]]), self.o, self.rng))
+        self.insert(rows, more, torch.cat(found))
+
+    def steps(self) -> Iterator[None]:
+        """Time from 1 down to dt, with at most one token for a row and step, and a last step at
+        dt (IDLM). The process says at which rate."""
+        dt = 1 / (self.o.steps + 1)
+        begun = torch.zeros_like(self.alive)
+        for k in [*range(self.o.steps + 1), self.o.steps]:
+            rows = self.alive.nonzero()[:, 0]
+            if not len(rows):
+                return
+            time = torch.full((len(rows),), 1 - k * dt, dtype=torch.float64, device=rows.device)
+            h = self.look(rows, self.process.condition(self.net, time))
+            p = dt * self.process.insertion_rate(self.net, h[:, 0], time, ~begun[rows], self.o)
+            fires = self.uniforms(len(rows)) < p
+            rows, h = rows[fires], h[fires]
+            begun[rows] = True
+            self.insert_one(rows, *self.choose(h, self.gaps(rows, h.shape[1])))
+            yield
+
+
+# ==================================================================================================
+# 2. ILM and the Insertion Transformer
+# ==================================================================================================
 
 
 class Rows(NamedTuple):
@@ -310,7 +623,7 @@ class Insertion(Objective):
     def sample(
         self, net: Any, ids: Tensor, given: Tensor, rng: torch.Generator, options: SampleOptions
     ) -> Iterator[Frame]:
-        """inserter.py says what the options do."""
+        """insertion.py says what the options do."""
         yield from Inserter(self, net, ids, given, rng, choose_sampler(self, options)).frames()
 
 
@@ -375,3 +688,599 @@ class InsertionTransformer(Insertion):
         at, order = torch.cat([at, empty]).sort(stable=True)
         token = torch.cat([rows.token, torch.full_like(empty, self.eos_id)])
         return at, token[order], torch.cat(weight)[order]
+
+
+# ==================================================================================================
+# 3. Insertion diffusion: tokens are dropped in continuous time, and inserted in its reverse
+#
+# At rate sigma(t) one of the remaining tokens is dropped, any of them alike, so that at time t n =
+# min(N, L) of L are missing, N ~ Poisson(total noise). In reverse, with n missing, they come back
+# at rate n sigma / total all together; where all L are missing, at that rate divided by S(L,
+# total), since N may have been larger. The network predicts the mean of n from what is left (a
+# readout at CLS), and which token is missing in which gap, as ILM does (chapter 2).
+#
+#     IDLM  Insertion Diffusion Language Models, arXiv 2606.10199. Its log-linear noise is
+#           `exponential` here, its Poisson(sigma, c) is `linear` from c to c + sigma
+# ==================================================================================================
+
+
+TIME_SCALE = 10.0  # of t as an input; at 1000 its sinusoids drown the tokens (measured)
+MOST_WEIGHT = 100.0  # of rate / total in the loss, as published
+
+
+def log_factor(n: Tensor, total: Tensor) -> Tensor:
+    """log S(n, x), S = P(N >= n) / P(N = n) = sum over k of n! x^k / (n + k)!, N ~ Poisson(x), for
+    real n >= 0 and x > 0, float64.
+
+    By the incomplete gamma function, exact where a sum of terms would need hundreds. Where it
+    underflows, n is so far above x that the series has ended after a few.
+    """
+    n, x = torch.broadcast_tensors(n.double(), total.double())
+    tail = torch.special.gammainc(n.clamp(min=1e-12), x)
+    exact = tail.clamp(min=1e-300).log() + x - n * x.log() + torch.lgamma(n + 1)
+    term, series = torch.ones_like(x), torch.ones_like(x)
+    for k in range(1, 40):
+        term = term * x / (n + k)
+        series = series + term
+    return torch.where(tail > 1e-280, exact, series.log())
+
+
+def truncated_factor(n: Tensor, total: Tensor) -> Tensor:
+    """log of the first 21 terms of S: what the authors' code computes."""
+    n, x = torch.broadcast_tensors(n.double(), total.double())
+    term, series = torch.ones_like(x), torch.ones_like(x)
+    for k in range(1, 21):
+        term = term * x / (n + k)
+        series = series + term
+    return series.log()
+
+
+class IDLM(Insertion):
+    """Insertion diffusion. `noise` is linear, geometric or exponential; the flags are those of the
+    authors' configs. upstream_rules repeats what their code computes where it is not what the model
+    means: a rate that is not the derivative of the total noise (exponential), S of 21 terms, and S
+    applied to every row that keeps no more tokens, CLS and given ones included, than it lacks.
+    """
+
+    samplers = ("steps",)
+    estimator = "bound of insertion diffusion (IDLM), relative entropy of two jump processes"
+
+    def __init__(
+        self,
+        vocab_size: int,
+        specials: dict[str, int],
+        noise: Noise,
+        *,
+        longest: int,
+        close_prompt: bool = False,
+        ce_weight: float = 1.0,
+        length_loss_weight: float = 1.0,
+        length_loss: str = "diffusion",
+        use_diffusion_weight_for_ce: bool = True,
+        use_diffusion_weight_for_length_loss: bool = True,
+        use_n_drops_for_ce: bool = True,
+        use_incomplete_gamma_factor: bool = True,
+        send_t_to_model: bool = True,
+        upstream_rules: bool = False,
+    ):
+        super().__init__(
+            vocab_size, specials, stop="length", close_prompt=close_prompt, longest=longest
+        )
+        self.needs["time"] = True
+        self.noise, self.longest = noise, longest
+        self.ce_weight, self.length_loss_weight = ce_weight, length_loss_weight
+        self.length_loss, self.by_n = length_loss, use_n_drops_for_ce
+        self.weigh_ce = use_diffusion_weight_for_ce
+        self.weigh_length = use_diffusion_weight_for_length_loss
+        self.factor, self.send_t = use_incomplete_gamma_factor, send_t_to_model
+        self.upstream = upstream_rules
+        self.bounded, self.epsilon = not upstream_rules, noise.lowest
+
+    # -- the process --
+
+    def slope(self, time: Tensor) -> Tensor:
+        """rate / total at t (...), float64."""
+        rate, total = self.noise.rate(time), self.noise.total(time)
+        if self.upstream and isinstance(self.noise, Exponential):
+            rate = rate * torch.tensor(self.noise.sigma_max / self.noise.sigma_min).log()
+        return rate / (total + 1e-6)
+
+    def condition(self, net: Any, time: Tensor) -> Tensor | None:
+        """What the network is told at t (B,)."""
+        if net.time is None:
+            return None
+        told = TIME_SCALE * time if self.send_t else self.noise.total(time)
+        return to_device(told.float(), net.head.weight.device)
+
+    def times(self, B: int, rng: torch.Generator) -> Tensor:
+        """(B,) float64 times in [1e-3, 1), one in each of B strata."""
+        low = self.noise.lowest
+        return low + (1 - low) * stratified(B, rng).double()
+
+    def at_time(self, batch: Batch, time: Tensor, rng: torch.Generator) -> Rows:
+        """The batch with n = min(Poisson(total), L) tokens of each row dropped."""
+        ids, droppable, length = self.framed(batch)
+        drawn = torch.poisson(self.noise.total(time), generator=rng).long()
+        n = torch.minimum(drawn, droppable.sum(1))
+        return compact(ids, droppable, length, pick(droppable, n, rng), self.pad_id)
+
+    def mean_missing_count(self, net: Any, cls: Tensor, temperature: float = 1.0) -> Tensor:
+        """Features at CLS (B, C) -> the expected number of missing tokens (B,) float32."""
+        z = net.heads["length"](cls) / max(temperature, 1e-9)
+        return z.softmax(-1) @ torch.arange(z.shape[1], device=z.device, dtype=z.dtype)
+
+    # -- loss --
+
+    def loss(self, net: Any, batch: Batch, rng: torch.Generator) -> Loss:
+        """Of each row, weighted as the flags say: cross entropy of the missing tokens, and of their
+        number the deviance of a Poisson rate or the cross entropy; a mean over rows."""
+        time = self.times(len(batch.ids), rng)
+        rows = self.at_time(batch, time, rng)
+        return self.row_loss(net, rows, time, self.written(batch).any(1))
+
+    def row_loss(self, net: Any, rows: Rows, time: Tensor, asked: Tensor) -> Loss:
+        """The same for rows that are dropped already; those not `asked` (B,) bool count nothing."""
+        one = torch.ones_like(time)
+        weight = self.slope(time).clamp(max=MOST_WEIGHT)
+        if self.factor:
+            weight = weight / self.whole_factor(rows, time)
+        ce = self.ce_weight * torch.where(asked, weight if self.weigh_ce else one, 0.0)
+        ce = ce * rows.n if self.by_n else ce
+        nats, each, cls = self.token_loss(net, rows, ce, self.condition(net, time))
+        length = self.length_loss_weight * (weight if self.weigh_length else one)
+        length = to_device(torch.where(asked, length, 0.0).float(), cls.device)
+        missed = self.count_loss(net, cls, rows.n)
+        count = int(asked.sum())
+        sums = {"ce": each.sum(), "length": (length * missed).sum()}
+        metrics = {k: metric(s, count) for k, s in sums.items()}
+        return Loss(nats + (length * missed).sum(), count, metrics)
+
+    def whole_factor(self, rows: Rows, time: Tensor) -> Tensor:
+        """(B,) float64: S where all tokens are missing, 1 elsewhere."""
+        if self.upstream:
+            whole, log_s = rows.length <= rows.n, truncated_factor(rows.n, self.noise.total(time))
+        else:
+            whole, log_s = rows.n == rows.L, log_factor(rows.n, self.noise.total(time))
+        return torch.where(whole & (rows.n > 0), log_s, 0.0).exp()
+
+    def count_loss(self, net: Any, cls: Tensor, n: Tensor) -> Tensor:
+        """(B,) loss of the number n (B,) of missing tokens."""
+        n = to_device(n, cls.device)
+        if self.length_loss == "cross_entropy":
+            return F.cross_entropy(net.heads["length"](cls), n, reduction="none")
+        mean = self.mean_missing_count(net, cls)
+        return mean - n * (mean + 1e-8).log() + torch.lgamma(n + 1.0)
+
+    # -- bound --
+
+    @torch.no_grad()
+    def bound(self, net: Any, batch: Batch, rng: torch.Generator, samples: int = 1) -> Tensor:
+        """(B,) float64 nats: bound on -log p(written | given) of the reverse process from t = 1,
+        nothing written, to t = low = 1e-3.
+
+        It is the relative entropy of two jump processes: that of the model, and the forward process
+        that begins at `low` and is known to have dropped all tokens by t = 1. With rates r_d at
+        which missing token d comes back in that, and rho p(d) / m_d in the model (m_d as in ILM's
+        bound), the integral over t of rho - sum r_d + sum r_d log(r_d m_d / (rho p(d))). The
+        estimate goes by s, the total noise since `low`, at squares of even steps: few tokens are
+        missing where r_d = 1 / s is large.
+        """
+        ids, droppable, length = self.framed(batch)
+        L, ends = droppable.sum(1), torch.tensor([self.noise.lowest, 1.0], dtype=torch.float64)
+        begun, whole = self.noise.total(ends)
+        nats = torch.zeros(len(ids), dtype=torch.float64)
+        for i in range(samples):
+            u = (i + torch.rand(len(ids), generator=rng, dtype=torch.float64)) / samples
+            s = (whole - begun) * u.clamp(min=1e-9) ** 2
+            step = 2 * (whole - begun) * u / samples  # ds, for each of the samples
+            time = self.noise.time_of(begun + s)
+            n = self.missing_before_the_end(L, s, whole - begun, rng)
+            rows = compact(ids, droppable, length, pick(droppable, n, rng), self.pad_id)
+            cost, cls = self.mean_missing(net, rows, self.condition(net, time))
+            rho = self.insertion_rate(net, cls, time, rows.n == L).double().cpu()
+            rho = rho / self.noise.rate(time)  # for each unit of s
+            rate = torch.where(rows.n == L, 1 / (s * log_factor(L, s).exp()), 1 / s)
+            jumps = rows.n * rate * ((rate / rho.clamp(min=1e-300)).log() + cost - 1)
+            nats += step * (rho + torch.where(rows.n > 0, jumps, 0.0))
+        return nats
+
+    def missing_before_the_end(
+        self, L: Tensor, total: Tensor, end: Tensor, rng: torch.Generator
+    ) -> Tensor:
+        """n (B,) where the total noise is `total` (B,), given that where it is `end` () all L (B,)
+        are missing: N there is Poisson, but at least L, and so much of it has come by now."""
+        u = torch.rand(len(L), generator=rng, dtype=torch.float64)
+        # N = L + k with probability x^k L! / (L + k)! / S(L, x): drawn by inversion
+        most = int(end + 12 * end.sqrt() + 40)
+        k = torch.arange(1, most, dtype=torch.float64)
+        steps = torch.log(end) - torch.log(L[:, None] + k)
+        terms = F.pad(steps.cumsum(1), (1, 0)) - log_factor(L, end.expand(len(L)))[:, None]
+        drawn = L + (terms.exp().cumsum(1) < u[:, None]).sum(1)
+        n = torch.binomial(drawn.double(), (total / end).clamp(0, 1), generator=rng).long()
+        return torch.minimum(n, L)
+
+    # -- sampling --
+
+    def insertion_rate(
+        self,
+        net: Any,
+        cls: Tensor,
+        time: Tensor,
+        first: Tensor,
+        options: SampleOptions | None = None,
+    ) -> Tensor:
+        """Tokens per unit of time at t (r,), from features at CLS (r, C); `first` (r,) bool where
+        nothing is written yet."""
+        o = options or SampleOptions()
+        mean = self.mean_missing_count(net, cls, o.length_temperature).double()
+        time = time.to(mean.device)
+        rate = self.slope(time) * mean
+        if not o.first_step_factor:
+            return rate
+        factor = truncated_factor if self.upstream else log_factor
+        log_s = factor(mean, self.noise.total(time))
+        return torch.where(first.to(mean.device), rate * (-log_s).exp(), rate)
+
+
+# ==================================================================================================
+# 4. FlexMDM: a text grows by MASK tokens that are inserted, and is written by unmasking them
+#
+# Time runs from 0, what is given, to 1, the text. Every written token has a time at which it is
+# inserted as MASK, uniform on [0, 1], and one at which it is unmasked, uniform on what is left of
+# it; what is given and the EOS behind the text are there at all times. So at time t a token that
+# is missing comes with rate 1 / (1 - t), and so is one unmasked that is not. The network sees what
+# is there, in both directions, with t, and predicts the token behind every MASK and, for every
+# token, how many are missing between it and the one to its left: that gap is named by it.
+#
+#     expectation    their mean, as length * softplus(readout); the loss is the deviance of a rate
+#     distribution   classes 0, 1, ... of a readout, and their cross entropy
+#
+# The samplers leap through time. In a leap of length d, what is missing or masked should come with
+# probability c = d / (1 - t). A row that would not hold all of its new MASK tokens gets none of
+# them.
+#
+#     ancestral     a gap that lacks y gets c y of them, rounded up or down at random so that the
+#                   mean is right; each MASK is unmasked with probability c
+#     confidence    the same, but of the MASK tokens those whose best token is the most probable
+#     tau           Poisson numbers, as published: of mean c y for a gap, and of mean c for a MASK,
+#                   which is unmasked if there is exactly one. Coarser where steps are few
+#
+#     FlexMDM  Kim et al. 2025, Any-Order Flexible Length Masked Diffusion, arXiv 2509.01025
+# ==================================================================================================
+
+
+LATEST = 1 - 1e-6  # of training, as published: the weight is 1 / (1 - t)
+END = 1 - 1e-5  # of leaps, as published; the last step unmasks what is left
+LEAST = 1e-6  # tokens that a gap lacks at least, as published: its logarithm is taken
+
+
+class FlexRows(NamedTuple):
+    """Whole rows on the CPU, each with EOS behind it."""
+
+    ids: Tensor  # (B, T) int64
+    length: Tensor  # (B,) int64, EOS included
+    free: Tensor  # (B, T) bool: written by the model, EOS apart
+    open: Tensor  # (B, T) bool: tokens beside which, to the left, the model may write
+
+
+class Noised(NamedTuple):
+    """Rows at some time, on the CPU: what is there, moved together."""
+
+    ids: Tensor  # (B, W) int64: tokens, MASK, padding
+    length: Tensor  # (B,) int64
+    source: Tensor  # (B, W) int64: the place in the row that a column comes from; 0 behind
+    target: Tensor  # (B, W) int64: the token there
+    masked: Tensor  # (B, W) bool
+    open: Tensor  # (B, W) bool: columns whose left-hand gap may lack something
+    gap: Tensor  # (B, W) int64: how many tokens it lacks
+
+
+def noised(
+    rows: FlexRows, insert: Tensor, unmask: Tensor, time: Tensor, mask_id: int, pad_id: int
+) -> Noised:
+    """Rows at time (B,), of which the free tokens come at `insert` and are seen at `unmask`
+    (B, T)."""
+    T, t = rows.ids.shape[1], time[:, None]
+    keep = (torch.arange(T) < rows.length[:, None]) & ~(rows.free & (t < insert))
+    hidden = rows.free & keep & (t < unmask)
+    length = keep.sum(1)
+    W = bucket(int(length.max()), T)
+    order = (~keep).long().argsort(dim=1, stable=True)[:, :W]  # (B, W): kept places, in order
+    behind = torch.arange(W) >= length[:, None]
+    target = rows.ids.gather(1, order).masked_fill(behind, pad_id)
+    masked = hidden.gather(1, order) & ~behind
+    gap = order - F.pad(order, (1, 0), value=-1)[:, :W] - 1
+    return Noised(
+        target.masked_fill(masked, mask_id),
+        length,
+        order.masked_fill(behind, 0),
+        target,
+        masked,
+        rows.open.gather(1, order) & ~behind,
+        gap.masked_fill(behind, 0),
+    )
+
+
+def deviance(rate: Tensor, count: Tensor) -> Tensor:
+    """y - x + x ln(x / y) for rates y (...) > 0 and counts x (...): 0 where they are equal."""
+    return rate - count + torch.xlogy(count, count) - count * rate.log()
+
+
+class FlexMDM(Objective):
+    """FlexMDM with linear schedules. `longest` tokens are in the longest row; gap_loss is
+    expectation or distribution. Raises UserError for tokenizers without an eos id or a pad id that
+    is another."""
+
+    grows = ragged = True
+    samplers = ("ancestral", "confidence", "tau")
+    estimator = "bound of FlexMDM, relative entropy of the paths of its sampler"
+    epsilon = 1 - END
+
+    def __init__(
+        self,
+        vocab_size: int,
+        specials: dict[str, int],
+        *,
+        longest: int,
+        gap_loss: str = "expectation",
+    ):
+        if "eos" not in specials or specials.get("pad", specials["eos"]) == specials["eos"]:
+            raise UserError("objective=flex needs a tokenizer with an eos id and another pad id")
+        self.mask_id = specials.get("mask", vocab_size)
+        self.pad_id, self.eos_id = specials["pad"], specials["eos"]
+        self.cls_id = self.pad_id  # what an Inserter has in front: never seen by the network
+        names = ("cls", "bos", "eos", "pad")
+        self.never = [i for k, i in specials.items() if k in names] + [self.mask_id]
+        self.longest, self.gap_loss = longest, gap_loss
+        self.needs = {
+            "causal": False,
+            "time": True,
+            "vocab_size": max(vocab_size, self.mask_id + 1),
+            "heads": {"gaps": 1 if gap_loss == "expectation" else longest},
+        }
+
+    # -- rows --
+
+    def written(self, batch: Batch) -> Tensor:
+        return ~batch.given & (torch.arange(batch.ids.shape[1]) < batch.length[:, None])
+
+    def framed(self, batch: Batch) -> FlexRows:
+        """The rows of a batch, with EOS behind those that end without. Raises UserError for a row
+        that nothing given begins: what its samplers could not start from."""
+        if not batch.given[:, 0].all():
+            raise UserError(
+                "insertion needs rows that begin with a given token, such as BOS; "
+                "prepare_pretrain.py --packing=rows makes them"
+            )
+        last = batch.length.clamp(min=1)[:, None] - 1
+        ends = batch.ids.gather(1, last)[:, 0] == self.eos_id
+        length = batch.length + (~ends).long()
+        ids = F.pad(batch.ids, (0, 1), value=self.pad_id)
+        ids = ids.scatter(1, length[:, None] - 1, self.eos_id)
+        column, end = torch.arange(ids.shape[1]), length[:, None] - 1
+        written = F.pad(self.written(batch), (0, 1))
+        beside = (written | F.pad(written, (1, 0))[:, :-1]) & (column <= end)
+        return FlexRows(ids, length, written & (column < end), beside)
+
+    def times(self, rows: FlexRows, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """When tokens are inserted and when unmasked, (B, T) float64 in [0, 1)."""
+        u, v = torch.rand((2, *rows.ids.shape), generator=rng, dtype=torch.float64)
+        return u, u + v * (1 - u)
+
+    # -- the network --
+
+    def condition(self, net: Any, time: Tensor) -> Tensor | None:
+        """What the network is told at t (B,)."""
+        if net.time is None:
+            return None
+        return to_device((TIME_SCALE * time).float(), net.head.weight.device)
+
+    def look(self, net: Any, x: Noised, time: Tensor) -> tuple[Tensor, Tensor]:
+        """Features at the masked places (M, C) and at the open gaps (G, C)."""
+        inside = torch.arange(x.ids.shape[1]) < x.length[:, None]
+        mask = None if inside.all() else inside[:, None]
+        told = self.condition(net, time)
+        h, row, col = features_at(net, x.ids, x.masked | x.open, told, mask)
+        masked, open_ = (which[row, col].nonzero()[:, 0] for which in (x.masked, x.open))
+        return h[to_device(masked, h.device)], h[to_device(open_, h.device)]
+
+    def lacking(self, net: Any, h: Tensor) -> Tensor:
+        """Features (..., C) -> how many tokens the gaps lack on average (...), at least LEAST."""
+        z = net.heads["gaps"](h)
+        if self.gap_loss == "expectation":
+            return (self.longest * F.softplus(z[..., 0])).clamp(min=LEAST)
+        count = torch.arange(z.shape[-1], device=z.device, dtype=z.dtype)
+        return (z.softmax(-1) @ count).clamp(min=LEAST)
+
+    def gap_losses(self, net: Any, h: Tensor, count: Tensor) -> Tensor:
+        """(G,) loss of the numbers (G,) of tokens that the gaps with features (G, C) lack."""
+        count, G = to_device(count, h.device), len(h)
+        h = with_spare(h)
+        if self.gap_loss == "distribution":
+            return F.cross_entropy(net.heads["gaps"](h)[:G], count, reduction="none")
+        return deviance(self.lacking(net, h)[:G], count.float())
+
+    # -- loss --
+
+    def loss(self, net: Any, batch: Batch, rng: torch.Generator) -> Loss:
+        """Of each row, cross entropy of the masked tokens and loss of the gaps, times 1 / (1 - t);
+        divided by `count`, rows times the length of the longest, it is the published mean."""
+        rows = self.framed(batch)
+        time = LATEST * stratified(len(rows.ids), rng).double()
+        x = noised(rows, *self.times(rows, rng), time, self.mask_id, self.pad_id)
+        return self.row_loss(net, x, time, int(self.written(batch).any(1).sum()))
+
+    def row_loss(self, net: Any, x: Noised, time: Tensor, asked: int) -> Loss:
+        """The same of rows at their times (B,); in `asked` of them something is written."""
+        masked, gaps = self.look(net, x, time)
+        device, weight = masked.device, (1 / (1 - time)).float()
+        scale = to_device(weight[x.masked.nonzero()[:, 0]], device)
+        target = to_device(x.target[x.masked], device)
+        rule = cross_entropy_rule(target, scale, self.mask_id)
+        nats, each = scored_rows(net.head, masked, rule)
+        lost = self.gap_losses(net, gaps, x.gap[x.open])
+        weight = to_device(weight[x.open.nonzero()[:, 0]], device)
+        parts = {"ce": each / scale, "gaps": lost}
+        metrics = {k: metric(p.sum(), len(p)) for k, p in parts.items()}
+        return Loss(nats + (weight * lost).sum(), asked * self.longest, metrics)
+
+    # -- bound --
+
+    @torch.no_grad()
+    def bound(self, net: Any, batch: Batch, rng: torch.Generator, samples: int = 1) -> Tensor:
+        """(B,) float64 nats: bound on -log p(written | given) of the sampler with infinitely many
+        steps and no limit of room, which ends at END.
+
+        A text and the times of its L tokens determine the path of the sampler, gap by gap, and are
+        determined by it: there is no multiplicity, and the relative entropy of the paths is a
+        bound. The model's have rates y_g / (1 - t) and p(v) / (1 - t); the others must be complete
+        by END, so their times are those of training times END and their rates r = 1 / (END - t).
+        With x missing and m masked tokens and D = log r (1 - t) it is the integral over t of
+
+            (sum of y_g + m) / (1 - t) - r (x + m)
+                + r [sum over missing of (D - log y_g) + sum over masked of (D - log p)]
+
+        t = END (1 - u^2) with uniform u: with a uniform t the spread would be infinite. For the
+        true network, whose rates are those of training, it exceeds -log p by 9.3e-4 L at most.
+        """
+        rows = self.framed(batch)
+        nats = torch.zeros(len(rows.ids), dtype=torch.float64)
+        for i in range(samples):
+            u = (i + torch.rand(len(nats), generator=rng, dtype=torch.float64)) / samples
+            left = END * u.clamp(min=1e-6) ** 2
+            insert, unmask = (END * s for s in self.times(rows, rng))
+            x = noised(rows, insert, unmask, END - left, self.mask_id, self.pad_id)
+            nats += 2 * END * u / samples * self.slope(net, x, left)
+        return nats
+
+    def slope(self, net: Any, x: Noised, left: Tensor) -> Tensor:
+        """The integrand of the bound (B,) float64 at time END - left (B,)."""
+        masked, gaps = self.look(net, x, END - left)
+        rate, ours = 1 / left, 1 / (left + 1 - END)
+        lag = (rate / ours).log()
+        surprise, y = -self.log_p(net, masked, x.target[x.masked]), self.lacking(net, gaps)
+        wanted, y = x.gap[x.open].double(), y.double().cpu()
+        events, found = x.masked.sum(1) + x.gap.sum(1), x.masked.sum(1).double()
+        cost = events * lag
+        cost = cost.index_add(0, x.masked.nonzero()[:, 0], surprise)
+        cost = cost.index_add(0, x.open.nonzero()[:, 0], -wanted * y.log())
+        found = found.index_add(0, x.open.nonzero()[:, 0], y)
+        return ours * found - rate * events + rate * cost
+
+    def log_p(self, net: Any, h: Tensor, token: Tensor) -> Tensor:
+        """log p of token (M,) at features (M, C) under the law of the samplers, (M,) float64."""
+        found = [torch.zeros(0, dtype=torch.float64)]
+        for part in chunks(len(h), len(net.head.weight)):
+            z = net.logits(h[part]).double()
+            z[:, self.never] = -torch.inf
+            place = token[part, None].to(z.device)
+            found.append(z.log_softmax(1).gather(1, place)[:, 0].cpu())
+        return torch.cat(found)
+
+    # -- sampling --
+
+    @torch.no_grad()
+    def sample(
+        self, net: Any, ids: Tensor, given: Tensor, rng: torch.Generator, options: SampleOptions
+    ) -> Iterator[Frame]:
+        """The canvas is that of chapter 1: holes of unknown length. options.steps leaps, one more
+        that ends at END, and a step that unmasks what is left."""
+        if (given & (ids == self.mask_id)).any():
+            raise UserError("MASK is not text: it cannot be given")
+        yield from Leaper(self, net, ids, given, rng, choose_sampler(self, options)).frames()
+
+
+class Leaper(Inserter):
+    """One run of a sampler. The gap behind column c of x, CLS in column 0, is the one to the left
+    of column c of what the network sees: x without CLS, and with EOS."""
+
+    def ancestral(self) -> Iterator[None]:
+        """Leaps of equal length from time 0 to END, then all at once."""
+        steps = self.o.steps + 1
+        for k in range(steps):
+            time = END * k / steps
+            rows = ((self.left > 0) | (self.x == self.process.mask_id).any(1)).nonzero()[:, 0]
+            if not len(rows):
+                return
+            self.leap(rows, time, END / steps / (1 - time), k == steps - 1)
+            yield
+        rows = (self.x == self.process.mask_id).any(1).nonzero()[:, 0]
+        if len(rows):
+            h, masked = self.look_at(rows, END)
+            self.unmask(rows, h, masked)
+            yield
+
+    confidence = tau = ancestral  # other answers to `due` and `arrivals`
+
+    def leap(self, rows: Tensor, time: float, chance: float, last: bool) -> None:
+        """Events of rows (r,), each with `chance`: the length of the leap / (1 - time)."""
+        h, masked = self.look_at(rows, time)
+        more = self.arrivals(rows, h, chance, last)
+        self.unmask(rows, h, self.due(h, masked, chance))
+        self.insert(rows, more, self.process.mask_id)
+
+    # -- the network --
+
+    def look_at(self, rows: Tensor, time: float) -> tuple[Tensor, Tensor]:
+        """Features (r, W, C) of some rows (r,), and which of their columns are MASK (r, W)."""
+        length, p = self.length[rows], self.process
+        W = -(-int(length.max()) // GROWTH) * GROWTH
+        W = min(W, self.longest, self.x.shape[1])
+        text = F.pad(self.x[rows], (0, 1), value=p.pad_id)[:, 1 : W + 1]
+        seen = text.scatter(1, length[:, None] - 1, p.eos_id)
+        told = torch.full((len(rows),), time, dtype=torch.float64, device=rows.device)
+        inside = torch.arange(W, device=rows.device) < length[:, None]
+        h = self.net.features(seen, p.condition(self.net, told), inside[:, None])
+        return h, seen == p.mask_id
+
+    # -- unmasking --
+
+    def due(self, h: Tensor, masked: Tensor, chance: float) -> Tensor:
+        """(r, W) bool: which of the masked columns (r, W) are unmasked in this leap."""
+        p = chance * math.exp(-chance) if self.o.sampler == "tau" else chance
+        fires = masked & (self.uniforms(*masked.shape) < p)
+        if self.o.sampler != "confidence":
+            return fires
+        row, col = masked.nonzero(as_tuple=True)
+        sure = [h.new_empty(0)]
+        for part in chunks(len(row), len(self.net.head.weight)):
+            sure.append(self.logits(h[row[part], col[part]]).softmax(-1).amax(-1))
+        best = ranks(row, torch.cat(sure)) < fires.sum(1)[row]
+        return torch.zeros_like(masked).index_put_((row, col), best)
+
+    def unmask(self, rows: Tensor, h: Tensor, places: Tensor) -> None:
+        """Draw tokens at places (r, W) of rows (r,) from features (r, W, C)."""
+        row, col = places.nonzero(as_tuple=True)
+        for part in chunks(len(row), len(self.net.head.weight)):
+            at = rows[row[part]], col[part] + 1
+            z = self.logits(h[row[part], col[part]])
+            self.x[at], self.fresh[at] = draw_tokens(z, self.o, self.rng), True
+
+    # -- inserting --
+
+    def arrivals(self, rows: Tensor, h: Tensor, chance: float, last: bool) -> Tensor:
+        """(r, W) int64: how many MASK tokens go into each gap of rows (r,)."""
+        gaps = self.gaps(rows, h.shape[1]) & (self.left[rows] > 0)[:, None]
+        mean = torch.zeros(gaps.shape, dtype=torch.float64, device=h.device)
+        mean[gaps] = self.process.lacking(self.net, h[gaps]).double()
+        if self.o.exact:
+            return self.share_out(rows, mean, 1.0 if last else chance)
+        mean *= chance
+        if self.o.sampler == "tau":
+            more = torch.poisson(mean, generator=self.rng).long()
+        else:
+            more = (mean + self.uniforms(*mean.shape)).long()
+        return more * (more.sum(1) <= self.left[rows])[:, None]
+
+    def share_out(self, rows: Tensor, mean: Tensor, chance: float) -> Tensor:
+        """`arrivals` where it is known how many tokens each hole lacks: each of them comes with
+        `chance`, to a gap of its hole with probability in proportion to the mean (r, W)."""
+        row, hole = self.room[rows].nonzero(as_tuple=True)
+        times = self.room[rows[row], hole]
+        row, hole = row.repeat_interleave(times), hole.repeat_interleave(times)
+        come = self.uniforms(len(row)) < chance
+        row, hole = row[come], hole[come]
+        here = self.hole[rows[row], : mean.shape[1]] == hole[:, None]
+        gap = categorical(mean[row] * here, self.uniforms(len(row)))
+        one = torch.ones_like(gap)
+        return torch.zeros_like(mean).long().index_put_((row, gap), one, accumulate=True)

@@ -9,6 +9,11 @@ and rotary positions it is the network of SEDD (Lou et al. 2024) and MDLM (Sahoo
 """
 
 import math
+import os
+import shutil
+import sys
+import time
+from importlib.util import find_spec
 from typing import Any, Callable
 
 import torch
@@ -16,6 +21,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+from configurator import UserError
 
 FREQUENCIES = 128  # cosines and as many sines of the noise level (SEDD)
 ROTARY_BASE = 10000.0
@@ -348,3 +355,60 @@ class Transformer(nn.Module):
         body = self.n_layer * self.n_embd * (4 * self.n_embd + 2 * self.n_inner)
         body += self.vocab_size * self.n_embd
         return 6 * body + 12 * self.n_layer * self.n_embd * T
+
+
+# ==================================================================================================
+# Device and dtype
+# ==================================================================================================
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` (CUDA if there is one, else the CPU) or an explicit name, which must exist. Apple's
+    GPU has no float64, which exact draws need, so it is not among them."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    found = [*(f"cuda:{i}" for i in range(gpus)), "cpu"]
+    if name == "auto":
+        name = found[0]
+    if name == "cuda" and gpus:
+        name = "cuda:0"
+    if name not in found:
+        raise UserError(f"device {name!r} is not available; this machine has {', '.join(found)}")
+    return torch.device(name)
+
+
+def wants_compile(choice: str, device: torch.device) -> bool:
+    """Whether to compile the blocks: `auto` is on CUDA only. Without a compiler, no, with one
+    warning."""
+    if choice == "false" or (choice == "auto" and device.type != "cuda"):
+        return False
+    names = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
+    found = find_spec("triton") if device.type == "cuda" else any(filter(shutil.which, names))
+    if not found:
+        print("warning: no compiler here; running without --compile", file=sys.stderr)
+    return bool(found)
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of autocast: `auto` is bfloat16 on a GPU that has it, float32 anywhere else."""
+    if name == "auto":
+        good = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if good else torch.float32
+    return getattr(torch, name)
+
+
+def autocast(name: str, device: torch.device) -> torch.autocast:
+    """The context in which the network runs: in the dtype that `name` picks on the device."""
+    dtype = pick_dtype(name, device)
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+def gemm_peak(device: torch.device, name: str) -> float:
+    """FLOP/s of a large matrix product here, the best of a few: what MFU is a share of."""
+    n = 8192 if device.type == "cuda" else 1024
+    a = torch.ones(n, n, device=device, dtype=pick_dtype(name, device))
+    times = []
+    for _ in range(8):
+        start = time.perf_counter()
+        (a @ a)[0, 0].item()  # waits for the device
+        times.append(time.perf_counter() - start)
+    return 2 * n**3 / min(times)

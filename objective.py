@@ -2,7 +2,7 @@
 only, safe categorical draws, and the options of samplers.
 
 An objective owns the process (how text is destroyed and written again) and no parameters; the
-network is handed to it. One class here or in the files above, and one line in build.py, add one.
+network is handed to it. A class and a line in checkpoint.py add one.
 """
 
 from dataclasses import dataclass, replace
@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import recorder
 from configurator import UserError, require
 from corpus import Batch
+from viz import recorder
 
 CHUNK = 1 << 22  # logits alive at a time, 16 MB of float32; but never less than 256 rows
 

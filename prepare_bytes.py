@@ -29,7 +29,9 @@ from typing import Callable, Iterable, Iterator, Literal
 import numpy as np
 from tqdm import tqdm
 
-from byte_rows import (
+from configurator import ROOT, UserError, describe, load, require, room, run
+from corpus import Corpus, CorpusWriter
+from prepare.byte_rows import (
     BOS,
     EOS,
     Rows,
@@ -41,12 +43,8 @@ from byte_rows import (
     palindrome_row,
     upstream_rows,
 )
-from configurator import ROOT, UserError, describe, load, require, run
-from corpus import Corpus, CorpusWriter
-from letter_rows import LetterRows
-from palindromes import is_palindrome, normalise
-from report_bytes import write_report
-from sources import Documents, articles, local_files, python_prose, read, read_phrases
+from prepare.figures import write_report
+from prepare.texts import Documents, articles, local_files, python_prose, read, read_phrases
 from tokenizer import Bytes
 
 SHARES = {"wikipedia": 0.001, "phrases": 0.1}  # of validation; 0.05 for the other sources
@@ -234,8 +232,8 @@ def write_phrases(cfg: PrepareConfig, out: CorpusWriter) -> None:
     dropped, counts = out.info["dropped"], out.info["counts"]
     groups: dict[str, list[str]] = {}
     for text in read_phrases(Path(cfg.file) if cfg.file else ROOT / "data" / "palindromes.txt"):
-        group = groups.setdefault(normalise(text), [])
-        if not is_palindrome(text):
+        group = groups.setdefault(room("palindrome").normalise(text), [])
+        if not room("palindrome").is_palindrome(text):
             dropped["no palindrome"] += 1
         elif text in group:
             dropped["same as an earlier phrase"] += 1
@@ -275,7 +273,7 @@ def write_phrases_upstream(cfg: PrepareConfig, out: CorpusWriter) -> None:
 
 def write_palindromes(cfg: PrepareConfig, out: CorpusWriter) -> None:
     """The demo: letters of real English, mirrored, and listed words and phrases among them."""
-    texts = LetterRows(
+    texts = room("palindrome").LetterRows(
         phrases=read_phrases(ROOT / "data" / "palindromes.txt"),
         lengths=range(cfg.min_letters, cfg.max_letters + 1),
         val_share=cfg.share(),

@@ -41,18 +41,18 @@ import numpy as np
 from tqdm import tqdm
 
 from configurator import UserError, describe, load, require, run
-from prefix_texts import RULES, detokenizer
-from prepare_bytes import batches, in_order
-from shards import ShardWriter, kept_tokenizer, partial_of, progress_of, unfinished
-from streams import (
+from prepare.shards import ShardWriter, kept_tokenizer, partial_of, progress_of, unfinished
+from prepare.texts import (
     CUTS,
     HELD_OUT,
     HUB,
     LARGE,
+    RULES,
     Piece,
     are_texts,
     as_text,
     cut_by_position,
+    detokenizer,
     ends_held_out,
     file_chunks,
     labelled,
@@ -63,6 +63,7 @@ from streams import (
     too_few,
     training_text,
 )
+from prepare_bytes import batches, in_order
 from tokenizer import Bytes, Symbols, Tokenizer, create, with_frame
 
 SHARES = {"pydoc": 0.05}  # of validation; 0.005 for the other sources

@@ -27,12 +27,20 @@ from typing import Any, Iterable, Iterator, Literal
 import numpy as np
 from tqdm import tqdm
 
-from chat import ASSISTANT, USER, Message, chat_rows, require_chat
 from configurator import UserError, describe, load, optional, require, run
 from corpus import Corpus, CorpusWriter
+from prepare.pydoc_questions import python_pairs
 from prepare_bytes import in_order
-from pydoc_pairs import python_pairs
-from tokenizer import HF, Tokenizer, tokenizer_from
+from tokenizer import (
+    ASSISTANT,
+    HF,
+    USER,
+    Message,
+    Tokenizer,
+    chat_rows,
+    require_chat,
+    tokenizer_from,
+)
 
 Conversation = list[Message]
 QUESTIONS = ("instruction", "prompt", "question")  # names of the field, the first one found counts

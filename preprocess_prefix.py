@@ -37,21 +37,25 @@ import numpy as np
 from tqdm import tqdm
 
 from configurator import UserError, describe, load, optional, require, run, save_json
-from files import fingerprint
-from keywords import MINILM, MiniLM, Scorer, TfIdf, absent_minilm, word_scores
-from prefix_data import (
-    WORST_LABEL,
-    WORST_SCORE,
-    Document,
-    ShardFolder,
-    read_meta,
-    shard_path,
+from corpus import fingerprint
+from prepare.documents import WORST_LABEL, WORST_SCORE, Document, ShardFolder, read_meta, shard_path
+from prepare.importance import (
+    MINILM,
+    PACKAGE,
+    MiniLM,
+    Rules,
+    Scorer,
+    Spacy,
+    Tagger,
+    TfIdf,
+    absent_minilm,
+    absent_spacy,
+    priorities,
+    word_scores,
 )
-from prefix_texts import NAMED, Texts, find_texts, is_local
-from streams import SEEN
-from tagger import PACKAGE, Rules, Spacy, Tagger, absent_spacy, priorities
+from prepare.texts import NAMED, SEEN, Texts, find_texts, is_local
+from prepare.workers import Batch, Workers
 from tokenizer import Tokenizer, create, encode_spans, tokenizer_from
-from workers import Batch, Workers
 
 
 @dataclass(frozen=True)

@@ -12,32 +12,295 @@ does not depend on how often it is evaluated.
 import contextlib
 import dataclasses
 import gc
+import json
 import math
+import os
 import signal
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, ContextManager
+from typing import Any, Callable, ContextManager, Iterable, Iterator
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from tqdm import tqdm
 
 import checkpoint
-import fsdp
-from build import autocast, build_network, build_objective, gemm_peak, wants_compile
-from configurator import Config, UserError, describe, load, run, run_command, save_json
-from corpus import Batch, Corpus
-from files import sole_writer
-from interrupt import Interrupted, listening
+from checkpoint import build_network, build_objective
+from configurator import Config, UserError, describe, load, optional, run, run_command, save_json
+from corpus import Ahead, Batch, Corpus, dealt, sole_writer
+from model import autocast, gemm_peak, wants_compile
 from objective import Objective, generator, seed_of, to_device
-from optimize import lr_multiple, make_optimizers, replaced, scale_gradients, update_ema
-from prefix import changed_prefix
-from processes import World, enter_world
-from reader import Ahead, dealt
-from runlog import Log
+from parallel import fsdp
+from parallel.fsdp import local, total_norm
+from parallel.processes import World, enter_world
+
+# ==================================================================================================
+# Optimisers, learning-rate schedules, clipping, and the average of the weights
+# ==================================================================================================
+
+
+def lr_multiple(step: int, cfg: Config) -> float:
+    """Learning rate of update `step` (the first is 1) as a multiple of the peak: linear warm-up,
+    then by cfg.schedule down to cfg.min_lr at lr_decay_iters, and constant from there on."""
+    if step < cfg.warmup_iters:
+        return step / cfg.warmup_iters
+    end = cfg.lr_decay_iters or cfg.max_iters
+    # flat_cosine: the peak until 80 % of the run, as in the palindrome fork of SEDD
+    begin = int(0.8 * end) if cfg.schedule == "flat_cosine" else cfg.warmup_iters
+    done = min(max(step - begin, 0) / max(end - begin, 1), 1.0)
+    if cfg.schedule == "constant":
+        return 1.0
+    if cfg.schedule == "linear":
+        return 1 + (cfg.min_lr - 1) * done
+    return cfg.min_lr + (1 - cfg.min_lr) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def make_optimizers(cfg: Config, net: nn.Module, device: torch.device) -> list:
+    """AdamW on everything, or Muon (Jordan et al. 2024) on the block matrices and AdamW on the
+    rest. Every group carries its `peak` learning rate."""
+    matrices = net.matrices() if cfg.optimizer == "muon" else []
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in net.parameters() if id(p) not in chosen]
+    adamw = torch.optim.AdamW(
+        [{"params": rest, "peak": cfg.learning_rate}],
+        lr=cfg.learning_rate,
+        betas=(cfg.beta1, cfg.beta2),
+        weight_decay=cfg.weight_decay,
+        fused=device.type in ("cpu", "cuda"),
+    )
+    if not matrices:
+        return [adamw]
+    muon = torch.optim.Muon(
+        [{"params": matrices, "peak": cfg.muon_lr}],
+        lr=cfg.muon_lr,
+        momentum=cfg.muon_momentum,
+        weight_decay=0.0,
+    )
+    return [adamw, muon]
+
+
+def scale_gradients(params: Iterable[Tensor], scale: Tensor, clip: float) -> Tensor:
+    """Multiply all gradients by `scale` (), from sums to means, and clip their global norm (0: do
+    not), in one pass over them. Returns the norm () of the means before clipping."""
+    grads = [p.grad for p in params if p.grad is not None]
+    norm = total_norm(grads) * scale.to(grads[0].dtype)
+    if clip:
+        scale = scale * (clip / (norm + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_([local(g) for g in grads], scale.to(grads[0].dtype))
+    return norm
+
+
+@contextlib.contextmanager
+def replaced(net: nn.Module, values: dict[str, Tensor]) -> Iterator[nn.Module]:
+    """The network in evaluation mode with other values of its parameters, by name, while the block
+    runs. Nothing is copied."""
+    params = dict(net.named_parameters())
+    raw = {name: params[name].data for name in values}
+    try:
+        for name, value in values.items():
+            params[name].data = value
+        yield net.eval()
+    finally:
+        for name, data in raw.items():
+            params[name].data = data
+        net.train()
+
+
+@torch.no_grad()
+def update_ema(ema: list[Tensor], params: list[Tensor], updates: int, cfg: Config) -> None:
+    """Move the average towards the parameters after their `updates`-th update, in one kernel."""
+    decay = cfg.ema_decay
+    if cfg.ema_warmup:
+        decay = min(decay, (1 + updates) / (10 + updates))
+    torch._foreach_lerp_([*map(local, ema)], [*map(local, params)], 1 - decay)
+
+
+# ==================================================================================================
+# What a run tells: lines for people, log.jsonl for programs, Weights & Biases if asked
+# ==================================================================================================
+
+
+def log_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log as it is; without those that a crash has cut short or spoilt."""
+    found = []
+    text = path.read_text(errors="replace") if path.is_file() else ""
+    for line in text.split("\n"):
+        try:
+            told = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(told, dict) and isinstance(told.get("step"), int):
+            found.append(told)
+    return found
+
+
+class Log:
+    """The log of a run in the first process; elsewhere, nothing."""
+
+    def __init__(self, cfg: Config, job: Any):
+        """job: the Run, whose `best` is brought up to date."""
+        self.path = Path(cfg.out_dir) / "log.jsonl"
+        self.quiet, self.wandb = job.world.rank > 0, None
+        terminal = sys.stdout is not None and sys.stdout.isatty()
+        self.bar = tqdm(
+            total=cfg.max_iters,
+            initial=job.step,
+            unit="step",
+            disable=self.quiet or not terminal,
+        )
+        if self.quiet:
+            return
+        old = log_lines(self.path) if job.step else []
+        kept = [told for told in old if told["step"] <= job.step]
+        # the checkpoint was saved before its own evaluation, whose result is here
+        job.best = min(told.get("best", job.best) for told in [{}, *kept])
+        temporary = self.path.with_name(f"{self.path.name}.tmp")
+        try:
+            temporary.write_text("".join(json.dumps(told) + "\n" for told in kept))
+            os.replace(temporary, self.path)
+        except OSError as e:
+            raise UserError(f"cannot write {self.path}: {e.strerror}") from e
+        if cfg.wandb_log:
+            self.wandb = self.start_wandb(cfg)
+
+    def start_wandb(self, cfg: Config) -> Any:
+        """A run, online or offline; whatever goes wrong with it never stops training."""
+        name = cfg.wandb_run_name or Path(cfg.out_dir).name
+        try:
+            wandb = optional("wandb")
+            return wandb.init(
+                project=cfg.wandb_project,
+                name=name,
+                config=dataclasses.asdict(cfg),
+                dir=cfg.out_dir,
+            )
+        except Exception as e:
+            return self.stop_wandb(e)
+
+    def stop_wandb(self, e: Exception) -> None:
+        print(f"wandb is off: {type(e).__name__} {e}".splitlines()[0], file=sys.stderr)
+        self.wandb = None
+
+    def write(self, line: str, **values: Any) -> None:
+        if self.quiet:
+            return
+        if sys.stdout is not None:  # closed by who started us
+            tqdm.write(line)
+            sys.stdout.flush()
+        try:
+            with open(self.path, "a") as file:
+                file.write(json.dumps(values) + "\n")
+        except OSError as e:
+            raise UserError(f"cannot write {self.path}: {e.strerror}") from e
+        try:
+            if self.wandb is not None:
+                self.wandb.log(values, step=values["step"])
+        except Exception as e:
+            self.stop_wandb(e)
+
+
+# ==================================================================================================
+# Signals that ask a run to stop: the step is finished and saved, then the process leaves
+# ==================================================================================================
+
+
+ASKING = [getattr(signal, n) for n in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, n)]
+
+
+class Interrupted(UserError):
+    """The run was asked to stop. The exit code is that of a process which the signal has ended,
+    128 + its number: 143 for SIGTERM, 130 for SIGINT."""
+
+    shared = True
+
+    def __init__(self, number: int, message: str):
+        super().__init__(f"{signal.Signals(number).name}: {message}")
+        self.code = 128 + number
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[list[int]]:
+    """The numbers of the signals that have come while the block runs, in a list that grows.
+
+    They do nothing else, so that a save is never cut short; but a second SIGINT ends the process
+    at once. One that is ignored (by nohup) stays so. Outside of the main thread nothing is heard.
+    """
+    heard: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield heard
+        return
+
+    def hear(number: int, _: Any) -> None:
+        heard.append(number)
+        if number == signal.SIGINT:  # by the system, as Python may be waiting for another process
+            signal.signal(number, signal.SIG_DFL)
+
+    before = {n: signal.getsignal(n) for n in ASKING}
+    before = {n: old for n, old in before.items() if old not in (signal.SIG_IGN, None)}
+    try:
+        for number in before:
+            signal.signal(number, hear)
+        yield heard
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+# ==================================================================================================
+# What training may do to the given prefix of a row: put it out of order, or spoil it
+#
+# Both are for cascades, whose stages are trained on the prefixes of real texts and sampled on
+# those that the stage before them wrote. They are drawn from the step's own generator, before
+# anything else, and never touch evaluation or sampling.
+# ==================================================================================================
+
+
+REPLACED = 0.3  # of the tokens of a spoilt prefix
+
+
+def changed_prefix(batch: Batch, shuffle: bool, noise: float, rng: torch.Generator) -> Batch:
+    """The batch as one training step sees it. Draws nothing where nothing is asked for."""
+    if noise:
+        batch = spoilt_prefix(batch, noise, rng)
+    return shuffled_prefix(batch, rng) if shuffle else batch
+
+
+def shuffled_prefix(batch: Batch, rng: torch.Generator) -> Batch:
+    """The given ids of every row in an order of its own. As attention looks both ways and knows a
+    place by its number only, this is the same as giving the prefix its numbers in that order."""
+    return batch._replace(ids=batch.ids.gather(1, permutation(batch.given, rng)))
+
+
+def permutation(given: Tensor, rng: torch.Generator) -> Tensor:
+    """given (B, T) bool, a prefix of each row -> (B, T) int64: a uniform permutation of the given
+    places of each row; the others stay."""
+    assert not (given[:, 1:] & ~given[:, :-1]).any(), "what is given is no prefix"
+    places = torch.arange(given.shape[1]).expand(given.shape)
+    draws = torch.rand(given.shape, generator=rng, dtype=torch.float64)  # float32 has equal ones
+    return torch.where(given, draws, 1.0 + places).argsort(1)
+
+
+def spoilt_prefix(batch: Batch, share: float, rng: torch.Generator) -> Batch:
+    """In a `share` of the rows, REPLACED of the given ids become given ids of anywhere in the
+    batch. That is what a generated prefix has: likely words that do not belong to its text."""
+    rows = torch.rand(len(batch.ids), 1, generator=rng) < share
+    hit = batch.given & rows & (torch.rand(batch.ids.shape, generator=rng) < REPLACED)
+    pool = batch.ids[batch.given]
+    if not len(pool):
+        return batch
+    other = pool[torch.randint(len(pool), batch.ids.shape, generator=rng)]
+    return batch._replace(ids=torch.where(hit, other, batch.ids))
+
+
+# ==================================================================================================
+# The run
+# ==================================================================================================
+
 
 INIT, NOISE, DROPOUT, ORDER, EVALUATION = range(5)  # streams of randomness
 

@@ -11,24 +11,18 @@ from typing import Any
 import torch
 
 import checkpoint
-import grammar
-import palindromes
-import puzzles
-from answers import compare as compare_answers
 from checkpoint import Model
-from configurator import UserError
+from configurator import PUZZLES, TASKS, UserError, room
 from corpus import Corpus
 from evaluate import (
-    ANSWERS,
-    PALINDROMES,
     TEXTS,
     EvaluateConfig,
-    Texts,
     bound,
     fitted,
     sampled,
     uncropped,
 )
+from evaluate import compare as compare_answers
 from sample import answer_defaults, settings
 
 
@@ -59,31 +53,18 @@ def quality(cfg: EvaluateConfig, model: Model, corpus: Corpus) -> dict[str, Any]
     task = model.meta.get("task")
     if task == "diff":  # evaluate.py alone writes and applies patches
         return {"measure": "none", "score": None, "calls": None, "tokens_per_second": None}
-    usual = {"palindrome": PALINDROMES, "grammar": ANSWERS, **dict.fromkeys(puzzles.TASKS, ANSWERS)}
-    texts = sampled(cfg, model, corpus, cfg.split, usual.get(task, TEXTS))
-    name, score = scored(task, model, texts)
+    judge = room(task) if task in TASKS else None
+    texts = sampled(cfg, model, corpus, cfg.split, judge.SAMPLES if judge else TEXTS)
+    name, score = "none", None
+    if judge:
+        name, score = judge.score(model, texts)
+    elif task == "chat":
+        same = compare_answers(texts.found, texts.wanted, model.meta["specials"]["eos"])
+        name, score = "exact answers", same.exact / same.rows
     n, speed = len(texts.found), texts.speed
     error = None if score is None else math.sqrt(score * (1 - score) / n)
     cost = {key: speed[key] for key in ("calls", "tokens_per_second")}
     return {"measure": name, "score": score, "score_error": error, "samples": n, **cost}
-
-
-def scored(task: str | None, model: Model, texts: Texts) -> tuple[str, float | None]:
-    """(what is counted, its share of the samples)."""
-    eos, decode = model.meta["specials"].get("eos"), model.tokenizer.decode
-    if task in puzzles.TASKS:
-        answers = [*map(puzzles.Pair, texts.prompts, texts.found, texts.wanted)]
-        return "exact answers", puzzles.scores(task, model.tokenizer, answers)["exact_match"]
-    if task == "chat":
-        same = compare_answers(texts.found, texts.wanted, eos)
-        return "exact answers", same.exact / same.rows
-    if task == "grammar":
-        ended = (ids[:-1] if ids[-1:] == [eos] else [] for ids in texts.found)
-        found = grammar.scores([[decode([i]) for i in ids] for ids in ended])
-        return "sentences", found["sentences"]
-    if task == "palindrome":
-        return "exact palindromes", palindromes.report(map(decode, texts.found))["exact"]
-    return "none", None
 
 
 # ---- checkpoints side by side ------------------------------------------------------------------
@@ -92,7 +73,7 @@ def scored(task: str | None, model: Model, texts: Texts) -> tuple[str, float | N
 def greedy(cfg: EvaluateConfig, origins: dict[str, str], model: Model) -> EvaluateConfig:
     """Settings for right answers, unless told otherwise: temperature 0, in confidence order where
     there is one. Not on the uniform graph, whose best step from anywhere is to stay there."""
-    if model.meta.get("task") not in ("chat", *puzzles.TASKS):
+    if model.meta.get("task") not in ("chat", *PUZZLES):
         return fitted(cfg, origins, model)
     usual = answer_defaults(cfg, origins, model.objective.samplers)
     if "temperature" not in origins and getattr(model.objective, "graph", None) is not None:

@@ -1,4 +1,6 @@
-"""How good answers are against what they cost: python curves.py --ckpt=out/chat_pydoc/ckpt.pt
+"""How good answers are against what they cost.
+
+    python -m analysis.curves --ckpt=out/chat_pydoc/ckpt.pt
 
 Answers questions with several settings of the samplers that a model has, at temperature 0, and
 prints the share of exact answers at so many network calls per answer; --figure=calls.png draws it.
@@ -13,13 +15,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import checkpoint
-from answers import compare
-from build import pick_device
 from checkpoint import Model
-from configurator import UserError, load, optional, require, run
+from configurator import PUZZLES, UserError, load, optional, require, run
 from corpus import Corpus
-from evaluate import EvaluateConfig, sampled, uncropped
-from puzzles import TASKS
+from evaluate import EvaluateConfig, compare, sampled, uncropped
+from model import pick_device
 
 STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 THRESHOLDS = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999)
@@ -29,7 +29,7 @@ Points = list[tuple[float, float, float]]  # setting, calls per answer, share of
 
 @dataclass(frozen=True)
 class CurveConfig:
-    """Everything that `curves.py` can be told."""
+    """Everything that `analysis/curves.py` can be told."""
 
     ckpt: str = "out/chat_pydoc/ckpt.pt"  # trained on questions; or several, commas between them
     samples: int = 200  # answers per point
@@ -74,7 +74,7 @@ def usual_ways(model: Model) -> dict[str, list[tuple[float, dict[str, Any]]]]:
                 (t, {**order, "schedule": "threshold", "threshold": t}) for t in THRESHOLDS
             ],
         }
-        if model.meta["task"] in TASKS:
+        if model.meta["task"] in PUZZLES:
             found["equal shares, random order"] = grid("random")
         return found
     if "parallel" in names and model.objective.bounded:
@@ -124,7 +124,7 @@ def main(argv: list[str]) -> None:
     every: dict[str, Points] = {}
     for path in cfg.ckpt.split(","):
         model = uncropped(checkpoint.load(path, pick_device(cfg.device)))
-        if model.meta.get("task") not in ("chat", *TASKS):
+        if model.meta.get("task") not in ("chat", *PUZZLES):
             raise UserError(f"{path} was not trained on questions")
         found = curves(cfg, model, Corpus(f"{model.config.data_dir}/{model.config.dataset}"))
         for name, points in found.items():

@@ -1,4 +1,6 @@
-"""Any checkpoint in EleutherAI's lm-eval harness: python harness.py --ckpt=CKPT --tasks=arc_easy
+"""Any checkpoint in EleutherAI's lm-eval harness.
+
+    python -m analysis.harness --ckpt=CKPT --tasks=arc_easy
 
 loglikelihood(model, [(prompt, answer), ...]) and generate_texts(model, [prompt, ...]) are plain
 functions; `adapter` hands them to the harness. What the nats of an answer are:
@@ -19,16 +21,14 @@ import torch
 from tqdm import tqdm
 
 import checkpoint
-from answers import COPIES, SCORING, answer_batch, answer_row, closed, ended
-from build import autocast, pick_device
-from chat import USER
 from checkpoint import Model
-from configurator import UserError, load, optional, require, run, save_json
+from configurator import PUZZLES, UserError, load, optional, require, run, save_json
 from corpus import Batch
-from evaluate import uncropped
-from generate import Canvas, canvas, chat_canvas, framed, generate, written_ids
+from evaluate import COPIES, SCORING, answer_batch, answer_row, closed, ended, uncropped
+from model import autocast, pick_device
 from objective import SampleOptions, generator
-from puzzles import TASKS
+from sample import Canvas, canvas, chat_canvas, framed, generate, written_ids
+from tokenizer import USER
 
 ONE_BY_ONE = {"schedule": "factor", "factor": 0.0}  # and with it those that are certain
 LENGTH = 256  # tokens to write where a task does not say how many; the harness's own
@@ -130,7 +130,7 @@ def rolling(
 ) -> list[float]:
     """Nats of whole texts. One that is longer than the block is scored in `windows`, if the model
     knows windows of a stream. Raises UserError where it only knows whole texts, or questions."""
-    if model.meta.get("task") in ("chat", "diff", *TASKS):
+    if model.meta.get("task") in ("chat", "diff", *PUZZLES):
         raise UserError(f"a model of task={model.meta['task']} knows answers, not whole texts")
     found = []
     for text in texts:
@@ -171,7 +171,7 @@ def generate_texts(
 def _prompt_canvas(model: Model, prompt: str, length: int, chat: bool) -> Canvas:
     if chat:
         return chat_canvas(model, [(USER, prompt)], length)
-    if length and model.meta.get("task") not in TASKS:
+    if length and model.meta.get("task") not in PUZZLES:
         length += len(model.tokenizer.encode(prompt))
     return canvas(model, prompt, max_length=length)
 
@@ -208,7 +208,7 @@ def adapter(model: Model, cfg: "HarnessConfig") -> Any:
             self.shortened = 0
 
         def fit(self, prompt: str, room: int) -> str:
-            if cfg.chat or model.meta.get("task") in TASKS:
+            if cfg.chat or model.meta.get("task") in PUZZLES:
                 return prompt  # half of a question is another question
             kept = shortened(model, prompt, room)
             self.shortened += kept != prompt
@@ -261,7 +261,7 @@ def _told(model: Model, told: dict) -> tuple[int, tuple[str, ...], SampleOptions
 
 @dataclass(frozen=True)
 class HarnessConfig:
-    """Everything that `harness.py` can be told."""
+    """Everything that `analysis/harness.py` can be told."""
 
     ckpt: str = "out/palindrome/ckpt.pt"  # a ckpt.pt, a folder with safetensors, or a hub id
     tasks: str = ""  # of lm-eval, commas between them

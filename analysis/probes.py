@@ -17,18 +17,14 @@ from typing import Any, Callable, Iterable, NamedTuple
 import torch
 from torch import Tensor
 
-from blocks import BlockDiffusion
+from autoregressive import Ordered
 from checkpoint import Model
 from corpus import Batch
-from diffusion import ScoreEntropy, denoise_weights
-from flex import FlexMDM, noised
-from idlm import IDLM
-from insertion import Insertion, InsertionTransformer, compact, pick
-from masked import Masked
+from diffusion import BlockDiffusion, Masked, ScoreEntropy, denoise_weights
+from insertion import IDLM, FlexMDM, Insertion, InsertionTransformer, compact, noised, pick
 from objective import Objective, chunks, features_at, generator, mask_exactly
-from ordered import Ordered
 
-PROBE = 7  # stream of randomness; train.py, generate.py, evaluate.py and answers.py have others
+PROBE = 7  # stream of randomness; train.py, sample.py, evaluate.py and evaluate.py have others
 LEVELS = 10
 LEAST = 1e-12  # of a probability: that of a score may be 0
 

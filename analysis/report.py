@@ -17,25 +17,25 @@ from typing import Any, Callable
 import numpy as np
 import torch
 
-import puzzles
+from analysis.compare import greedy, opened, parameters, quality, table
+from analysis.curves import CurveConfig, curves, draw
+from analysis.probes import Point, axis, by_level
 from checkpoint import Model
-from compare import greedy, opened, parameters, quality, table
-from configurator import UserError, optional, save_json
-from corpus import Corpus
-from curves import CurveConfig, curves, draw
+from configurator import PUZZLES, UserError, optional, save_json
+from corpus import Corpus, fingerprint
 from evaluate import (
     EvaluateConfig,
+    Judge,
     batches,
     bound,
     count,
     describe_bound,
+    describe_judged,
+    judged,
     sampled,
 )
-from files import fingerprint
-from judge import Judge, describe_judged, judged
-from probes import Point, axis, by_level
-from runlog import log_lines
 from sample import settings
+from train import log_lines
 
 GALLERY = 8  # samples on the page
 T_SAMPLES = (1, 2, 4, 8)  # noise levels per row, of the bounds that are compared
@@ -170,7 +170,7 @@ def levels(page: Page) -> None:
     page.say(*table([name, "nats", "best token right", "guesses"], [*map(level_row, points)]))
     page.say(
         f"Of {few.rows:,} rows at most, each destroyed anew at each level; nats per lost token "
-        "(probes.py says what is counted for each objective)."
+        "(analysis/probes.py says what is counted for each objective)."
     )
 
 
@@ -209,7 +209,7 @@ def noise(page: Page) -> None:
 def cost(page: Page) -> None:
     page.say("## Quality against network calls")
     task = page.model.meta.get("task")
-    if task not in ("chat", *puzzles.TASKS):
+    if task not in ("chat", *PUZZLES):
         page.say("The texts of this corpus are not right or wrong answers: nothing to count here.")
         return
     n = count(page.cfg, POINTS)
@@ -242,7 +242,7 @@ def gallery(page: Page) -> None:
         model.meta.get("task")
         in (
             *("chat", "stage"),
-            *puzzles.TASKS,
+            *PUZZLES,
         ),
     )
     for prompt, found, wanted in zip(*texts[:3], strict=False):

@@ -1,4 +1,4 @@
-"""Every family on the same rows: python results.py --dataset=star_tiny --iters=600
+"""Every family on the same rows: python -m analysis.results --dataset=star_tiny --iters=600
 
 Trains one model after another on the same corpus with the same network, optimiser and batches, for
 --iters steps each or, with --seconds, as many as fit into that time (measured in a short run of its
@@ -21,12 +21,12 @@ from typing import Any
 import torch
 
 import checkpoint
-from build import pick_device
-from compare import measure, notes, rows_table
+from analysis.compare import measure, notes, rows_table
 from configurator import UserError, load, require, run, run_command
 from corpus import Corpus
 from evaluate import EvaluateConfig, uncropped
-from runlog import log_lines
+from model import pick_device
+from train import log_lines
 
 ROWS = {  # name of a row -> what its objective needs
     "left-to-right": "--objective=ar",
@@ -41,8 +41,8 @@ ROWS = {  # name of a row -> what its objective needs
 }
 STARS = "--sigma_min=1 --sigma_max=10"  # of IDLM: more noise than a text has tokens
 DATASETS = {  # name -> its config and the command that makes it
-    "star_tiny": (f"config/star_tiny.py {STARS}", "prepare_stars.py --level=tiny"),
-    "star_small": (f"config/star_small.py {STARS}", "prepare_stars.py --level=small"),
+    "star_tiny": (f"config/star_tiny.py {STARS}", "-m tasks.stars --level=tiny"),
+    "star_small": (f"config/star_small.py {STARS}", "-m tasks.stars --level=small"),
     "prose_rows": (
         "config/star_tiny.py --block_size=64 --dataset=prose_rows --sigma_min=10 --sigma_max=100",
         "prepare_pretrain.py --source=pydoc --tokenizer=bytes --packing=rows "
@@ -54,7 +54,7 @@ TRIAL = 30  # steps of the run that tells how long a step takes
 
 @dataclass(frozen=True)
 class ResultsConfig:
-    """Everything that `results.py` can be told."""
+    """Everything that `analysis/results.py` can be told."""
 
     dataset: str = "star_tiny"  # star_tiny | star_small | prose_rows
     rows: str = ""  # names of rows with semicolons between them; empty: all
@@ -143,7 +143,7 @@ def section(cfg: ResultsConfig, rows: list[dict[str, Any]]) -> str:
     return "\n".join(
         [
             *(f"## {cfg.dataset}: {budget}", ""),
-            *("```sh", f"python results.py {' '.join(changed)}", "```", ""),
+            *("```sh", f"python -m analysis.results {' '.join(changed)}", "```", ""),
             f"{where}, {cfg.threads} thread(s) of {os.cpu_count()} cores; up to {cfg.val_rows:,} "
             f"validation rows, {cfg.samples:,} samples. Seconds of training, by the speed of the "
             f"last steps: {times}.",

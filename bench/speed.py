@@ -1,7 +1,7 @@
 """How fast is it? Our training step and samplers beside a textbook of the same maths, in one run.
 
-    python bench.py --threads=2        # all rows: the better part of an hour on two cores
-    python bench.py --rows=equality,train --shapes=demo --budget=5 --json=bench.jsonl --gate
+    python -m bench --threads=2        # all rows: the better part of an hour on two cores
+    python -m bench --rows=equality,train --shapes=demo --budget=5 --json=bench.jsonl --gate
 
 The textbook follows the published SEDD (arXiv 2310.16834) and MDLM (arXiv 2406.07524) from our
 weights: all scores, as much noise in samplers, an average by a loop, plain AdamW. Rows of equality
@@ -29,15 +29,15 @@ from typing import Any, Callable, Iterator, NamedTuple
 import torch
 from torch import Tensor
 
-from build import autocast, build_network, build_objective, gemm_peak, pick_device
-from configurator import Config, load, require, run
+from bench.textbook import Textbook, textbook, textbook_weights
+from checkpoint import build_network, build_objective
+from configurator import ROOT, Config, load, require, run
 from corpus import Batch, CorpusWriter
-from fsdp import LossModule
+from model import autocast, gemm_peak, pick_device
 from objective import SampleOptions, generator
-from optimize import make_optimizers, update_ema
-from references import Textbook, textbook, textbook_weights
+from parallel.fsdp import LossModule
 from tokenizer import Symbols
-from train import Run, World, train_step
+from train import Run, World, make_optimizers, train_step, update_ema
 
 KINDS = "equality start loss train sample memory micro".split()
 TOLERANCE = 1e-5  # of the loss, of the largest gradient, of the largest weight
@@ -71,7 +71,7 @@ TARGETS = {  # what --gate asks of a ratio
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """Everything that `bench.py` can be told."""
+    """Everything that `bench/speed.py` can be told."""
 
     rows: str = ",".join(KINDS)  # kinds of rows
     shapes: str = "demo,palindrome,gpt2,ilm"  # networks; also palindrome768, gpt2_768 and tiny
@@ -255,7 +255,7 @@ class Rows(NamedTuple):
 
     def start(self, name: str, what: str) -> dict[str, Any]:
         """Seconds of a new process: torch alone, the help of train.py, or its run of one step."""
-        script, found = str(Path(__file__).with_name("train.py")), []
+        script, found = str(ROOT / "train.py"), []
         with tempfile.TemporaryDirectory() as folder:
             words = {"torch": ["-c", "import torch"], "help": [script, "-h"]}
             words["step"] = [script, *one_step(folder), f"--device={self.cfg.device}"]

@@ -2,7 +2,7 @@
 
 Score entropy and masked diffusion follow SEDD (arXiv 2310.16834) and MDLM (arXiv 2406.07524): all
 scores, as much noise in samplers, an average by a loop, plain AdamW. Insertion follows ILM (arXiv
-2505.05755): rows of the whole width, and a dense target for every gap and token. bench.py compares
+2505.05755): rows of the whole width, and a dense target for every gap and token. speed.py compares
 them with ours, on our weights.
 """
 
@@ -15,9 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffusion import grid
+from diffusion import LogLinear, grid
 from insertion import Rows
-from noise import LogLinear
 from objective import generator, stratified
 
 NOISE, LOW = LogLinear(), LogLinear.lowest
@@ -223,5 +222,5 @@ class InsertionTextbook(Textbook):
 
 
 def textbook(ours: Any) -> Textbook:
-    """The textbook of what bench.py's Ours does."""
+    """The textbook of what bench/speed.py's Ours does."""
     return (InsertionTextbook if ours.config.objective == "ilm" else Textbook)(ours)

@@ -13,7 +13,7 @@ sample_stage1.txt, sample_stage2.txt ... and summary.json.
                  beside: what a stage loses because its prefix is a generated one
     --clamp      the given tokens also stand in the text, at evenly spread places in their order,
                  and stay: none is lost
-    --judge      perplexity under a causal language model, beside the entropy (judge.py)
+    --judge      perplexity under a causal language model, beside the entropy (evaluate.py)
 
 A stage is a folder with ckpt.pt, a ckpt.pt, or what sample.py --export wrote.
 """
@@ -32,17 +32,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import checkpoint
-import view
-from build import pick_device
 from checkpoint import Model
 from configurator import UserError, load, require, run, save_json
-from corpus import Corpus
-from generate import Canvas, Samples, generate, text_of
-from judge import Judge, describe_judged, judged
+from corpus import Corpus, shuffled
+from evaluate import Judge, describe_judged, judged
+from model import pick_device
 from objective import Frame, SampleOptions, seed_of
-from reader import shuffled
-from sample import SamplerConfig, sample_options, settings, show_token, tell, write_page
-from story import Story
+from sample import (
+    Canvas,
+    SamplerConfig,
+    Samples,
+    generate,
+    sample_options,
+    settings,
+    show_token,
+    tell,
+    text_of,
+    write_page,
+)
+from viz import view
+from viz.story import Story
 
 SHOWN = 2  # samples in the animation
 LINE = {"bytes": 64, "symbols": 64}  # tokens in one of its lines; 16 of other tokenizers

@@ -1,11 +1,11 @@
 """Corpora for the stages of a cascade, from a text that preprocess_prefix.py has been through.
 
-    python prepare_stages.py --stage=2 --source=data/preprocessed/constituency/pydoc
-    python prepare_stages.py --stage=2 --source=copy --lengths=4,8     # a task to test copying on
+    python -m cascade.stages --stage=2 --source=data/preprocessed/constituency/pydoc
+    python -m cascade.stages --stage=2 --source=copy --lengths=4,8     # a task to test copying on
 
 A row of stage 2 is 32 given tokens, the most important ones of a text, and after them its 64 most
 important ones, which are written; of stage 3, those 64 and the whole text of 128. --lengths says
-how many, --unique which tokens a stage takes only once (stages.py). Run it once for each stage,
+how many, --unique which tokens a stage takes only once. Run it once for each stage,
 with the same options but --stage: all of them then have the same texts in the same order.
 
 --source is what preprocess_prefix.py made, without _train and _validation; --val_source takes the
@@ -14,6 +14,7 @@ validation split of another text. --chunk=stride cuts all of the text, with EOS 
 """
 
 from dataclasses import dataclass
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Iterable, Iterator, Literal, NamedTuple
 
@@ -22,16 +23,174 @@ from tqdm import tqdm
 
 from configurator import UserError, describe, load, require, run, run_command
 from corpus import CorpusWriter
-from prefix_data import Document, Preprocessed
-from stages import Chunks, first_chunks, stage_rows, stride_chunks
+from prepare.documents import Document, Preprocessed
 from tokenizer import Symbols, Tokenizer
+
+# ==================================================================================================
+# Stages of a cascade: which tokens of a text its shorter forms keep
+#
+# A chunk of n_K tokens is thinned to its n_(K-1) most important ones, those again, down to n_1,
+# all in the order of the text: every stage is a subset of the next. Stage k learns to write its
+# n_k tokens after the n_(k-1) of the stage before it, which are given; stage 1 has nothing given.
+#
+# Importance is a label per token (1 the most important, 7 the least, below 0 never taken) or a
+# score: above 1 it is always taken, however often the token comes; below -1 it is no key of stage
+# 1. preprocess_prefix.py says where they come from.
+# ==================================================================================================
+
+
+Unique = Literal["token", "word", "none"]
+BATCH = 10_000  # documents that are cut at a time
+END_LABEL, END_SCORE = 0, 2.0  # nothing is more important than the end of a document
+END_KEY = 1 << 32  # of the word that it is: no CRC-32
+
+
+class Chunks(NamedTuple):
+    """B pieces of text of T tokens each; or, before they are cut, one long row (N,)."""
+
+    ids: np.ndarray  # (B, T) int64
+    importance: np.ndarray  # (B, T) labels, integers; or scores, floats
+    word: np.ndarray  # (B, T) int64, the number of the word, which no other has; -1: in no word
+    key: np.ndarray  # (B, T) int64, equal for equal words
+
+    def __getitem__(self, some) -> "Chunks":
+        return Chunks(*(np.asarray(a)[some] for a in tuple(self)))
+
+
+# ---- chunks --------------------------------------------------------------------------------------
+
+
+def joined(documents: Iterable[Document], eos: int | None = None) -> tuple[Chunks, np.ndarray]:
+    """Documents one after another as rows (N,), each with EOS behind it unless that is None, and
+    the places (D,) where they begin."""
+    rows, begins, words = [], [0], 0
+    for ids, label, score, word, key in documents:
+        count = int(word.max(initial=-1)) + 1
+        value, end = (label, END_LABEL) if score is None else (score, END_SCORE)
+        row = [ids, value, np.where(word < 0, -1, word.astype(np.int64) + words), key]
+        if eos is not None:
+            last = (eos, end, words + count, END_KEY)
+            row = [np.append(a, np.array([b])) for a, b in zip(row, last, strict=True)]
+        rows.append(row)
+        begins.append(begins[-1] + len(row[0]))
+        words += count + 1
+    whole = [np.concatenate(column) for column in zip(*rows, strict=True)]
+    ids, value, word, key = whole or [np.empty(0, np.int64)] * 4
+    chunks = Chunks(ids.astype(np.int64), value, word, key.astype(np.int64))
+    return chunks, np.array(begins[:-1], np.int64)
+
+
+def first_chunks(documents: Iterable[Document], size: int) -> Iterator[Chunks]:
+    """The original's: of each document the first `size` tokens of it and of what follows it. Of a
+    long one the rest is never seen, short ones repeat; what the last ones of a batch of documents
+    cannot fill is left out."""
+    documents = iter(documents)
+    while batch := list(islice(documents, BATCH)):
+        row, begins = joined(batch)
+        begins = begins[begins + size <= len(row.ids)]
+        if len(begins):
+            yield row[begins[:, None] + np.arange(size)]
+
+
+def stride_chunks(documents: Iterable[Document], size: int, eos: int) -> Iterator[Chunks]:
+    """All of the text, cut every `size` tokens, EOS after each document. What is left at the end
+    and fills no chunk is left out."""
+    documents, rest = iter(documents), joined([])[0]
+    while batch := list(islice(documents, BATCH)):
+        row = joined(batch, eos)[0]
+        shift = rest.word.max(initial=-1) + 1
+        row = row._replace(word=np.where(row.word < 0, -1, row.word + shift))
+        row = Chunks(*map(np.concatenate, zip(rest, row, strict=True)))
+        whole = len(row.ids) // size * size
+        rest = row[whole:]
+        if whole:
+            yield Chunks(*(a.reshape(-1, size) for a in row[:whole]))
+
+
+# ---- selection -----------------------------------------------------------------------------------
+
+
+def leaders(ranked: np.ndarray) -> np.ndarray:
+    """ranked (B, T) -> (B, T): the first place in its row that holds the same value."""
+    by_value = ranked.argsort(1, kind="stable")
+    value = np.take_along_axis(ranked, by_value, 1)
+    fresh = np.ones(value.shape, bool)
+    fresh[:, 1:] = value[:, 1:] != value[:, :-1]
+    run = np.maximum.accumulate(np.where(fresh, np.arange(value.shape[1]), 0), 1)
+    found = np.empty_like(by_value)
+    np.put_along_axis(found, by_value, np.take_along_axis(by_value, run, 1), 1)
+    return found
+
+
+def ordered(chunks: Chunks, unique: Unique) -> tuple[np.ndarray, np.ndarray]:
+    """Places (B, T) with those that may be taken first, the most important before the others and
+    equally important ones in the order of the text; and how many these are (B,).
+
+    unique: `token` takes an id once, `word` the tokens of a word once (all of them, and nothing
+    that is in no word), `none` everything. A score above 1 is taken always."""
+    scored = chunks.importance.dtype.kind == "f"
+    rank = (-chunks.importance if scored else chunks.importance).argsort(1, kind="stable")
+    ids, value, word, key = (np.take_along_axis(a, rank, 1) for a in chunks)
+    place = np.arange(ids.shape[1])
+    always = value > 1 if scored else np.zeros(ids.shape, bool)
+    never = np.zeros(ids.shape, bool) if scored else value < 0
+    if unique == "word":
+        never |= word < 0
+    if unique == "none":
+        keep = ~never
+    else:
+        group = np.where(always | never, -1 - place, ids if unique == "token" else key)
+        first = leaders(group)
+        own = np.broadcast_to(place, ids.shape) if unique == "token" else word
+        keep = (np.take_along_axis(own, first, 1) == own) & ~never
+    taken = (~keep).argsort(1, kind="stable")
+    return np.take_along_axis(rank, taken, 1), keep.sum(1)
+
+
+def select(chunks: Chunks, lengths: list[int], unique: Unique) -> tuple[list, np.ndarray]:
+    """Places (K, n), ascending, of every stage n_1 < ... < n_K = T in the chunks that are kept, and
+    which these are (B,) bool. Left out is a chunk that cannot fill the last but one stage, or one
+    of whose stage-1 tokens scores below -1."""
+    places, count = ordered(chunks, unique)
+    kept = count >= lengths[-2]
+    if chunks.importance.dtype.kind == "f":
+        least = np.take_along_axis(chunks.importance, places[:, lengths[0] - 1, None], 1)
+        kept &= least[:, 0] >= -1
+    found = [np.sort(places[kept, :n], 1) for n in lengths[:-1]]
+    found.append(np.broadcast_to(np.arange(lengths[-1]), (int(kept.sum()), lengths[-1])))
+    for short, long in pairwise(found):
+        assert subset(short, long).all(), "a stage is no subset of the next"
+    return found, kept
+
+
+def subset(short: np.ndarray, long: np.ndarray) -> np.ndarray:
+    """Of each row (B,): are its places (B, n), ascending, all among the others (B, m)?"""
+    seen = np.zeros((len(long), int(long.max(initial=0)) + 1), bool)
+    np.put_along_axis(seen, long, True, 1)
+    rising = (np.diff(short, axis=1) > 0).all(1)
+    return rising & np.take_along_axis(seen, short, 1).all(1)
+
+
+def stage_rows(chunks: Chunks, lengths: list[int], stage: int, unique: Unique) -> np.ndarray:
+    """Rows (K, n_(stage-1) + n_stage) of ids: what is given, and after it what is written; stages
+    count from 1, and nothing is given to the first."""
+    found, kept = select(chunks, lengths, unique)
+    ids = chunks.ids[kept]
+    parts = [np.take_along_axis(ids, p, 1) for p in found[max(stage - 2, 0) : stage]]
+    return np.concatenate(parts, 1)
+
+
+# ==================================================================================================
+# The corpus of a stage
+# ==================================================================================================
+
 
 SYMBOLS, COPIES = 32, {"train": 40_000, "val": 2_000}  # of the copy task, and its documents
 
 
 @dataclass(frozen=True)
 class StagesConfig:
-    """What `prepare_stages.py` can be told."""
+    """What `cascade/stages.py` can be told."""
 
     stage: int = 1  # which one, from 1; the last one writes whole texts
     lengths: str = "32,64,128"  # tokens of every stage

@@ -26,6 +26,6 @@ ema_decay = 0.0  # the learning rate goes to almost nothing, which averages as w
 eval_iters = 20
 log_interval = 100
 prepare = (
-    "prepare_stages.py --lengths=16,32,64 --preprocess='preprocess_prefix.py --mode=constituency "
+    "-m cascade.stages --lengths=16,32,64 --preprocess='preprocess_prefix.py --mode=constituency "
     "--dataset_name=pydoc --tokenizer=train:2048 --num_shards=1' --stage="
 )

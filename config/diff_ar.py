@@ -3,11 +3,11 @@
 #   python train.py config/diff_ar.py
 #   python sample.py --ckpt=out/diff_ar/ckpt.pt --file=f.py --lines=1:9 --message="rename x to y"
 #
-# Without a git history, name commits: --prepare="prepare_diff.py --source=FILE.jsonl ...".
+# Without a git history, name commits: --prepare="-m patches.prepare --source=FILE.jsonl ...".
 out_dir = "out/diff_ar"
 dataset = "diff_hunks"
 prepare = (
-    "prepare_diff.py --ext=.py --window=3 --per_hunk --max_bytes=200000 "
+    "-m patches.prepare --ext=.py --window=3 --per_hunk --max_bytes=200000 "
     "--tokenizer=train:2048 --block_size=512"
 )
 block_size = 512

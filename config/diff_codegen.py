@@ -6,7 +6,8 @@
 out_dir = "out/diff_codegen"
 dataset = "diff_codegen"
 prepare = (
-    "prepare_diff.py --tokenizer=Salesforce/codegen-350M-mono --block_size=2048 --concatenate_texts"
+    "-m patches.prepare --tokenizer=Salesforce/codegen-350M-mono --block_size=2048 "
+    "--concatenate_texts"
 )
 init_from = "Salesforce/codegen-350M-mono"
 block_size = 2048

@@ -7,7 +7,7 @@ from config.star_easy import *  # noqa: F403
 
 out_dir = "out/ilm_grammar"
 dataset = "grammar"
-prepare = "prepare_stars.py --task=grammar"
+prepare = "-m tasks.stars --task=grammar"
 block_size = 15
 
 objective = "ilm"

@@ -13,7 +13,7 @@ out_dir = "out/stage1"
 finetune_suffix = "-finetuning"
 dataset = "openwebtext_stage1"
 prepare = (
-    "prepare_stages.py --stage=1 --source=data/preprocessed/constituency/openwebtext "
+    "-m cascade.stages --stage=1 --source=data/preprocessed/constituency/openwebtext "
     "--val_source=data/preprocessed/constituency/wikitext103"
 )
 block_size = 32

@@ -3,7 +3,7 @@
 #
 #   python train.py config/ilm_star_easy.py
 dataset = "star_easy"
-prepare = "prepare_stars.py --level=easy"
+prepare = "-m tasks.stars --level=easy"
 block_size = 36
 
 time_input = False

@@ -4,5 +4,5 @@
 from config.star_easy import *  # noqa: F403
 
 dataset = "star_hard"
-prepare = "prepare_stars.py --level=hard"
+prepare = "-m tasks.stars --level=hard"
 block_size = 136

@@ -4,5 +4,5 @@
 from config.star_easy import *  # noqa: F403
 
 dataset = "star_medium"
-prepare = "prepare_stars.py --level=medium"
+prepare = "-m tasks.stars --level=medium"
 block_size = 44

@@ -5,7 +5,7 @@
 from config.star_tiny import *  # noqa: F403
 
 dataset = "star_small"
-prepare = "prepare_stars.py --level=small"
+prepare = "-m tasks.stars --level=small"
 block_size = 22
 
 max_iters = 3400

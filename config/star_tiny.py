@@ -2,7 +2,7 @@
 #
 #   python train.py config/mdlm_star_tiny.py
 dataset = "star_tiny"
-prepare = "prepare_stars.py --level=tiny"
+prepare = "-m tasks.stars --level=tiny"
 block_size = 16
 
 time_input = False

@@ -30,10 +30,10 @@ import checkpoint
 import train
 from configurator import UserError, load, optional, run
 from corpus import CorpusWriter
-from generate import canvas, generate
-from judge import unigram_entropy
+from evaluate import unigram_entropy
 from objective import SampleOptions
-from palindromes import is_exact
+from sample import canvas, generate
+from tasks.palindromes import is_exact
 from tokenizer import Symbols
 
 SAMPLES = 300

@@ -28,14 +28,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import checkpoint
-import prepare_stars
-import puzzles
 import train
 from configurator import load, optional, run
 from corpus import Batch, Corpus
 from evaluate import EvaluateConfig, sampled
-from generate import answer_canvas
 from objective import SampleOptions, generator
+from sample import answer_canvas
+from tasks import puzzles, stars
 
 ORDERS = {
     "left to right": ("ar", {"temperature": 0.0}),
@@ -80,7 +79,7 @@ def main(argv: list[str]) -> None:
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         with contextlib.redirect_stdout(io.StringIO()):
-            prepare_stars.main(["--level=tiny", f"--data_dir={folder}"])
+            stars.main(["--level=tiny", f"--data_dir={folder}"])
         corpus = Corpus(f"{folder}/star_tiny")
         batch = corpus.batch("val", torch.arange(1).numpy(), 16)
         ids, given = batch.ids[0, : batch.length[0]], batch.given[0, : batch.length[0]]

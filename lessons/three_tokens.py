@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from build import build_objective
+from checkpoint import build_objective
 from configurator import Config, load, optional, run
 from corpus import Batch
 from objective import SampleOptions, generator

@@ -17,11 +17,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from build import pick_dtype
 from configurator import Config
 from corpus import Batch
+from model import pick_dtype
 from objective import Loss, Objective
-from processes import World
+from parallel.processes import World
 
 NUMBER = re.compile(r"\d{6,}")  # the name of a save
 
@@ -119,7 +119,7 @@ def parted(
     whole: dict[str, Any], parts: Any, ema: dict[str, Tensor], optimizers: list
 ) -> dict[str, Any]:
     """A checkpoint with its averages and moments parted as those of a run are: read from `parts`
-    (pieces.Saved) if there are any, cut from the whole one if not."""
+    (sharded_checkpoint.Saved) if there are any, cut from the whole one if not."""
     if parts:
         return parts.rest(ema, optimizers)
     averages = whole["ema"] and {k: part_of(whole["ema"][k], like) for k, like in ema.items()}

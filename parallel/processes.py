@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from build import pick_device
 from configurator import Config, UserError
+from model import pick_device
 
 
 class World(NamedTuple):

@@ -1,4 +1,4 @@
-"""What a model of any size needs: python scale.py
+"""What a model of any size needs: python -m parallel.scale
 
 A table of memory per GPU, speed and checkpoint size for runs with --parallel=fsdp on several GPUs.
 Parameters are counted on the real network; the rest follows from these rules, in bytes:
@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import torch
 
-from build import build_network, build_objective
+from checkpoint import build_network, build_objective
 from configurator import Config, load, require, run
 
 VOCABULARY = {"vocab_size": 50257, "specials": {"eos": 50256}}  # GPT-2's
@@ -45,7 +45,7 @@ class ScaleConfig:
     memory: float = 80e9  # bytes of one GPU
     block_size: int = 1024  # tokens of a row
     rows: int = 8  # of a micro-batch
-    objective: str = "masked"  # a name listed in build.py
+    objective: str = "masked"  # a name listed in checkpoint.py
 
     def __post_init__(self):
         for key in ("mfu", "peak", "memory", "block_size", "rows"):

@@ -1,8 +1,5 @@
 """Checkpoints of sharded runs: a folder that every process writes its own part of.
 
-    python pieces.py --source=out/x/ckpt --out=out/x/ckpt.pt    all in one file
-    python pieces.py --source=out/x/ckpt.pt --out=out/y/ckpt    and the reverse
-
     ckpt/000007/__0_0.distcp    tensors of process 0, written by torch.distributed.checkpoint (DCP)
     ckpt/000007/head.pt         all that is no tensor: config, corpus, step ...
     ckpt/000007/layout.json     which part of which tensor lies where, and a checksum of every file
@@ -20,7 +17,6 @@ import re
 import shutil
 import warnings
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
@@ -36,10 +32,10 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-import published
-from configurator import UserError, load, require, run
-from files import fingerprint
-from fsdp import NUMBER, saves
+from configurator import UserError
+from corpus import fingerprint
+from parallel.fsdp import NUMBER, saves
+from pretrained import published
 
 FORMAT = 1  # of layout.json
 KEEP = 2  # saves: the last may be in progress
@@ -360,34 +356,3 @@ def read(folder: str | Path) -> dict[str, Any]:
     this by itself. Raises UserError."""
     saved = Saved(folder, alone=True)
     return put_together(saved.head, saved.fill({name: saved.empty(name) for name in saved.tensors}))
-
-
-# ---- from one form to the other ----------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class ConvertConfig:
-    """What this command can be told."""
-
-    source: str = ""  # ckpt.pt, or the folder of a sharded run
-    out: str = ""  # the other: a name that ends in .pt, or a folder
-
-    def __post_init__(self):
-        for key in ("source", "out"):
-            require(self, key, bool(getattr(self, key)), "the name of a checkpoint")
-
-
-def main(argv: list[str]) -> None:
-    import checkpoint  # which reads both, by the functions here
-
-    cfg, _ = load(ConvertConfig, argv)
-    out = Path(cfg.out)
-    if out.exists():
-        raise UserError(f"out={out} exists already")
-    state = checkpoint.read(cfg.source)
-    (checkpoint.save if out.suffix == ".pt" else save)(state, out)
-    print(f"wrote {out}: step {state['step']} of {cfg.source}")
-
-
-if __name__ == "__main__":
-    run(main)

@@ -14,23 +14,12 @@ from typing import Any, Callable, Iterator, NamedTuple
 
 import numpy as np
 
-from answers import closed
 from checkpoint import Model
 from configurator import UserError
-from corpus import Corpus
-from diff_rows import (
-    HUNKS,
-    Prompt,
-    Sample,
-    judge_patch,
-    nearest_patch,
-    prompt_ids,
-    rates,
-    split_sample,
-)
-from generate import Canvas, answer_canvas, generate, written_ids
+from corpus import Corpus, shuffled
+from evaluate import TEXTS, EvaluateConfig, closed, count
 from objective import SampleOptions
-from patch import (
+from patches.patch import (
     Applied,
     Refused,
     Seen,
@@ -41,8 +30,27 @@ from patch import (
     require_writable,
     write_file,
 )
-from reader import shuffled
-from sample import SampleConfig, SamplerConfig, sample_options, settings, watcher
+from patches.rows import (
+    HUNKS,
+    Prompt,
+    Sample,
+    judge_patch,
+    nearest_patch,
+    prompt_ids,
+    rates,
+    split_sample,
+)
+from sample import (
+    Canvas,
+    SampleConfig,
+    SamplerConfig,
+    answer_canvas,
+    generate,
+    sample_options,
+    settings,
+    watcher,
+    written_ids,
+)
 
 KNOWN = 2000  # training patches among which the nearest one is looked for
 
@@ -198,9 +206,9 @@ def rivals(asked: list[Sample], known: list[Sample]) -> dict[str, list[str]]:
     }
 
 
-def diff_report(cfg: Any, model: Model, corpus: Corpus, most: int) -> dict[str, Any]:
-    """Patches for at most so many samples of each split, and what they are worth beside those of
-    `rivals`."""
+def evaluate(cfg: EvaluateConfig, model: Model, corpus: Corpus) -> dict[str, Any]:
+    """Patches for some samples of each split, and what they are worth beside those of `rivals`."""
+    most = count(cfg, TEXTS)
     block = model.config.block_size
     known = list(islice(samples(corpus, "train", block), KNOWN))
     report: dict[str, Any] = {"settings": settings(cfg, model), "known": len(known)}
@@ -221,7 +229,7 @@ def diff_report(cfg: Any, model: Model, corpus: Corpus, most: int) -> dict[str, 
         report[split] = {**table, "speed": made.speed}
         print(describe_patches(table, split), flush=True)
     print("  " + " ".join(f"{k}={v}" for k, v in report["settings"].items()), flush=True)
-    return report
+    return {"patches": report}
 
 
 COLUMNS = ("parse", "apply", "apply_lenient", "exact", "gain", "python")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any, Iterator, NamedTuple
 
 from configurator import UserError
-from patch import git, git_env
+from patches.patch import git, git_env
 
 FILES = ("100644", "100755")  # modes of regular files; the others are links and submodules
 NOTHING = "000000"

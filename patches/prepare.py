@@ -1,13 +1,13 @@
 """Corpora of patches: a file and the message of a commit are given, the hunks are written.
 
-    python prepare_diff.py --repo=. --ext=.py --window=5          # any local git history, offline
-    python prepare_diff.py --repo=. --repo=../other --tokenizer=train:4096
-    python prepare_diff.py --source=commits.jsonl                 # or .jsonl.zst: diff_sources.py
-    python prepare_diff.py --source=bigcode/commitpackft:python --tokenizer=gpt2
-    python prepare_diff.py --source=data/final_dataset            # saved by `datasets`
+    python -m patches.prepare --repo=. --ext=.py --window=5    # any local git history, offline
+    python -m patches.prepare --repo=. --repo=../other --tokenizer=train:4096
+    python -m patches.prepare --source=commits.jsonl           # or .jsonl.zst: sources.py
+    python -m patches.prepare --source=bigcode/commitpackft:python --tokenizer=gpt2
+    python -m patches.prepare --source=data/final_dataset            # saved by `datasets`
 
 A row is `<NME> name`, `<BEF> file`, `<MSG> message`, all given, then `<DFF> hunks` and EOS, which
-are written (diff_rows.py). The newest commits of each repository, of those that have a row, are the
+are written (rows.py). The newest commits of each repository, of those that have a row, are the
 validation split, and no commit is in both (train:N is learnt from all but the newest ones before
 it is known which have a row). Repositories are read by git's plumbing; nothing of them is run or
 checked out. What is left out is counted by reason. Hunks are made from the two files, whatever the
@@ -37,20 +37,19 @@ from tqdm import tqdm
 
 from configurator import UserError, describe, load, optional, require, run
 from corpus import Corpus, CorpusWriter
-from diff_rows import prompt_ids, prompt_text, target_text
-from diff_saved import Row, has_tokens, is_saved, kept_tokenizer, open_saved, save_final, saved_rows
-from diff_sources import (
-    Change,
-    Limits,
-    Source,
-    from_git,
-    from_rows,
-    hub_rows,
-    json_rows,
-    usable,
+from patches.history import Commit
+from patches.patch import Refused
+from patches.rows import prompt_ids, prompt_text, target_text
+from patches.saved import (
+    Row,
+    has_tokens,
+    is_saved,
+    kept_tokenizer,
+    open_saved,
+    save_final,
+    saved_rows,
 )
-from history import Commit
-from patch import Refused
+from patches.sources import Change, Limits, Source, from_git, from_rows, hub_rows, json_rows, usable
 from tokenizer import Tokenizer, create
 
 FINAL = "final_dataset"  # what --save_final_dataset writes, below data_dir
@@ -59,7 +58,7 @@ ADVICE = "try --window=5, or a larger --block_size, --max_bytes or --val_split_r
 
 @dataclass(frozen=True)
 class DiffConfig:
-    """What `prepare_diff.py` can be told."""
+    """What `patches/prepare.py` can be told."""
 
     repo: str = ""  # git repositories, given again or with commas between; empty: this folder
     source: str = ""  # instead: FILE.jsonl, FILE.jsonl.zst, a folder saved by datasets, a hub id

@@ -20,7 +20,7 @@ import re
 import warnings
 from typing import Any, Iterable, NamedTuple
 
-from patch import MARKERS, Refused, State, apply_patch, check_name
+from patches.patch import MARKERS, Refused, State, apply_patch, check_name
 
 NAME, BEFORE, MESSAGE, HUNKS = MARKERS
 NEW_FILE = "ADDFILE"

@@ -14,7 +14,7 @@ import numpy as np
 
 from configurator import UserError, optional
 from corpus import Corpus
-from diff_rows import HUNKS
+from patches.rows import HUNKS
 from tokenizer import Tokenizer, tokenizer_from
 
 KEPT = "anyorder.json"  # the tokenizer, beside the files of `datasets`

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any, Callable, Iterator, NamedTuple
 
 from configurator import UserError, optional
-from diff_rows import Prompt, prompt_text, split_prompt, split_sample
-from history import Commit, changes, commits
-from patch import Refused, apply_patch, check_path, make_hunks, window
-from streams import Hub, open_dataset
+from patches.history import Commit, changes, commits
+from patches.patch import Refused, apply_patch, check_path, make_hunks, window
+from patches.rows import Prompt, prompt_text, split_prompt, split_sample
+from prepare.texts import Hub, open_dataset
 
 PATH = ("path", "new_file", "tgt_file")  # names of the field; the first one found counts
 BEFORE = ("before", "old_contents", "before_file")

@@ -23,7 +23,7 @@ from typing import Any, Iterator, NamedTuple
 import numpy as np
 
 from configurator import UserError
-from files import check_file, fingerprint, lock_folder
+from corpus import check_file, fingerprint, lock_folder
 from tokenizer import Tokenizer, tokenizer_from
 
 FORMAT = 1  # of meta.json and the files that it describes

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from configurator import UserError, optional
-from corpus import Batch, Corpus
-from reader import shuffled
+from corpus import Batch, Corpus, shuffled
 
 ROWS = 64  # per batch, one figure each
 

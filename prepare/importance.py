@@ -6,12 +6,21 @@ Both take a text and say where in it the words are, so that the text itself is n
 
 import functools
 import importlib.util
+import json
+import math
 import re
+from collections import Counter
 from itertools import pairwise
-from typing import Any, NamedTuple, Protocol
+from pathlib import Path
+from typing import Any, Iterable, NamedTuple, Protocol
 
-import english as en
-from configurator import UserError, optional
+from configurator import UserError, optional, save_json
+from prepare import english as en
+
+# ==================================================================================================
+# By tag
+# ==================================================================================================
+
 
 PACKAGE = "en_core_web_md"
 
@@ -91,6 +100,8 @@ class Spacy:
 # ---- rules ---------------------------------------------------------------------------------------
 
 WEB = re.compile(r"(?:https?://|www\.)\S+|[\w.+-]+@[\w-]+\.[\w.-]+|\w+\.(?:com|org|net|edu|gov)")
+
+
 WORD = re.compile(
     r"""(?:https?://|www\.)[^\s<>"]+[^\s<>".,;:!?)\]}']      # addresses
     |[\w.+-]+@[\w-]+(?:\.[\w-]+)+
@@ -105,13 +116,19 @@ WORD = re.compile(
     """,
     re.X | re.I,
 )
+
+
 ADJECTIVE_ENDINGS = tuple(
     "ous ful less able ible ive ish ic ical ary ian est ese ial ual nal ral tal cal gal mal ent "
     "ant like some wide".split()
 )
+
+
 NOUN_ENDINGS = tuple(
     "ment tion sion ness ance ence ship hood ism ist age ant ure ity logy ee or".split()
 )
+
+
 VERB_ENDINGS = ("ize", "ise", "ify", "ate")
 DEMONYM_ENDINGS = ("ese", "ish", "ian", "ean", "eli", "ican")  # Chinese, Danish, Syrian, Korean
 ENDS = (".", "!", "?")
@@ -276,3 +293,179 @@ def _as_verb(
     if name == "VNS" and before in ("which", "that", "who"):
         return True
     return name == "VNS" and last in ("NNP", "NN") and after in en.DETERMINERS
+
+
+# ==================================================================================================
+# By closeness to the document
+#
+# Keywords: how close each word of a document is to the document as a whole, and what follows for
+# the order in which a cascade writes them: modes `keybert` and `keybert_no_stopword`.
+#
+# Two scorers give the closeness of a word, a cosine: KeyBERT with a sentence encoder, and our own
+# TF-IDF, which needs nothing but a table of how many documents a word is in. Both read the words
+# of one document, in lower case and of at least two characters, as KeyBERT cuts them.
+# ==================================================================================================
+
+
+ABSENT, PERIOD = -1.2, 1.1  # of a word that no scorer knows, and of a full stop
+LOW, HIGH = -1.1, -1.0  # where the stop words of a document go
+TERM = re.compile(r"\b\w\w+\b")  # what scikit-learn and so KeyBERT take for a word
+MINILM = "all-MiniLM-L6-v2"
+# scikit-learn's ENGLISH_STOP_WORDS, which the original asks, with their spelling
+STOP_WORDS = frozenset(
+    """
+    a about above across after afterwards again against all almost alone along already also
+    although always am among amongst amoungst amount an and another any anyhow anyone anything
+    anyway anywhere are around as at back be became because become becomes becoming been before
+    beforehand behind being below beside besides between beyond bill both bottom but by call can
+    cannot cant co con could couldnt cry de describe detail do done down due during each eg
+    eight either eleven else elsewhere empty enough etc even ever every everyone everything
+    everywhere except few fifteen fifty fill find fire first five for former formerly forty
+    found four from front full further get give go had has hasnt have he hence her here
+    hereafter hereby herein hereupon hers herself him himself his how however hundred i ie if in
+    inc indeed interest into is it its itself keep last latter latterly least less ltd made many
+    may me meanwhile might mill mine more moreover most mostly move much must my myself name
+    namely neither never nevertheless next nine no nobody none noone nor not nothing now nowhere
+    of off often on once one only onto or other others otherwise our ours ourselves out over own
+    part per perhaps please put rather re same see seem seemed seeming seems serious several she
+    should show side since sincere six sixty so some somehow someone something sometime
+    sometimes somewhere still such system take ten than that the their them themselves then
+    thence there thereafter thereby therefore therein thereupon these they thick thin third this
+    those though three through throughout thru thus to together too top toward towards twelve
+    twenty two un under until up upon us very via was we well were what whatever when whence
+    whenever where whereafter whereas whereby wherein whereupon wherever whether which while
+    whither who whoever whole whom whose why will with within without would yet you your yours
+    yourself yourselves
+    """.split()
+)
+
+
+def word_scores(
+    words: list[str], points: list[bool], table: dict[str, float], demote: bool
+) -> list[float]:
+    """Words (n,) of a document, which of them are full stops (n,), {word: cosine} -> scores (n,).
+
+    A word has the cosine of its lower-case form without final punctuation; one that is not in the
+    table has -1.2, a full stop 1.1. With `demote` (mode keybert_no_stopword) the stop words that
+    have a cosine are brought to [-1.1, -1.0], so that they come after all others. The rules of the
+    cascade's original; without `demote` they are our reading of its mode keybert, which was never
+    published.
+    """
+    assert len(words) == len(points), (len(words), len(points))
+    terms = [w.rstrip(".,;:!?").lower() for w in words]
+    scores = [table.get(term, ABSENT) for term in terms]
+    known = [i for i, term in enumerate(terms) if term in STOP_WORDS and term in table]
+    if demote and known:
+        least, most = (f(scores[i] for i in known) for f in (min, max))
+        for i in known:
+            part = (scores[i] - least) / (most - least) if most > least else 0.5
+            scores[i] = LOW + part * (HIGH - LOW)
+    return [
+        PERIOD if point and score == ABSENT else score
+        for point, score in zip(points, scores, strict=True)
+    ]
+
+
+class Scorer(Protocol):
+    """Anything that says how close the words of a document are to it."""
+
+    def table(self, words: list[str]) -> dict[str, float]: ...
+
+
+# ---- TF-IDF ------------------------------------------------------------------------------------
+
+
+class TfIdf:
+    """Cosine of a document and one of its words in the space of TF-IDF, (1 + ln tf) idf, in [0, 1].
+    `counts` says in how many of `documents` a word is; a word that is in none of them, or was only
+    in one and so left out, counts as rare as can be: its idf is the largest."""
+
+    def __init__(self, documents: int, counts: dict[str, int]):
+        self.documents, self.counts = documents, counts
+
+    @classmethod
+    def fit(cls, texts: Iterable[str]) -> "TfIdf":
+        """From documents."""
+        number, counts = 0, Counter()
+        for text in texts:
+            number += 1
+            counts.update(set(TERM.findall(text.lower())))
+        return cls(number, {w: c for w, c in sorted(counts.items()) if c > 1})
+
+    def idf(self, term: str) -> float:
+        """ln((1 + documents) / (1 + documents with the term)) + 1, as scikit-learn smooths it."""
+        return math.log((1 + self.documents) / (1 + self.counts.get(term, 1))) + 1
+
+    def table(self, words: list[str]) -> dict[str, float]:
+        """{word: cosine}."""
+        found = Counter(TERM.findall(" ".join(words).lower()))
+        weights = {t: (1 + math.log(n)) * self.idf(t) for t, n in found.items()}
+        norm = math.sqrt(sum(w * w for w in weights.values()))
+        return {t: min(1.0, w / norm) for t, w in weights.items()}
+
+    def save(self, path: Path) -> None:
+        save_json({"documents": self.documents, "counts": self.counts}, path)
+
+    @classmethod
+    def read(cls, path: Path) -> "TfIdf":
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            return cls(kept["documents"], kept["counts"])
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            raise UserError(f"{path} is not readable ({e}); remove its folder") from None
+
+
+# ---- KeyBERT -----------------------------------------------------------------------------------
+
+
+class MiniLM:
+    """KeyBERT's cosines, rounded to four decimals by it. `model` is a name, a folder, or an object
+    that KeyBERT takes for an encoder. Note that a sentence encoder reads the beginning of a long
+    document only (all-MiniLM-L6-v2: 256 word pieces)."""
+
+    def __init__(self, model: Any = MINILM):
+        keybert = optional("keybert", "keybert sentence-transformers")
+        if isinstance(model, str):
+            model = encoder(model)
+        self.keybert = keybert.KeyBERT(model=model)
+
+    def table(self, words: list[str]) -> dict[str, float]:
+        """{word: cosine}; empty for a document without words of two letters."""
+        # a document by itself, as a string: of a list of one, KeyBERT's answer is of another shape
+        found = self.keybert.extract_keywords(
+            " ".join(words),
+            keyphrase_ngram_range=(1, 1),
+            stop_words=None,
+            top_n=max(1, len(words)),
+        )
+        return dict(found)
+
+
+def encoder(name: str) -> Any:
+    """The sentence encoder `name`, on the CPU. Raises UserError if it cannot be had."""
+    transformers = optional("sentence_transformers", "sentence-transformers")
+    try:
+        return transformers.SentenceTransformer(name, device="cpu")
+    except Exception as e:  # those of the hub and of three libraries
+        why = " ".join(str(e).split())[:100] or type(e).__name__
+        raise UserError(
+            f"scorer=minilm: {name} cannot be loaded ({why}); run it once with a network, or give "
+            "a folder with the model, --kw_model=FOLDER, or --scorer=tfidf"
+        ) from e
+
+
+def absent_minilm(model: str) -> str:
+    """Why `MiniLM(model)` cannot be had without a download, or ''. Imports nothing large."""
+    for name in ("keybert", "sentence_transformers"):
+        if importlib.util.find_spec(name) is None:
+            return f"{name} is not installed (pip install keybert sentence-transformers)"
+    if Path(model).is_dir():
+        return ""
+    hub = optional("huggingface_hub")
+    names = (model,) if "/" in model else (f"sentence-transformers/{model}", model)
+    found = (hub.try_to_load_from_cache(n, "config.json") for n in names if "/" in n)
+    return (
+        ""
+        if any(isinstance(f, str) for f in found)
+        else f"{model} is not on this machine (--scorer=minilm fetches it)"
+    )

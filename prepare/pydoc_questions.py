@@ -18,7 +18,7 @@ from typing import Any, Iterable, Iterator, NamedTuple
 
 from tqdm import tqdm
 
-from sources import library_files, parsed
+from prepare.texts import library_files, parsed
 
 KNOWN = "builtins math random json time re string os.path pathlib shutil copy textwrap statistics"
 KNOWN = (KNOWN + " collections itertools functools datetime csv glob subprocess sys os").split()

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from configurator import UserError
-from corpus import CorpusWriter
-from files import lock_folder
+from corpus import CorpusWriter, lock_folder
 from tokenizer import Tokenizer, tokenizer_from
 
 LEAST = 1 << 16  # ids of a shard, so that windows of any length fit into each

@@ -6,18 +6,179 @@ belongs to follows from its own beginning and a seed: it does not depend on the 
 documents are on the same side.
 """
 
+import ast
 import functools
+import gc
 import glob
 import hashlib
 import json
 import re
-from itertools import chain
+import sys
+import sysconfig
+import warnings
+from itertools import chain, dropwhile, islice
 from pathlib import Path
-from typing import Any, Callable, Iterable, Iterator, NamedTuple
+from typing import Any, Callable, Iterable, Iterator, NamedTuple, Sequence
 
-from byte_rows import boundary
+from tqdm import tqdm
+
 from configurator import UserError, optional
-from sources import local_files, python_prose, read
+from prepare.byte_rows import boundary
+from tokenizer import Bytes
+
+# ==================================================================================================
+# Where texts come from: the prose that Python carries, local files, datasets of the hub
+# ==================================================================================================
+
+
+class Documents(NamedTuple):
+    """How many there are, and the documents themselves, read one by one."""
+
+    count: int
+    texts: Iterable[bytes]
+
+
+def library_files() -> tuple[Path, list[Path]]:
+    """The folder of the standard library, and its Python files without tests, in order."""
+    root, skip = Path(sysconfig.get_path("stdlib")), {"test", "tests", "idle_test", "site-packages"}
+    # `parts` orders folders alike on all systems
+    files = sorted(root.rglob("*.py"), key=lambda p: p.relative_to(root).parts)
+    files = [p for p in files if not skip.intersection(p.relative_to(root).parts)]
+    if not files:
+        raise UserError(f"source=pydoc: no Python sources below {root}; take another source")
+    return root, files
+
+
+def python_prose() -> list[str]:
+    """The English of this Python: help topics, then the docstrings of the standard library in the
+    order of files and lines. Sources are parsed, never imported. Duplicates are left out."""
+    root, files = library_files()
+    topics = root / "pydoc_data" / "topics.py"
+    files.sort(key=lambda p: p != topics)  # stable: topics first, if this Python has them
+    collecting = gc.isenabled()
+    gc.disable()  # syntax trees hold no cycles, and the search for them takes half of the time
+    try:
+        bar = tqdm(files, "reading the standard library", disable=not sys.stdout.isatty())
+        trees = ((_strings if p == topics else _docstrings, parsed(p)) for p in bar)
+        texts = [text for texts_of, tree in trees for text in texts_of(tree)]
+    finally:
+        if collecting:
+            gc.enable()
+    return list(dict.fromkeys(texts))
+
+
+def parsed(path: Path) -> ast.AST:
+    """A source file parsed; empty if it is for another version of the language."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # old escapes in old modules
+            return ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return ast.Module([], [])
+
+
+def _strings(tree: ast.AST) -> list[str]:
+    """The values of the dictionary in pydoc_data.topics; its keys are single words."""
+    tables = (node for node in ast.walk(tree) if isinstance(node, ast.Dict))
+    values = (v for t in tables for v in t.values if isinstance(v, ast.Constant))
+    return [v.value for v in values if isinstance(v.value, str)]
+
+
+def _docstrings(node: ast.AST) -> Iterator[str]:
+    """In the order of lines; only statements are entered, no expressions."""
+    if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+        if text := ast.get_docstring(node):
+            yield text
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (ast.stmt, ast.ExceptHandler)):
+            yield from _docstrings(child)
+
+
+def local_files(paths: str) -> list[Path]:
+    """'a,b' -> the files named and the visible files below the folders named, in sorted order."""
+    files = []
+    for path in [Path(p).expanduser() for p in paths.split(",") if p]:
+        if not path.exists():
+            raise UserError(f"path: no such file or folder: {path}")
+        inside = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
+        hidden = [any(x.startswith(".") for x in p.relative_to(path).parts) for p in inside]
+        files += sorted(p for p, h in zip(inside, hidden, strict=True) if not h)
+    files = [p for p in files if p.stat().st_size]
+    if not files:
+        raise UserError(f"path: {paths} holds no file with any text; name others")
+    return files
+
+
+def read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as e:
+        raise UserError(f"path: cannot read {path}: {e.strerror}") from e
+
+
+def articles(
+    path: str, hub_dataset: str, hub_config: str, cache_dir: str, percent: float
+) -> Documents:
+    """The first `percent` of the articles: of the hub, or of a folder saved by `datasets`, or
+    of parquet and JSON files with a column `text`, or one article per file of another kind."""
+    files = local_files(path) if path else []
+    kinds = {".parquet": "parquet", ".json": "json", ".jsonl": "json"}
+    kind = kinds.get(files[0].suffix) if files else None
+    marks = ("state.json", "dataset_dict.json")  # what save_to_disk leaves
+    saved = bool(files) and any(Path(path, m).is_file() for m in marks)
+    if files and not kind and not saved:
+        files = files[: max(1, int(len(files) * percent / 100))]
+        return Documents(len(files), map(read, files))
+    datasets = optional("datasets")
+    try:
+        if saved:
+            data = datasets.load_from_disk(path)
+            data = data["train"] if isinstance(data, dict) else data
+        else:
+            where = {"data_files": [str(f) for f in files]} if kind else {"name": hub_config}
+            name, cache = kind or hub_dataset, cache_dir or None
+            data = datasets.load_dataset(name, split="train", cache_dir=cache, **where)
+    # unreachable, unknown configuration, no train split, damaged file
+    except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as e:
+        why = " ".join(str(e).split())[:150] or type(e).__name__
+        raise UserError(
+            f"{path or hub_dataset} cannot be read ({why}); without the hub: --source=pydoc, "
+            "--source=text --path=FILES, or --source=wikipedia --path=FOLDER (saved by datasets)"
+        ) from e
+    if "text" not in data.column_names:
+        raise UserError(f"{path or hub_dataset} has no column text: {data.column_names}")
+    count = max(1, int(len(data) * percent / 100))
+    rows = data.select(range(count))
+    return Documents(count, ((row["text"] or "").encode("utf-8", "surrogatepass") for row in rows))
+
+
+def read_phrases(path: Path) -> list[str]:
+    """A JSON array of strings, or one phrase per line after comment lines; no empty ones."""
+    try:
+        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+        lines = json.loads(text) if path.suffix == ".json" else text.splitlines()
+    except OSError as e:
+        raise UserError(f"file: cannot read {path}: {e.strerror}") from e
+    except ValueError as e:
+        raise UserError(f"file: {path} is no JSON: {e}") from e
+    if not isinstance(lines, list) or not all(isinstance(p, str) for p in lines):
+        raise UserError(f"file: {path} must hold a JSON array of strings")
+    try:
+        Bytes().encode("".join(lines))
+    except ValueError as e:  # half of a surrogate pair, which JSON can spell
+        raise UserError(f"file: {path} holds a character that UTF-8 lacks: {e}") from e
+    if path.suffix != ".json":
+        lines = dropwhile(lambda line: line.startswith("#"), lines)
+    phrases = [p.strip() for p in lines if p.strip()]
+    if not phrases:
+        raise UserError(f"file: {path} holds no phrases; write one per line")
+    return phrases
+
+
+# ==================================================================================================
+# Texts as streams
+# ==================================================================================================
+
 
 END = None  # after the last chunk of a document
 PIECE = 1 << 20  # bytes: longest chunk, and about the longest piece
@@ -25,10 +186,11 @@ ROWS, COLUMNS = (".json", ".jsonl"), ".parquet"  # files that hold documents in 
 KNOWN = (".txt", ".md", *ROWS, COLUMNS)  # what is taken from folders and patterns
 # a space, or else a line end, that begins a word: what tokenizers cut at, too
 GAPS = [re.compile(rb"\S" + mark + rb"(?=\S)") for mark in (b" ", b"\n")]
+
+
 FEW = 10  # documents to hold out; with fewer, the end of each file is held out instead
 SEEN = 1 << 28  # bytes of training text that tokenizers and the like are learnt from
 LOCAL = "--source=FILES (.txt, .jsonl, .json, .parquet)"
-
 Chunks = Iterable[bytes | None]
 
 
@@ -48,14 +210,20 @@ HUB = {
     "lm1b": (Hub("billion-word-benchmark/lm1b"),),
     "stories": (Hub("dhruveshpatel/tiny_roc_stories"),),  # TinyStories and ROCStories
 }
+
+
 # what is validation there, unless a share of the training split is asked for
 HELD_OUT = {
     "lm1b": Hub("billion-word-benchmark/lm1b", split="test"),
     "stories": Hub("dhruveshpatel/tiny_roc_stories", split="validation"),
 }
+
+
 LARGE = (HUB["fineweb"][0], Hub("HuggingFaceFW/fineweb-edu", "sample-10BT"), HUB["wikipedia"][0])
 # texts that are divided by position, and where training and validation end in them
 CUTS = {"shakespeare": (0.9, 1.0), "text8": (0.9, 0.95)}
+
+
 CUT_HUB = {"shakespeare": "karpathy/tiny_shakespeare", "text8": "afmck/text8"}
 
 
@@ -330,3 +498,231 @@ def cut_by_position(source: str, path: str, cache_dir: str) -> Iterator[Piece]:
     first, second = (boundary(text, int(len(text) * part)) for part in CUTS[source])
     for split, part in (("train", text[:first]), ("val", text[first:second])):
         yield from labelled(sliced(part), lambda _, s=split: s)
+
+
+# ==================================================================================================
+# The documents of the data sets that cascades are trained on, by name, numbered from 0
+#
+# Published benchmarks come as lists of words with blanks around every mark; `detokenizer` undoes
+# that for each of them, after GPT-2's habit. Other texts stay exactly as they are.
+# ==================================================================================================
+
+
+LAMBADA = "https://openaipublic.blob.core.windows.net/gpt-2/data/lambada_test.jsonl"
+NAMED = {
+    "openwebtext": HUB["openwebtext"][0],
+    "wikitext103": Hub("Salesforce/wikitext", "wikitext-103-raw-v1"),
+    "wikitext2": Hub("Salesforce/wikitext", "wikitext-2-raw-v1"),
+    "ptb": Hub("ptb-text-only/ptb_text_only"),
+    "lambada": Hub("json"),  # one file, without splits
+    "lm1b": HUB["lm1b"][0],
+}
+
+
+PREFIX_COLUMNS = {"ptb": "sentence"}  # of the text; `text` for all others
+VAL_SEED = 42  # of which documents are held out, where a text has no splits of its own
+
+
+class Texts(NamedTuple):
+    """How many documents there are, `read(start, stop)` for some of them, and what tells this text
+    from another, for meta.json."""
+
+    count: int
+    read: Callable[[int, int], Iterator[str]]
+    identity: dict[str, Any]
+
+
+# ---- detokenizers --------------------------------------------------------------------------------
+
+Rules = list[tuple[str, str]]
+
+
+INSIDE: Rules = [  # no blanks inside brackets and quotes
+    (r"\(\s*([^)]*?)\s*\)", r"(\1)"),
+    (r"\[\s*([^\]]*?)\s*\]", r"[\1]"),
+    (r"\{\s*([^}]*?)\s*\}", r"{\1}"),
+    (r'"\s*([^"]*?)\s*"', r'"\1"'),
+    (r"'\s*([^']*?)\s*'", r"'\1'"),
+]
+
+
+RULES: dict[str, Rules] = {
+    "wikitext": [
+        (r"s '", "s'"),
+        (r" @([-,.])@ ", r"\1"),
+        (r" ([:;.!?,]) ", r"\1 "),
+        *INSIDE,
+        (r"= = = =", "===="),
+        (r"= = =", "==="),
+        (r"= =", "=="),
+        (r" ° ", "°"),
+        (r" \n", "\n"),
+        (r"\n ", "\n"),
+        (r" N ", " 1 "),
+        (r" 's", "'s"),
+    ],
+    "ptb": [
+        (r" 's", "'s"),
+        (r"s ' ", "s' "),
+        (r" n't", "n't"),
+        (r" \\/ ", "/"),
+        (r"\\/", "/"),
+        (r"(?<= )N(?= )", "1"),
+        (r"\$ 1", "$1"),
+        (r"# 1", "#1"),
+        (r"<unk>", "?"),
+    ],
+    "lm1b": [
+        (r"(https?) : / / ", r"\1://"),
+        (r" '(\w+)", r"'\1"),
+        (r" ([.,:;?!])(?= |$)", r"\1"),
+        (r" / ", "/"),
+        *INSIDE,
+        (r"\$ ", "$"),
+        (r"£ ", "£"),
+    ],
+    "lambada": [(r"[“”]", '"'), (r"[‘’]", "'")],
+}
+
+
+def detokenizer(name: str) -> Callable[[str], str]:
+    """The function that undoes the word lists of data set `name`."""
+    key = "wikitext" if name.startswith("wikitext") else name
+    rules = [(re.compile(old), new) for old, new in RULES.get(key, [])]
+    return functools.partial(_apply, rules=rules, framed=key == "lambada")
+
+
+def _apply(text: str, rules: list[tuple[re.Pattern, str]], framed: bool) -> str:
+    for old, new in rules:
+        text = old.sub(new, text)
+    return "\n" + text.strip() if framed else text
+
+
+HEADING = re.compile(r"=.+= ?$")  # "= Robert =\n", "= = Career = = \n", but not "= a\n"
+
+
+def is_prose(row: str) -> bool:
+    """Is a row of wikitext neither blank nor a heading?"""
+    row = row.lstrip()
+    return bool(row) and not HEADING.match(row)
+
+
+# ---- texts ---------------------------------------------------------------------------------------
+
+
+def find_texts(name: str, mode: str, path: str, separator: str, share: float, cache: str) -> Texts:
+    """The documents of split `mode` of data set `name`: one of NAMED, pydoc, files and folders, or
+    an id of the hub. `path` is a local copy of a named one. Where there are no splits, `share` of
+    the documents is validation."""
+    if name in NAMED:
+        rows = _disk(name, path) if path else _hub(NAMED[name], name, mode, cache)
+        return _rows(name, mode, rows, path)
+    if name == "pydoc" or is_local(name):
+        return _local(name, mode, separator, share)
+    if re.fullmatch(r"[\w-]+/[\w.-]+", name):
+        return _rows(name, mode, _hub(Hub(name), name, mode, cache), "")
+    known = ", ".join([*NAMED, "pydoc"])
+    raise UserError(f"dataset_name={name}: neither one of {known} nor a file, folder or hub id")
+
+
+def _rows(name: str, mode: str, rows: Sequence[str], path: str) -> Texts:
+    """Every row is a document; of wikitext, rows of prose only."""
+    proper, wiki = detokenizer(name), name.startswith("wikitext")
+    kept = [i for i, row in enumerate(rows) if is_prose(row)] if wiki else range(len(rows))
+
+    def read_some(start: int, stop: int) -> Iterator[str]:
+        for i in kept[start:stop]:
+            yield proper(rows[i].lstrip() if wiki else rows[i])
+
+    identity = {"rows": len(rows), **_files(local_files(path) if path else [])}
+    return Texts(len(kept), read_some, identity)
+
+
+def _files(files: list[Path]) -> dict[str, Any]:
+    """What tells these files from others, or from their next edition."""
+    stats = [(p, p.stat()) for p in files]
+    return {"files": [[str(p), s.st_size, s.st_mtime_ns] for p, s in stats]}
+
+
+class Column(Sequence):
+    """One column of a `datasets` table, read row by row."""
+
+    def __init__(self, table: Any, name: str, where: str):
+        if name not in table.column_names:
+            raise UserError(f"{where} has no column {name}: {', '.join(table.column_names)}")
+        self.table, self.name = table, name
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, i: int) -> str:
+        return self.table[i][self.name] or ""
+
+
+def _hub(hub: Hub, name: str, mode: str, cache: str) -> Sequence[str]:
+    """Split `mode` of a data set of the hub, downloaded once and then read from the disk."""
+    datasets = optional("datasets")
+    more: dict[str, Any] = {"cache_dir": cache or None, "split": mode}
+    if name == "lambada":
+        more |= {"data_files": LAMBADA, "split": "train"}
+    try:
+        try:
+            table = datasets.load_dataset(hub.name, hub.config, **more)
+        except RuntimeError:  # a dataset with a loading script: the hub keeps a copy without
+            table = datasets.load_dataset(hub.name, revision="refs/convert/parquet", **more)
+    except Exception as e:  # those of the hub, of three network libraries and of pyarrow
+        why = " ".join(str(e).split())[:150] or type(e).__name__
+        advice = "--path=FILES (a local copy)" if name in NAMED else "--dataset_name=FILES"
+        raise UserError(
+            f"{name}, split {mode}, cannot be read ({why}); without the hub: {advice}, or "
+            "--dataset_name=pydoc"
+        ) from e
+    return Column(table, PREFIX_COLUMNS.get(name, "text"), name)
+
+
+def _disk(name: str, path: str) -> Sequence[str]:
+    """A local copy: a folder saved by `datasets`, JSON lines or parquet, or text, line by line."""
+    if any((Path(path) / mark).is_file() for mark in ("state.json", "dataset_dict.json")):
+        table = optional("datasets").load_from_disk(path)
+        if isinstance(table, dict):
+            raise UserError(f"path={path} holds the splits {', '.join(table)}; name one of them")
+        return Column(table, PREFIX_COLUMNS.get(name, "text"), path)
+    rows: list[str] = []
+    for file in local_files(path):
+        if file.suffix in (".json", ".jsonl"):
+            rows += json_texts(file)
+        elif file.suffix == ".parquet":
+            rows += column_texts(file)
+        else:
+            rows += as_text(read(file)).splitlines(keepends=True)
+    return rows
+
+
+def is_local(name: str) -> bool:
+    """Are these files, folders or patterns?"""
+    return any(Path(n).expanduser().exists() or glob.glob(n) for n in name.split(",") if n)
+
+
+def _local(name: str, mode: str, separator: str, share: float) -> Texts:
+    """pydoc, or files, of which `share` is validation; a document above a megabyte is cut."""
+    split = "val" if mode == "validation" else mode
+    if split not in ("train", "val"):
+        raise UserError(f"dataset_mode={mode}: {name} has train and validation only")
+    files = [] if name == "pydoc" else source_files(name)
+
+    def stream() -> Iterator[Piece]:
+        if files and too_few(files, separator, share):
+            return ends_held_out(files, share)
+        chunks = file_chunks(files, separator) if files else prose_chunks()
+        return labelled(chunks, functools.partial(split_of, share=share, seed=VAL_SEED))
+
+    def read_all() -> Iterator[str]:
+        return (as_text(piece.text) for piece in stream() if piece.split == split)
+
+    def read_some(start: int, stop: int) -> Iterator[str]:
+        return islice(read_all(), start, stop)
+
+    identity = {"val_split_ratio": share, "separator": separator, **_files(files)}
+    if not files:
+        identity["python"] = sys.version.split()[0]
+    return Texts(sum(1 for _ in read_all()), read_some, identity)

@@ -1,6 +1,6 @@
 """Networks of transformers that read in an order: causal language models, and XLNet.
 
-python causal.py --codegen=FOLDER --out=FOLDER    CodeGen's weights in the layout of GPT-J
+python -m pretrained.causal --codegen=FOLDER --out=FOLDER   CodeGen's weights in the layout of GPT-J
 """
 
 import shutil
@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapters import MaskedLM
 from configurator import Config, UserError, load, optional, require, run, save_json
 from model import Cache
-from published import CONSTANTS, read_json
+from pretrained.masked import MaskedLM
+from pretrained.published import CONSTANTS, read_json
 
 # row blocks of qkv_proj in CodeGen: four parts, one for each TPU core, of query, value and key
 TOGETHER = (0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11)
@@ -29,7 +29,7 @@ class Kept:
     def __init__(self, cache: Cache):
         self.cache = cache
 
-    def update(self, k: Tensor, v: Tensor, layer: int, *_: Any) -> tuple[Tensor, Tensor]:
+    def update(self, k: Tensor, v: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         return self.cache.layer(layer)(k, v)
 
     def get_seq_length(self, *_: Any) -> int:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from configurator import UserError, optional
-from published_ilm import EMBEDDING, bare, from_ilm
+from pretrained.ilm import EMBEDDING, bare, from_ilm
 from tokenizer import GPT2, HF, Bytes, Tokenizer, tokenizer_from, vocabulary
 
 BACKBONE = "network."  # in front of transformers' names in `adapters.MaskedLM`

@@ -7,6 +7,7 @@ part of it can be judged exactly (the grammar of the ILM paper, arXiv 2505.05755
 
 import functools
 import random
+from typing import Any
 
 RULES: dict[str, tuple[str, ...]] = {
     "S": ("NP VP", "NP Vindirect C S"),
@@ -28,6 +29,7 @@ WORDS = sorted({w for rules in RULES.values() for rule in rules for w in rule.sp
 DEPTH = 5
 PERCENT = {"train": 70, "val": 10}  # of the shuffled sentences; the rest is a test set, unused
 SEED = 42  # of the shuffle
+SAMPLES = 500  # that evaluate.py scores, unless told otherwise
 
 
 @functools.lru_cache(None)
@@ -95,3 +97,30 @@ def describe(found: dict[str, float]) -> str:
         f"{found['sentences']:.2%} of the texts are sentences of the grammar, "
         f"{found['different']:.1%} of these are different; {found['words']:.1f} words per text"
     )
+
+
+def scores_of(model: Any, texts: Any) -> dict[str, float]:
+    """`scores` of the texts that a model has sampled (evaluate.Texts); one without an end counts as
+    empty."""
+    eos, decode = model.meta["specials"]["eos"], model.tokenizer.decode
+    ended = (ids[:-1] if ids[-1:] == [eos] else [] for ids in texts.found)
+    return scores([[decode([i]) for i in ids] for ids in ended])
+
+
+def score(model: Any, texts: Any) -> tuple[str, float]:
+    """What is counted of samples (evaluate.Texts), and its share of them."""
+    return "sentences", scores_of(model, texts)["sentences"]
+
+
+def evaluate(cfg: Any, model: Any, corpus: Any) -> dict[str, Any]:
+    """How many sampled texts are sentences of the grammar; `cfg` is that of evaluate.py."""
+    from evaluate import describe_cost, sampled  # preparing a corpus must not import torch
+    from sample import settings
+
+    texts = sampled(cfg, model, corpus, cfg.split, SAMPLES)
+    found = scores_of(model, texts)
+    print(describe(found))
+    how = settings(cfg, model)
+    describe_cost(texts.speed, how)
+    found = {"rows": len(texts.found), **found, "speed": texts.speed, "settings": how}
+    return {"answers": found}

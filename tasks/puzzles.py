@@ -14,12 +14,12 @@ right in their places, for zebra puzzles the triples as a set; and whether equat
 import re
 from collections import Counter
 from operator import add, mul, sub
-from typing import Iterable, Iterator, NamedTuple
+from typing import Any, Iterable, Iterator, NamedTuple
 
 from configurator import UserError
 from tokenizer import Symbols
 
-TASKS = ("star", "zebra", "countdown")  # meta["task"] of corpora with such rows
+SAMPLES = 500  # that evaluate.py scores, unless told otherwise
 ZEBRA = (
     *("0 1 2 3 4 5 nbr left-of inbetween immediate-left ends != = c n".split()),
     *("CLUE_END", "RHS", "LHS"),
@@ -128,3 +128,28 @@ def describe(found: dict[str, float], split: str, rows: int) -> str:
     others = {k.replace("_", " "): v for k, v in found.items() if k != "exact_match"}
     more = "".join(f", {name} {share:.2%}" for name, share in others.items())
     return f"{split}: exact match {exact:.2%} +- {error:.2%} of {rows:,} answers{more}"
+
+
+def scores_of(model: Any, texts: Any) -> dict[str, float]:
+    """`scores` of the answers that a model has sampled (evaluate.Texts)."""
+    answers = [*map(Pair, texts.prompts, texts.found, texts.wanted)]
+    return scores(model.meta["task"], model.tokenizer, answers)
+
+
+def score(model: Any, texts: Any) -> tuple[str, float]:
+    """What is counted of samples (evaluate.Texts), and its share of them."""
+    return "exact answers", scores_of(model, texts)["exact_match"]
+
+
+def evaluate(cfg: Any, model: Any, corpus: Any) -> dict[str, Any]:
+    """How right the sampled answers to the questions of a split are, `cfg` that of evaluate.py."""
+    from evaluate import describe_cost, sampled  # preparing a corpus must not import torch
+    from sample import settings
+
+    texts = sampled(cfg, model, corpus, cfg.split, SAMPLES)
+    found = scores_of(model, texts)
+    print(describe(found, cfg.split, len(texts.found)))
+    how = settings(cfg, model)
+    describe_cost(texts.speed, how)
+    found = {"rows": len(texts.found), **found, "speed": texts.speed, "settings": how}
+    return {"answers": found}

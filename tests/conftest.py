@@ -54,13 +54,18 @@ def clean_env(**more: Any) -> dict[str, str]:
 def _run_cli(
     *args: Any, cwd: Path | None = None, env: dict | None = None, timeout: float = 60
 ) -> subprocess.CompletedProcess:
-    """Run `python REPO/<script> <arguments>`; the script is the first of `args`."""
-    script, *rest = map(str, args)
-    command = [sys.executable, str(REPO / script), *rest]
+    """Run `python REPO/<file> <arguments>` or `python -m <module> <arguments>`; the file or module
+    is the first of `args`."""
+    name, *rest = map(str, args)
+    file = name.endswith(".py")
+    command = [sys.executable, *([str(REPO / name)] if file else ["-m", name]), *rest]
+    found = dict(env or {})
+    if not file:
+        found["PYTHONPATH"] = os.pathsep.join([str(REPO), str(found.get("PYTHONPATH", ""))])
     return subprocess.run(
         command,
         cwd=cwd,
-        env=clean_env(**(env or {})),
+        env=clean_env(**found),
         timeout=timeout,
         capture_output=True,
         text=True,

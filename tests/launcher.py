@@ -18,9 +18,8 @@ from typing import Any
 import torch
 import torch._dynamo  # which optimisers import, and takes longer than most of these runs
 
-import build
-import runlog
-import train  # noqa: F401, so that the server has it
+import train
+from configurator import run
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 60  # seconds until a test that waits for a process gives up
@@ -44,14 +43,14 @@ def server() -> Any:
 
 def signal_at(step: int, number: int) -> None:
     """Send this process a signal when it tells of a step: a real one, at a known moment."""
-    tell = runlog.Log.write
+    tell = train.Log.write
 
-    def write(self: runlog.Log, line: str, **values: Any) -> None:
+    def write(self: train.Log, line: str, **values: Any) -> None:
         tell(self, line, **values)
         if values["step"] == step and "loss" in values:
             os.kill(os.getpid(), number)
 
-    runlog.Log.write = write
+    train.Log.write = write
 
 
 def _body(argv: list[str], env: dict[str, str], out: str, at: tuple[int, int] | None) -> None:
@@ -60,10 +59,12 @@ def _body(argv: list[str], env: dict[str, str], out: str, at: tuple[int, int] | 
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{out}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     os.environ.update(env)
-    build.gemm_peak = lambda *_: 1e12  # a benchmark, which takes longer than these runs
+    train.gemm_peak = lambda *_: 1e12  # a benchmark, which takes longer than these runs
     if at:
         signal_at(*at)
     sys.argv = argv
+    if argv[0] == "train.py":  # that of the server, so that what was changed above is used
+        run(train.main)
     runpy.run_path(str(ROOT / argv[0]), run_name="__main__")
 
 

@@ -13,13 +13,12 @@ from exact import Distribution, ExactNetwork, total_variation
 
 import evaluate
 import sample
-from build import build_network, build_objective
+from autoregressive import LeftToRight, RandomOrder
+from checkpoint import build_network, build_objective
 from configurator import Config, UserError
 from corpus import Batch
-from masked import MaskedTokens
-from noise import LogLinear
+from diffusion import LogLinear, MaskedTokens
 from objective import SampleOptions, generator
-from ordered import LeftToRight, RandomOrder
 
 T, V = 3, 7
 PAD, BOS, EOS = 4, 5, 6

@@ -18,13 +18,12 @@ import torch
 from torch import Tensor
 
 import checkpoint
-import published
-from build import build_network, build_objective
-from checkpoint import Model, load, load_weights, read, save
+from checkpoint import Model, build_network, build_objective, load, load_weights, read, save
 from configurator import Config, UserError
-from generate import canvas, generate
 from objective import SampleOptions
-from published import from_sedd, to_sedd
+from pretrained import published
+from pretrained.published import from_sedd, to_sedd
+from sample import canvas, generate
 from tokenizer import GPT2, Bytes
 
 SMALL = Config(n_layer=2, n_head=2, n_embd=16, cond_dim=8, block_size=8)

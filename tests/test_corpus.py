@@ -19,10 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import corpus as corpus_module
-import files
 from configurator import UserError
-from corpus import Corpus, CorpusWriter, check_specials
-from reader import Ahead, shuffled
+from corpus import Ahead, Corpus, CorpusWriter, check_specials, shuffled
 from tokenizer import Bytes, Symbols
 
 SLOW_DISK = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
@@ -331,7 +329,7 @@ def test_any_flipped_byte_is_found(folder: Path, name: str):
 
 
 def test_large_files_are_verified_on_demand(folder: Path, monkeypatch):
-    monkeypatch.setattr(files, "CHECKED", 10)
+    monkeypatch.setattr(corpus_module, "CHECKED", 10)
     data = bytearray((folder / "train.bin").read_bytes())
     data[0] ^= 1
     (folder / "train.bin").write_bytes(data)

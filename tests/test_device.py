@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from build import OBJECTIVES, build_network, build_objective
+from checkpoint import OBJECTIVES, build_network, build_objective
 from configurator import Config
 from corpus import Batch
 from objective import generator

@@ -13,12 +13,21 @@ from hypothesis import strategies as st
 
 import evaluate
 import sample
-from blocks import Beside, BlockDecoder, BlockDiffusion, block_mask, cells
-from build import build_objective
+from checkpoint import build_objective
 from configurator import Config, UserError, load
 from corpus import Batch
+from diffusion import (
+    SAMPLERS,
+    Affine,
+    Beside,
+    BlockDecoder,
+    BlockDiffusion,
+    LogLinear,
+    Power,
+    block_mask,
+    cells,
+)
 from model import Cache, Transformer
-from noise import Affine, LogLinear, Power
 from objective import SampleOptions, generator
 
 V = 11  # real tokens of the random networks
@@ -330,7 +339,7 @@ def test_samplers_of_the_exact_network_reproduce_the_distribution(length):
     length=st.integers(0, 14),
     steps=st.integers(1, 9),
     share=st.sampled_from([0.0, 0.3, 0.9, 1.0]),
-    sampler=st.sampled_from(BlockDiffusion.samplers),
+    sampler=st.sampled_from(sorted(SAMPLERS)),
     seed=st.integers(0, 99),
 )
 def test_any_size_is_finished(T, length, steps, share, sampler, seed):
@@ -360,7 +369,7 @@ def test_prompts_of_a_batch_may_be_of_any_length(sampler, cond_dim):
     given = torch.arange(11) < prompt[:, None]
     if sampler == "first_hitting":  # its order is chance, but for blocks of one token
         objective, length = process(1, padding="ignore"), torch.tensor([11, 7, 4, 9, 10, 11])
-    given |= torch.arange(11) >= length[:, None]  # as generate.py has it: nothing to write there
+    given |= torch.arange(11) >= length[:, None]  # as sample.py has it: nothing to write there
     options = {"sampler": sampler, "temperature": 0, "steps": 8}
     together = run(objective, net, ids, given, length=length, **options)[-1].ids
     for i, end in enumerate(length.tolist()):

@@ -6,12 +6,14 @@ import pytest
 import torch
 from exact import Distribution, ExactNetwork, Given
 
-from build import build_network, build_objective
+from checkpoint import build_network, build_objective
 from configurator import Config
 from corpus import Batch
 from diffusion import (
     STEPS,
     Absorbing,
+    Geometric,
+    LogLinear,
     MaskedWalk,
     ScoreEntropy,
     Uniform,
@@ -19,7 +21,6 @@ from diffusion import (
     grid,
     reverse_rate,
 )
-from noise import Geometric, LogLinear
 from objective import SampleOptions, generator
 
 GRAPHS = [Uniform(5), Absorbing(5), Absorbing(5, mask_id=2)]

@@ -9,9 +9,8 @@ import torch
 from exact import Distribution, ExactNetwork, total_variation
 
 from corpus import Batch
-from masked import Masked, answer_counts
+from diffusion import NOISES, Affine, Clamped, LogLinear, Masked, answer_counts
 from model import Transformer
-from noise import NOISES, Affine, Clamped, LogLinear
 from objective import SampleOptions, generator
 
 T = 3  # tokens of the enumerated texts

@@ -1,4 +1,4 @@
-"""evaluate.py, answers.py, judge.py: every printed number against a closed form, an enumeration or
+"""evaluate.py: every printed number against a closed form, an enumeration or
 a naive loop. Bounds and likelihoods are those of what the model writes, and of nothing else."""
 
 import dataclasses
@@ -13,25 +13,38 @@ import pytest
 import torch
 from exact import Distribution, ExactNetwork
 
-import answers
 import evaluate
-from answers import answer_row, compare, greedy, score_answers
-from build import build_network, build_objective
-from checkpoint import Model, load
+from checkpoint import Model, build_network, build_objective, load
 from configurator import Config, UserError, comments
 from corpus import Batch, Corpus, CorpusWriter
-from evaluate import EvaluateConfig, bound, uncropped
-from generate import Canvas, answer_canvas, canvas, written_ids
+from evaluate import (
+    EvaluateConfig,
+    Judge,
+    answer_row,
+    bound,
+    compare,
+    documents,
+    greedy,
+    judged,
+    ratio,
+    score_answers,
+    text_bytes,
+    uncropped,
+    unigram_entropy,
+)
 from insertion import Insertion
-from judge import Judge, documents, judged, ratio, text_bytes, unigram_entropy
 from objective import choose_sampler
 from sample import (
     INSERTION,
+    Canvas,
     SampleConfig,
     SamplerConfig,
+    answer_canvas,
     answer_defaults,
+    canvas,
     sample_options,
     settings,
+    written_ids,
 )
 from tokenizer import HF, Bytes, Symbols
 
@@ -340,7 +353,7 @@ def test_compare():
         assert one.tokens == len([t for t in wanted if t]) and one.written == sum(map(bool, found))
     both = compare(*zip(*[(f, w) for f, w, _, _ in cases], strict=True), 0)
     assert both == (7, 2, 7, 11, 11)
-    assert "2 of 7 answers exact (28.6%); 7 of 11 tokens" in answers.describe_answers(both, "val")
+    assert "2 of 7 answers exact (28.6%); 7 of 11 tokens" in evaluate.describe_answers(both, "val")
 
 
 # ---- samples under a judge ---------------------------------------------------------------------

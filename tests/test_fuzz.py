@@ -16,13 +16,12 @@ from hypothesis import strategies as st
 
 import checkpoint
 import prepare_sft
-import published
 from configurator import Config, UserError, from_saved, load
-from corpus import Corpus
-from files import fingerprint
-from patch import apply_patch
+from corpus import Corpus, fingerprint
+from patches.patch import apply_patch
 from prepare_sft import SftConfig, conversations
-from runlog import log_lines
+from pretrained import published
+from train import log_lines
 
 SECONDS = 2.0  # of every loop
 ODD = [None, True, 0, -1, 1 << 70, 1e400, 0.5, "", "x", "\0", "\ud800", [], [1], [[]], {}, {"x": 1}]

@@ -11,13 +11,12 @@ import pytest
 import torch
 from recorded import Recorded
 
-from blocks import Beside, BlockDecoder, BlockDiffusion, block_mask, cells
 from checkpoint import load_weights
 from corpus import Batch
+from diffusion import Beside, BlockDecoder, BlockDiffusion, Cosine, Log, Power, block_mask, cells
 from model import Transformer
-from noise import Cosine, Log, Power
 from objective import SampleOptions, generator, sharpen
-from published import from_sedd
+from pretrained.published import from_sedd
 
 RECORDED = Recorded("masked", "bd3")
 ARRAYS, FACTS, USED = RECORDED.arrays, RECORDED.facts, RECORDED.used

@@ -11,18 +11,16 @@ import torch
 import torch.nn.functional as F
 from recorded import Recorded
 
-from cascade import overlap
+from cascade.chain import overlap
+from cascade.stages import Chunks, first_chunks, select
 from checkpoint import load_weights
 from configurator import UserError
-from diffusion import STEPS, Absorbing, ScoreEntropy, denoise_weights, grid
-from keywords import ABSENT, word_scores
+from diffusion import SAMPLE_EPS, STEPS, Absorbing, LogLinear, ScoreEntropy, denoise_weights, grid
 from model import Transformer
-from noise import SAMPLE_EPS, LogLinear
 from objective import race
-from prefix_data import Document
-from published import UNTRAINED, from_sedd, to_sedd
-from stages import Chunks, first_chunks, select
-from tagger import priorities
+from prepare.documents import Document
+from prepare.importance import ABSENT, priorities, word_scores
+from pretrained.published import UNTRAINED, from_sedd, to_sedd
 
 RECORDED = Recorded("cascade")
 ARRAYS, FACTS, USED = RECORDED.arrays, RECORDED.facts, RECORDED.used

@@ -13,13 +13,9 @@ import torch
 from exact import Given, Table
 from recorded import Recorded
 
-import decode
-import order
-from decode import Decoder
-from masked import Masked
-from noise import Power
+import diffusion
+from diffusion import Decoder, Masked, Power, above_threshold, doubt, quotas, ranks, within_factor
 from objective import SampleOptions, draw_tokens, generator
-from order import above_threshold, doubt, quotas, ranks, within_factor
 
 RECORDED = Recorded("masked", "fast")
 ARRAYS, FACTS, USED = RECORDED.arrays, RECORDED.facts, RECORDED.used
@@ -74,7 +70,7 @@ def test_scores(name):
     """Dream's entropy score is -H, ours e^-H."""
     logp = gold("dream_logits").log_softmax(1)
     same(logp.argmax(1), f"dream_{name}_x0")
-    ours = order.ORDERS[SCORES[name]](logp)
+    ours = diffusion.ORDERS[SCORES[name]](logp)
     close(ours.log() if name == "entropy" else ours, f"dream_{name}_conf")
 
 
@@ -121,7 +117,7 @@ TOLD = {
 def canvas(monkeypatch):
     """Our sampler on the recorded canvas, with the recorded trust in what is written there."""
     for key, told in {"LOOP_ON": "t_on", "LOOP_OFF": "t_off", "LOOP_ALPHA": "alpha_on"}.items():
-        monkeypatch.setattr(order, key, TOLD[told])
+        monkeypatch.setattr(diffusion, key, TOLD[told])
     x, outputs = gold("remdm_x"), gold("remdm_logits")
     V = outputs.shape[-1]
     open_ = torch.zeros_like(x, dtype=torch.bool)
@@ -145,7 +141,7 @@ def predictions(decoder):
 def forward_backward(t, s, trust):
     """ReMDM's form of the forward-backward sampler: what sigma has to be. We do not offer it: in
     it, a written token is doubted whenever a masked one is written."""
-    return order.Doubt(1 - t, 1 - s, torch.full_like(trust, (t - s) / (1 - t)))
+    return diffusion.Doubt(1 - t, 1 - s, torch.full_like(trust, (t - s) / (1 - t)))
 
 
 @pytest.mark.parametrize("name, time", [*itertools.product(LAWS, TIMES)])
@@ -181,7 +177,7 @@ def test_trust_is_kept(time, canvas, monkeypatch):
     wrote = after.isfinite()[at.row, at.col]
     gap = (p[at.row, at.col] - after[at.row, at.col][:, None]).abs()[wrote]
     assert (gap.amin(1) < 1e-6).all()  # each is the probability of a token: that was drawn
-    monkeypatch.setattr(decode, "draw_tokens", lambda *_: gap.argmin(1))
+    monkeypatch.setattr(diffusion, "draw_tokens", lambda *_: gap.argmin(1))
     h = canvas.visit(at, torch.full((len(masked),), 0.5).double())
     canvas.reveal(at, h, wrote)
     canvas.forget(~masked & after.isinf())

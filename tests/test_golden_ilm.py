@@ -12,13 +12,20 @@ from dilm import dilm
 from exact import Given
 from recorded import Recorded
 
-import published_ilm
-from idlm import IDLM, log_factor, truncated_factor
-from inserter import Inserter
-from insertion import Insertion, InsertionTransformer, compact, joint_rule
+from diffusion import Exponential, Geometric, Linear
+from insertion import (
+    IDLM,
+    Inserter,
+    Insertion,
+    InsertionTransformer,
+    compact,
+    joint_rule,
+    log_factor,
+    truncated_factor,
+)
 from model import Transformer
-from noise import Exponential, Geometric, Linear
 from objective import SampleOptions, generator, scored_rows
+from pretrained import ilm
 
 SET = Recorded("ilm")
 SPECIALS = {"pad": 0, "cls": 1, "mask": 2, "eos": 3, "bos": 4}
@@ -40,7 +47,7 @@ def network(final_norm=False):
     if final_norm:
         state["output_layer.norm_final.weight"] = SET.gold("ilm_norm_w")
         state["output_layer.norm_final.bias"] = SET.gold("ilm_norm_b")
-    found, told = published_ilm.from_ilm(state)
+    found, told = ilm.from_ilm(state)
     told.pop("objective"), told.pop("time_input")
     kind = told.pop("stop")
     heads = {kind: len(found[f"heads.{kind}.linear.weight"])}

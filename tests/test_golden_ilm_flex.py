@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from recorded import Recorded
 
 from corpus import Batch
-from flex import FlexMDM, noised
+from insertion import FlexMDM, noised
 
 SET = Recorded("ilm")
 PAD, MASK, EOS = 0, 2, 3  # json: ids of the recorded set

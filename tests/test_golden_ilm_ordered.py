@@ -6,13 +6,12 @@ import pytest
 import torch
 from recorded import Recorded
 
-from build import build_network, build_objective
-from checkpoint import load_weights
+from autoregressive import earlier, reading_order, targets
+from checkpoint import build_network, build_objective, load_weights
 from configurator import Config
 from corpus import Batch
 from objective import generator
-from ordered import earlier, reading_order, targets
-from published_ilm import from_ilm
+from pretrained.ilm import from_ilm
 
 GOLD = Recorded("ilm")
 TOKENS = dict(zip("pad cls mask eos bos sep unk".split(), range(7), strict=True))

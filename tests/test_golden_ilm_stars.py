@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from recorded import Recorded
 
-from graphs import graphs
+from tasks.stars import graphs
 
 STARS = Recorded("ilm").facts["star_graphs"]
 

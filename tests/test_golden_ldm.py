@@ -14,17 +14,14 @@ import torch
 from exact import Given, Table
 from recorded import Recorded
 
-import chat
-import masked
+import diffusion
 import objective
-import order
 from corpus import Batch, Corpus, CorpusWriter
-from decode import Decoder
-from noise import Clamped
+from diffusion import Clamped, Decoder
 from objective import SampleOptions, generator
 from prepare_pretrain import chunks
 from prepare_sft import join
-from tokenizer import HF
+from tokenizer import HF, chat_rows, decode_answer, encode_chat
 
 RECORDED = Recorded("masked", "ldm")
 ARRAYS, FACTS, USED = RECORDED.arrays, RECORDED.facts, RECORDED.used
@@ -63,13 +60,13 @@ def test_tokenizer(tokenizer):
 def test_chats(fact, tokenizer):
     """Ids, the prompt and the answer mask; the rendered text is what the ids spell."""
     messages = [("user", question_of(fact)), ("assistant", fact["output"])]
-    [(ids, prompt)] = chat.chat_rows(tokenizer, messages)
-    assert ids == fact["input_ids"] == chat.encode_chat(tokenizer, messages)
+    [(ids, prompt)] = chat_rows(tokenizer, messages)
+    assert ids == fact["input_ids"] == encode_chat(tokenizer, messages)
     assert ids[:prompt] == fact["prompt_ids"]
-    assert chat.encode_chat(tokenizer, messages[:1], reply=True) == fact["prompt_ids"]
+    assert encode_chat(tokenizer, messages[:1], reply=True) == fact["prompt_ids"]
     assert [int(i >= prompt) for i in range(len(ids))] == fact["query_mask"]
     assert tokenizer.codec.decode(ids, skip_special_tokens=False) == fact["rendered"]
-    assert chat.decode_answer(tokenizer, ids[prompt:]) == fact["output"]
+    assert decode_answer(tokenizer, ids[prompt:]) == fact["output"]
 
 
 def test_collated_batch(tokenizer, tmp_path):
@@ -79,7 +76,7 @@ def test_collated_batch(tokenizer, tmp_path):
         for fact in FACTS["chat"]:
             messages = [("user", question_of(fact)), ("assistant", fact["output"])]
             for split in ("train", "val"):
-                out.row(split, *chat.chat_rows(tokenizer, messages)[0])
+                out.row(split, *chat_rows(tokenizer, messages)[0])
     batch = Corpus(tmp_path / "sft").batch("train", np.arange(len(FACTS["chat"])), longest)
     same(batch.ids, "sft_input_ids")
     same((~batch.given).long(), "sft_query_mask")
@@ -105,12 +102,10 @@ def test_chunks(name, tokenizer):
 def test_modernbert():
     """Recorded weights in the network that their shapes and the described window tell."""
     pytest.importorskip("transformers")
-    from build import build_network
-    from checkpoint import load_weights
+    from checkpoint import build_network, load_weights
     from configurator import Config
-    from masked import Masked
-    from noise import LogLinear
-    from published import BACKBONE, backbone_json
+    from diffusion import LogLinear, Masked
+    from pretrained.published import BACKBONE, backbone_json
 
     state = {BACKBONE + n[6:]: gold(n) for n in ARRAYS if n.startswith("mb_sd.")}
     V, C = gold("mb_sd.decoder.weight").shape
@@ -150,15 +145,17 @@ def test_losses(stage, monkeypatch):
     ids, outputs, u = gold("sft_input_ids"), gold("logits"), gold("u")
     given = (gold("sft_query_mask") == 0) & (stage == "sft")
     assert gold("logits_seed").shape == (1,)  # of the logits, which are recorded themselves
-    rule, seen = masked.cross_entropy_rule, []
+    rule, seen = diffusion.cross_entropy_rule, []
 
-    class Recorded(masked.Masked):
+    class Recorded(diffusion.Masked):
         def score(self, net, batch, masked, *rest):
             seen.append(masked)
             return super().score(net, batch, masked, *rest)
 
-    monkeypatch.setattr(masked, "cross_entropy_rule", lambda target, scale, _: rule(target, scale))
-    monkeypatch.setattr(masked, "stratified", lambda B, rng: gold("t"))
+    monkeypatch.setattr(
+        diffusion, "cross_entropy_rule", lambda target, scale, _: rule(target, scale)
+    )
+    monkeypatch.setattr(diffusion, "stratified", lambda B, rng: gold("t"))
     monkeypatch.setattr(torch, "rand", lambda *_, **__: u)
     kind = "answer" if stage == "sft" else "token"
     mask_id = FACTS["special_ids"][SPECIALS["mask"]]
@@ -185,7 +182,7 @@ def by_truncation(left, step, steps):
 @pytest.fixture
 def truncated(monkeypatch):
     """Their numbers of places per step as a schedule of ours."""
-    monkeypatch.setitem(order.SCHEDULES, "truncated", by_truncation)
+    monkeypatch.setitem(diffusion.SCHEDULES, "truncated", by_truncation)
     choices = {**objective.CHOICES, "schedule": ("uniform", "truncated")}
     monkeypatch.setattr(objective, "CHOICES", choices)
 
@@ -194,7 +191,7 @@ def truncated(monkeypatch):
 def test_count_rule(fact, truncated):
     """Places left after each step. Theirs goes on with the flags of the last ones once none would
     be left; ours is done then: it lists zeros."""
-    [quota] = order.quotas(torch.tensor([fact["masked"]]), fact["steps"], "truncated")
+    [quota] = diffusion.quotas(torch.tensor([fact["masked"]]), fact["steps"], "truncated")
     left = (fact["masked"] - quota.cumsum(0)).tolist()
     assert (left[:8], left[-8:]) == (fact["counts_head"], fact["counts_tail"])
     assert left.index(0) == fact["first_zero"]
@@ -212,8 +209,8 @@ def run(name, decoder, monkeypatch, **options):
     T, V, _ = net.outputs.shape
     ids = torch.cat([prompt, torch.zeros(T - len(prompt), dtype=torch.int64)])[None]
     given = (torch.arange(T) < len(prompt))[None]
-    monkeypatch.setattr(masked, "Decoder", decoder)
-    process = masked.Masked(V, V - 1, Clamped())
+    monkeypatch.setattr(diffusion, "Decoder", decoder)
+    process = diffusion.Masked(V, V - 1, Clamped())
     options = SampleOptions(temperature=0.0, **options)
     frames = [f.ids[0] for f in process.sample(net, ids, given, generator(0), options)]
     return once(frames), V - 1

@@ -16,14 +16,10 @@ import torch
 from exact import Given, Table
 from recorded import Recorded
 
-import decode
-import masked
+import diffusion
 from corpus import Batch
-from decode import Decoder
-from masked import Masked, answer_counts
-from noise import Affine
+from diffusion import Affine, Decoder, Masked, answer_counts, quotas
 from objective import SampleOptions, draw_tokens, generator, race, sharpen
-from order import quotas
 
 RECORDED = Recorded("masked", "llada")
 ARRAYS, FACTS, USED = RECORDED.arrays, RECORDED.facts, RECORDED.used
@@ -37,10 +33,12 @@ def table(name):
 @pytest.fixture
 def unbanned(monkeypatch):
     """MASK may be as probable as any token, in losses and in samples."""
-    rule = masked.cross_entropy_rule
-    monkeypatch.setattr(masked, "cross_entropy_rule", lambda target, scale, _: rule(target, scale))
+    rule = diffusion.cross_entropy_rule
+    monkeypatch.setattr(
+        diffusion, "cross_entropy_rule", lambda target, scale, _: rule(target, scale)
+    )
     free = type("Free", (Decoder,), {"never": lambda self: list(self.o.banned)})
-    monkeypatch.setattr(masked, "Decoder", free)
+    monkeypatch.setattr(diffusion, "Decoder", free)
 
 
 # ---- parts ---------------------------------------------------------------------------------------
@@ -91,7 +89,7 @@ def loss_of(monkeypatch, given, **options):
     ids, outputs, t, u = (gold(k) for k in ("fp_ids", "loss_logits", "fp_t", "fp_u"))
     V = outputs.shape[-1]
     process = Recorded(V, V - 1, Affine(), **options)
-    monkeypatch.setattr(masked, "stratified", lambda B, rng: t)
+    monkeypatch.setattr(diffusion, "stratified", lambda B, rng: t)
     monkeypatch.setattr(torch, "rand", lambda shape, generator: u)
     batch = Batch(ids, given, torch.full_like(ids[:, 0], ids.shape[1]))
     loss = process.loss(Given(outputs), batch, generator(0))
@@ -236,8 +234,8 @@ def test_generate_where_mask_wins(name, request, monkeypatch):
     _, ours = generate(f"gen_{name}", fact, cfg=fact["cfg_scale"])
     assert not (ours[-1] == fact["mask_id"]).any()
     request.getfixturevalue("unbanned")
-    own = decode.quotas
-    monkeypatch.setattr(decode, "quotas", lambda n, *rest: own(n.clamp(max=size), *rest))
+    own = diffusion.quotas
+    monkeypatch.setattr(diffusion, "quotas", lambda n, *rest: own(n.clamp(max=size), *rest))
     net, frames = generate(f"gen_{name}", fact, cfg=fact["cfg_scale"])
     agree(f"gen_{name}", fact, net, frames, repeats=True)
     assert int((frames[-1] == fact["mask_id"]).sum()) == fact["masks_left"]

@@ -13,18 +13,28 @@ from exact import Given, Table
 from recorded import Recorded
 
 import diffusion
-import masked
 from checkpoint import load_weights
 from configurator import Config
 from corpus import Batch
-from decode import Decoder
-from diffusion import Absorbing, ScoreEntropy, analytic_weights, denoise_weights, grid
-from masked import Masked
+from diffusion import (
+    Absorbing,
+    Cosine,
+    Decoder,
+    Geometric,
+    Linear,
+    LogLinear,
+    Masked,
+    Power,
+    ScoreEntropy,
+    analytic_weights,
+    denoise_weights,
+    grid,
+    importance,
+)
 from model import Transformer
-from noise import Cosine, Geometric, Linear, LogLinear, Power, importance
 from objective import SampleOptions, generator, race
-from optimize import update_ema
-from published import from_sedd, to_sedd
+from pretrained.published import from_sedd, to_sedd
+from train import update_ema
 
 RECORDED = Recorded("masked", "mdlm")
 ARRAYS, FACTS, USED = RECORDED.arrays, RECORDED.facts, RECORDED.used
@@ -76,7 +86,7 @@ def test_times(name, monkeypatch):
     u = gold("tsamp_u")
     monkeypatch.setattr(torch, "rand", lambda *_, **__: u)
     if "anti0" in name:
-        monkeypatch.setattr(masked, "stratified", lambda B, rng: u)
+        monkeypatch.setattr(diffusion, "stratified", lambda B, rng: u)
     t, _ = process(by_importance="imp1" in name).times(len(u), generator(0))
     close(t, f"tsamp_{name}")
 
@@ -125,7 +135,7 @@ def replayed(monkeypatch):
 
     def replay(t):
         low, u = LogLinear.lowest, gold("nelbo_u")
-        for module in (masked, diffusion):
+        for module in (diffusion,):
             monkeypatch.setattr(module, "stratified", lambda B, rng: (t - low) / (1 - low))
         monkeypatch.setattr(torch, "rand", lambda *_, **__: u)
 
@@ -141,8 +151,8 @@ def token_losses(mode, replayed, monkeypatch):
     if "_imp" in mode or "_cov" in mode:
         options["by_importance"] = True
     if "_imp" in mode:  # there the recorded t is what importance has given
-        own = masked.importance
-        monkeypatch.setattr(masked, "importance", lambda noise, t: (t, own(noise, t)[1]))
+        own = diffusion.importance
+        monkeypatch.setattr(diffusion, "importance", lambda noise, t: (t, own(noise, t)[1]))
     replayed(t)
     made = Recorded(FACTS["V"], MASK, LogLinear(), **options)
     ids = gold("nelbo_x0")

@@ -17,6 +17,8 @@ from diffusion import (
     SAMPLE_EPS,
     STEPS,
     Absorbing,
+    Geometric,
+    LogLinear,
     ScoreEntropy,
     Uniform,
     denoise_weights,
@@ -24,10 +26,9 @@ from diffusion import (
     reverse_rate,
 )
 from model import Transformer
-from noise import Geometric, LogLinear
 from objective import race
-from optimize import lr_multiple, update_ema
-from published import from_sedd, to_sedd
+from pretrained.published import from_sedd, to_sedd
+from train import lr_multiple, update_ema
 
 RECORDED = Recorded("sedd")
 ARRAYS, FACTS, USED = RECORDED.arrays, RECORDED.facts, RECORDED.used

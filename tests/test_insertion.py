@@ -14,19 +14,16 @@ from hypothesis import given as cases
 from hypothesis import strategies as st
 from torch import nn
 
-import published
-from build import build_network, build_objective
-from checkpoint import load
+from checkpoint import build_network, build_objective, load
 from configurator import Config, UserError
 from corpus import Batch
-from generate import canvas as canvas_of
-from generate import generate
-from idlm import IDLM, TIME_SCALE
-from insertion import Insertion, InsertionTransformer, compact, pick
-from noise import Exponential, Geometric
+from diffusion import Exponential, Geometric
+from insertion import IDLM, TIME_SCALE, Insertion, InsertionTransformer, compact, pick
 from objective import SampleOptions, generator
-from published_ilm import BLOCK, READOUT
-from sample import SampleConfig, sample_options
+from pretrained import published
+from pretrained.ilm import BLOCK, READOUT
+from sample import SampleConfig, generate, sample_options
+from sample import canvas as canvas_of
 
 N = 3  # real tokens; then bos, eos, pad, and CLS of the objective
 SPECIALS = {"bos": 3, "eos": 4, "pad": 5}

@@ -12,10 +12,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from torch import nn
 
-from build import build_network, build_objective
+from checkpoint import build_network, build_objective
 from configurator import Config, UserError
 from corpus import Batch
-from flex import END, TIME_SCALE, FlexMDM, Leaper, Rows, deviance, noised
+from insertion import END, TIME_SCALE, FlexMDM, FlexRows, Leaper, deviance, noised
 from objective import SampleOptions, categorical, generator
 
 A, B, PAD, EOS, BOS, MASK = range(6)
@@ -200,7 +200,7 @@ def test_noising_token_by_token(seed):
 def test_times_have_the_law_of_the_schedule():
     """At time t a token is missing with probability 1 - t, masked with -(1 - t) log(1 - t)."""
     n, process = 40000, flex()
-    rows = Rows(torch.zeros(1, n, dtype=torch.int64), None, None, None)
+    rows = FlexRows(torch.zeros(1, n, dtype=torch.int64), None, None, None)
     insert, unmask = process.times(rows, generator(0))
     for t in (0.1, 0.5, 0.9):
         for found, p in (

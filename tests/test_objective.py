@@ -1,6 +1,6 @@
 """Every objective of the registry against enumeration and closed forms.
 
-An objective added to build.py is tested here as it stands; VARIANTS lists the options of those
+An objective added to checkpoint.py is tested here as it stands; VARIANTS lists the options of those
 that have some. What only score entropy has (graphs, schedules, steps) is in test_diffusion.py.
 """
 
@@ -11,10 +11,10 @@ import pytest
 import torch
 from exact import Distribution, ExactNetwork, total_variation
 
-from build import OBJECTIVES, build_network, build_objective
+from checkpoint import OBJECTIVES, build_network, build_objective
 from configurator import Config, UserError
 from corpus import Batch
-from masked import MaskedTokens
+from diffusion import MaskedTokens
 from objective import SampleOptions, generator
 
 VARIANTS = {

@@ -1,4 +1,4 @@
-"""prepare_bytes.py, byte_rows.py, sources.py, report_bytes.py and palindromes.py."""
+"""Byte corpora: texts, rows, figures, and what a palindrome is."""
 
 import filecmp
 import json
@@ -15,8 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import prepare_bytes
-import sources
-from byte_rows import (
+from configurator import UserError
+from corpus import Corpus, CorpusWriter
+from prepare import texts
+from prepare.byte_rows import (
     BOS,
     EOS,
     PAD,
@@ -30,11 +32,9 @@ from byte_rows import (
     palindrome_row,
     upstream_rows,
 )
-from configurator import UserError
-from corpus import Corpus, CorpusWriter
-from palindromes import counted_valid, describe, is_exact, is_palindrome, normalise, report
+from prepare.texts import read_phrases
 from prepare_bytes import main, variants
-from sources import read_phrases
+from tasks.palindromes import counted_valid, describe, is_exact, is_palindrome, normalise, report
 from tokenizer import Bytes
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -202,7 +202,7 @@ def test_report_of_nothing():
 
 @pytest.fixture(scope="session")
 def prose():
-    return sources.python_prose()
+    return texts.python_prose()
 
 
 def test_prose(prose):

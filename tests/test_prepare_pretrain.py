@@ -1,4 +1,4 @@
-"""prepare_pretrain.py, streams.py, shards.py: text of any length to ids in shards."""
+"""prepare_pretrain.py, prepare/texts.py, prepare/shards.py: text of any length to ids in shards."""
 
 import filecmp
 import json
@@ -17,12 +17,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import streams
 from configurator import UserError
 from corpus import Corpus
+from prepare import texts as text_module
+from prepare.shards import LEAST, ShardWriter, partial_of
+from prepare.texts import END, Hub, cut, labelled, pieces, split_of
 from prepare_pretrain import PretrainConfig, chunks, main, padded_rows
-from shards import LEAST, ShardWriter, partial_of
-from streams import END, Hub, cut, labelled, pieces, split_of
 from tokenizer import HF, Bytes, Symbols
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -255,9 +255,9 @@ def test_patterns_and_separator(tmp_path: Path):
 
 def test_the_end_of_a_long_line_is_no_separator(tmp_path: Path, monkeypatch):
     """Where a line is read in parts, only its first part can be one."""
-    monkeypatch.setattr(streams, "PIECE", 5)
+    monkeypatch.setattr(text_module, "PIECE", 5)
     (tmp_path / "a.txt").write_bytes(b"12345sep\nsep\n12345\nsep")
-    found = list(streams.separated(tmp_path / "a.txt", b"sep"))
+    found = list(text_module.separated(tmp_path / "a.txt", b"sep"))
     assert b"".join(c or b"|" for c in found) == b"12345sep\n|12345\n|"
 
 
@@ -289,7 +289,7 @@ def test_shakespeare_is_cut_by_position(tmp_path: Path):
 def test_pydoc(tmp_path: Path, monkeypatch):
     """Docstrings are the documents; one in twenty is held out."""
     texts = [f"Docstring {i} of\na function." for i in range(1000)]
-    monkeypatch.setattr(streams, "prose", lambda: texts)
+    monkeypatch.setattr(text_module, "prose", lambda: texts)
     main([f"--data_dir={tmp_path}", "--source=pydoc", "--tokenizer=bytes"])
     corpus = Corpus(tmp_path / "pydoc")
     val = [t for t in texts if split_of(t.encode(), 0.05, 42) == "val"]
@@ -424,7 +424,7 @@ def test_workers_and_shards_do_not_change_the_ids(tmp_path: Path, mixed: Path):
 # a process that dies by SIGKILL in the middle of a shard, after bytes of it reached the disk
 DIES = """
 import os, signal, sys, prepare_pretrain
-from shards import ShardWriter
+from prepare.shards import ShardWriter
 whole = ShardWriter.tokens
 def tokens(self, split, ids):
     start = whole(self, split, ids)
@@ -607,13 +607,14 @@ def test_folders_and_defaults():
     assert PretrainConfig(source="a.txt,b", data_dir="x").folder() == Path("x/text")
     assert PretrainConfig(source="pydoc", dataset="mine").folder() == Path("data/mine")
     assert PretrainConfig(path_to_data_store="x/y").folder() == Path("x/y")
-    assert streams.HUB["gutenberg"] == (Hub("manu/project_gutenberg", None, "en"),)
+    assert text_module.HUB["gutenberg"] == (Hub("manu/project_gutenberg", None, "en"),)
 
 
 def test_preparing_does_without_torch():
     """Which takes two seconds to import, in every worker again."""
-    names = sorted(p.stem for p in ROOT.glob("prep*.py"))
-    assert len(names) == 7
+    names = [p.stem for p in ROOT.glob("prep*.py")]
+    assert len(names) == 4
+    names += ["tasks.stars", "tasks.puzzles", "patches.prepare", "cascade.stages"]
     code = f"import sys, {', '.join(names)}; print([n for n in LIBRARIES if n in sys.modules])"
     code = code.replace("LIBRARIES", "('torch', 'transformers', 'datasets', 'spacy', 'pandas')")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""prepare_sft.py and pydoc_pairs.py: formats, reasons, splits, and answers that are true."""
+"""Questions and answers: formats, reasons, splits, and answers about Python that are true."""
 
 import importlib
 import json
@@ -10,12 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import prepare_sft
-import pydoc_pairs
-from chat import chat_rows
 from configurator import UserError, load
 from corpus import Corpus
+from prepare import pydoc_questions
 from prepare_sft import SftConfig, conversation, conversations, divided, join, question
-from tokenizer import HF, Bytes
+from tokenizer import HF, Bytes, chat_rows
 
 ROWS = [{"instruction": f"Question {i}?", "output": f"Answer {i}, with words."} for i in range(40)]
 SPOKEN = [("user", "Name a colour."), ("assistant", "Red.")]
@@ -277,7 +276,7 @@ def test_without_the_hub(run_cli, assert_refused, tmp_path):
 
 @pytest.fixture(scope="module")
 def pairs():
-    return dict(pydoc_pairs.python_pairs())
+    return dict(pydoc_questions.python_pairs())
 
 
 def test_pairs_are_many_short_and_public(pairs):
@@ -333,7 +332,7 @@ def test_answers_are_true(pairs):
     ],
 )
 def test_first_sentence(doc, sentence):
-    assert pydoc_pairs.first_sentence(doc) == sentence
+    assert pydoc_questions.first_sentence(doc) == sentence
 
 
 def test_another_process_makes_the_same_pairs(pairs, run_cli, tmp_path):

@@ -20,13 +20,12 @@ from obedient import broken, hanging, obedient
 
 import preprocess_prefix
 from configurator import UserError
-from keywords import TfIdf, word_scores
-from prefix_data import Document, Preprocessed, ShardFolder, read_documents
-from prefix_texts import detokenizer, find_texts, is_prose
+from prepare.documents import Document, Preprocessed, ShardFolder, read_documents
+from prepare.importance import Rules, TfIdf, priorities, word_scores
+from prepare.texts import detokenizer, find_texts, is_prose
+from prepare.workers import Workers
 from preprocess_prefix import PrefixConfig, Preprocessor, main, once, shard_range, word_of_tokens
-from tagger import Rules, priorities
 from tokenizer import GPT2, HF, Bytes, Symbols, encode_spans
-from workers import Workers
 
 STORY = """The old ship reached Bergen in March.  Captain Ada Lund sold her cargo – 40 barrels
 of herring – and bought coffee, sugar and “good” rope.
@@ -544,19 +543,17 @@ def test_the_end_of_one_long_text_is_held_out(texts):
 
 
 def test_pydoc_needs_one_command(texts, monkeypatch):
-    import sources
-    import streams
+    from prepare import texts as module
 
-    monkeypatch.setattr(streams, "python_prose", lambda: [text_of(n) for n in range(30)])
-    streams.prose.cache_clear()
+    monkeypatch.setattr(module, "python_prose", lambda: [text_of(n) for n in range(30)])
+    module.prose.cache_clear()
     main(["--mode=constituency", "--dataset_name=pydoc", "--tagger=rules"])
-    streams.prose.cache_clear()
+    module.prose.cache_clear()
     counts = [
         Preprocessed(f"data/preprocessed/constituency/pydoc_{m}").counts()
         for m in ("train", "validation")
     ]
     assert sum(c["documents"] for c in counts) == 30
-    assert sources.python_prose is not streams.python_prose
 
 
 # ---- mistakes ------------------------------------------------------------------------------------

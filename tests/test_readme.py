@@ -18,8 +18,8 @@ TOY = {  # appended to a command, so that it takes seconds
     "train.py config/": "--n_layer=1 --n_embd=8 --n_head=2 --cond_dim=4",
     "sample.py": "--num_samples=2 --steps=3",
     "evaluate.py": "--rows=8 --samples=4",
-    "bench.py": "--quick --rows=equality",
-    "results.py": "--iters=2 --samples=4 --val_rows=8 --rows=MDLM;left-to-right",
+    "-m bench": "--quick --rows=equality",
+    "-m analysis.results": "--iters=2 --samples=4 --val_rows=8 --rows=MDLM;left-to-right",
     "lessons/orders.py": "--steps=2 --samples=4",
     "lessons/five_samplers.py": "--steps=3",
     "prepare_bytes.py --source=palindrome": "--rows=300 --val_rows=30",
@@ -51,11 +51,11 @@ def copy(tmp_path_factory):
     folder = tmp_path_factory.mktemp("readme")
     for path in [*ROOT.glob("*.py"), *ROOT.glob("*.md")]:
         shutil.copy(path, folder)
-    shutil.copytree(ROOT / "config", folder / "config")
     (folder / "data").mkdir()
     shutil.copy(ROOT / "data" / "palindromes.txt", folder / "data")
-    for name in ("lessons", "docs"):
-        shutil.copytree(ROOT / name, folder / name)
+    packages = [path.parent.name for path in ROOT.glob("*/__init__.py")]
+    for name in ("config", "lessons", "docs", *packages):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     commits_in(folder)
     return folder
 
@@ -101,7 +101,7 @@ def test_examples_in_python(copy, monkeypatch):
     bound, and samples what the network has learnt."""
     import torch
 
-    from build import OBJECTIVES
+    from checkpoint import OBJECTIVES
     from corpus import Corpus
     from objective import SampleOptions, generator
     from train import main
@@ -129,33 +129,13 @@ def test_examples_in_python(copy, monkeypatch):
 
 
 def test_file_table_is_complete():
-    """The table of files names every file at the root, and no other."""
+    """The table of files names every file at the root and every folder, and no other."""
     text = (ROOT / "README.md").read_text()
-    table = text[text.index("## Files") :]
-    named = set(re.findall(r"`(\w+\.py)`", table.split("\n## ")[0]))
-    assert named == {p.name for p in ROOT.glob("*.py")}
-
-
-def tree():
-    """docs/files.md: what is in the repository, with lines."""
-    folders = ["", "config", "lessons", "slurm", "tests", "docs"]
-    parts = ["# Files", "", "`python tests/test_readme.py` writes this page; a test compares it."]
-    for folder in folders:
-        kinds = ("*.py", "*.slurm", "*.sh", "*.md")
-        found = sorted(p for kind in kinds for p in (ROOT / folder).glob(kind))
-        sizes = {p.name: len(p.read_text().splitlines()) for p in found if p.name != "files.md"}
-        parts += ["", f"## {folder or 'the root'}: {sum(sizes.values()):,} lines", ""]
-        if folder == "config":
-            parts += [", ".join(f"`{name}`" for name in sizes)]
-        else:
-            parts += ["| file | lines |", "|---|---|"]
-            parts += [f"| `{name}` | {count} |" for name, count in sizes.items()]
-    return "\n".join(parts) + "\n"
-
-
-def test_files_are_counted():
-    """Run `python tests/test_readme.py` after a change."""
-    assert (ROOT / "docs" / "files.md").read_text() == tree()
+    table = text[text.index("## Files") :].split("\n## ")[0]
+    files = table[: table.index("Folders build on")]
+    assert set(re.findall(r"`(\w+\.py)`", files)) == {p.name for p in ROOT.glob("*.py")}
+    folders = {p.parent.name for p in ROOT.glob("*/__init__.py")}
+    assert folders <= set(re.findall(r"`(\w+)/`", table))
 
 
 def test_slurm_jobs_run_commands_that_exist():
@@ -172,7 +152,3 @@ def test_slurm_jobs_run_commands_that_exist():
                 job.name,
                 flag,
             )
-
-
-if __name__ == "__main__":
-    (ROOT / "docs" / "files.md").write_text(tree())

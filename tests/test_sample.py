@@ -1,4 +1,4 @@
-"""generate.py, sample.py, evaluate.py: what is given stays, what is asked for comes, and every
+"""sample.py, evaluate.py: what is given stays, what is asked for comes, and every
 option has a defined result. Samplers run on random networks, so nothing here is owed to training.
 """
 
@@ -15,14 +15,12 @@ import torch
 
 import evaluate
 import sample
-from build import build_network, build_objective
-from checkpoint import Model, load
+from checkpoint import Model, build_network, build_objective, load
 from configurator import Config, UserError
 from corpus import Corpus
-from decode import SAMPLERS
-from generate import Canvas, canvas, framed, generate, read_prompt
+from diffusion import SAMPLERS
 from objective import Frame, SampleOptions, draw_tokens, generator, sharpen
-from sample import SampleConfig, canvases
+from sample import Canvas, SampleConfig, canvas, canvases, framed, generate, read_prompt
 from tokenizer import Symbols
 
 LETTERS = "abcd"

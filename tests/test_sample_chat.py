@@ -16,16 +16,22 @@ import torch
 
 import evaluate
 import sample
-from build import build_network, build_objective
-from chat import ASSISTANT, USER, chat_rows, decode_answer, encode_chat
-from checkpoint import Model, load
+from checkpoint import Model, build_network, build_objective, load
 from configurator import Config, UserError
 from corpus import Batch
-from generate import Canvas, answer_canvas, chat_canvas, generate, written_ids
 from objective import SampleOptions, generator
-from optimize import make_optimizers
-from sample import SampleConfig, answer_defaults, converse
-from tokenizer import HF
+from sample import (
+    Canvas,
+    SampleConfig,
+    answer_canvas,
+    answer_defaults,
+    chat_canvas,
+    converse,
+    generate,
+    written_ids,
+)
+from tokenizer import ASSISTANT, HF, USER, chat_rows, decode_answer, encode_chat
+from train import make_optimizers
 
 pytest.importorskip("tokenizers")
 

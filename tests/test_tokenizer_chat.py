@@ -1,12 +1,11 @@
-"""chat.py: the template, what is given and what is written, and that no text becomes a token."""
+"""Chats: the template, what is given and what is written, and that no text becomes a token."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chat import chat_rows, decode_answer, encode_chat
 from configurator import UserError
-from tokenizer import HF, Bytes
+from tokenizer import HF, Bytes, chat_rows, decode_answer, encode_chat
 
 TEXTS = ["What does the user do?", "The assistant answers the question.\nIn two lines.", "a b c"]
 NAMES = ["<BOS>", "<EOS>", "<START_ID>", "<END_ID>", "<EOT_ID>", "[MASK]", "[CLS]", "[UNK]"]

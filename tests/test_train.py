@@ -1,4 +1,4 @@
-"""train.py and optimize.py: exact resuming, one or two processes, refusals, divergence, logs."""
+"""train.py: exact resuming, one or two processes, refusals, divergence, logs."""
 
 import json
 import math
@@ -16,16 +16,15 @@ import torch
 from torch import Tensor
 
 import checkpoint
-import fsdp
 import train
 from configurator import ROOT, Config, UserError, load
 from corpus import Batch, CorpusWriter
-from diffusion import Absorbing, ScoreEntropy, Uniform
+from diffusion import Absorbing, Geometric, LogLinear, ScoreEntropy, Uniform
 from model import Transformer
-from noise import Geometric, LogLinear
 from objective import Loss, SampleOptions, generator
-from optimize import lr_multiple, make_optimizers, scale_gradients, update_ema
+from parallel import fsdp
 from tokenizer import Symbols
+from train import lr_multiple, make_optimizers, scale_gradients, update_ema
 
 VOLATILE = {"tokens_per_s", "mfu"}  # of a line of the log: they depend on the clock
 

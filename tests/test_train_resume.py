@@ -12,7 +12,7 @@ import torch
 from launcher import finish, launch_all
 
 import checkpoint
-from build import OBJECTIVES
+from checkpoint import OBJECTIVES
 
 # options without which an objective refuses to run on the tiny corpus, whose rows begin with BOS
 OPTIONS = {"idlm": {"noise": "linear"}, "xlnet": {"time_input": False}}

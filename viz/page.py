@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from story import Story
+from viz.story import Story
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 

@@ -1,4 +1,4 @@
-"""Frames of a sampler -> the life of every token, which is what page.py shows.
+"""Frames of a sampler -> the life of every token, which is what viz/page.py shows.
 
     story = Story("stage 1", show_token, mask_id, grows=objective.grows)
     generate(model, canvases, options, watch=story.watch)
@@ -13,9 +13,9 @@ from typing import Any, Callable, Iterable, Iterator
 
 from torch import Tensor
 
-import recorder
-from recorder import Drawn
-from view import STAND_IN, Frame, ShowToken, carry
+from viz import recorder
+from viz.recorder import Drawn
+from viz.view import STAND_IN, Frame, ShowToken, carry
 
 GONE = -1  # id of a token that is not, or no longer, in the text
 
@@ -109,7 +109,7 @@ class Story:
     # -- plain data --
 
     def data(self) -> dict[str, Any]:
-        """What page.py embeds, in types of JSON:
+        """What viz/page.py embeds, in types of JSON:
 
         samples: a list of tokens each, {"given": bool, "history": [[frame, id, p, best], ...]}, p
         and best null where nothing was drawn, best [[id, p], ...]; texts: {str(id): text}; frames:

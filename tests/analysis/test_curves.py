@@ -2,7 +2,7 @@
 
 import pytest
 
-import curves
+from analysis import curves
 from configurator import UserError
 
 

@@ -13,11 +13,10 @@ import torch
 from exact import Distribution, ExactNetwork
 
 import checkpoint
-import harness
-from build import build_network, build_objective
-from checkpoint import Model
+from analysis import harness
+from analysis.harness import HarnessConfig, generate_texts, loglikelihood, rolling, windows
+from checkpoint import Model, build_network, build_objective
 from configurator import Config, UserError
-from harness import HarnessConfig, generate_texts, loglikelihood, rolling, windows
 from objective import SampleOptions
 from tokenizer import Symbols
 
@@ -172,14 +171,14 @@ def test_bound_of_insertion_is_below_its_likelihood(trained, helpers):
 @pytest.mark.parametrize("objective", ["ar", "masked", "ilm"])
 def test_star_graphs_put_bos_between_question_and_answer(tmp_path, flags, objective):
     """The nats are those of the row of training, and what is written greedily is told so."""
-    import prepare_stars
     import train
+    from tasks import stars
 
-    prepare_stars.OURS["tiny"], usual = (40, 8), prepare_stars.OURS["tiny"]
+    stars.OURS["tiny"], usual = (40, 8), stars.OURS["tiny"]
     try:
-        prepare_stars.main(["--level=tiny", f"--data_dir={tmp_path}"])
+        stars.main(["--level=tiny", f"--data_dir={tmp_path}"])
     finally:
-        prepare_stars.OURS["tiny"] = usual
+        stars.OURS["tiny"] = usual
     told = {"data_dir": tmp_path, "dataset": "star_tiny", "block_size": 16, "max_iters": 2}
     train.main(flags(tmp_path / "out", **told, objective=objective, time_input=False))
     model = checkpoint.load(str(tmp_path / "out" / "ckpt.pt"))
@@ -331,7 +330,7 @@ def stub(tmp_path: Path) -> Path:
 
 def test_command_runs_a_task_offline(stub, tmp_path, trained, run_cli):
     ckpt, out = trained() / "ckpt.pt", tmp_path / "found.json"
-    told = ["harness.py", f"--ckpt={ckpt}", "--maskings=32", f"--json={out}"]
+    told = ["analysis.harness", f"--ckpt={ckpt}", "--maskings=32", f"--json={out}"]
     env = {"PYTHONPATH": str(stub)}
     result = run_cli(*told, "--tasks=letters", env=env, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -350,10 +349,10 @@ def test_command_runs_a_task_offline(stub, tmp_path, trained, run_cli):
 def test_without_lm_eval_it_is_one_line(tmp_path, trained, run_cli, assert_refused):
     """Also where the machine has one: a module that cannot be imported stands before it."""
     (tmp_path / "lm_eval.py").write_text("raise ImportError('none')")
-    told = ["harness.py", f"--ckpt={trained() / 'ckpt.pt'}", "--tasks=arc_easy"]
+    told = ["analysis.harness", f"--ckpt={trained() / 'ckpt.pt'}", "--tasks=arc_easy"]
     result = run_cli(*told, env={"PYTHONPATH": str(tmp_path)})
     assert_refused(result, "pip install lm_eval")
-    assert_refused(run_cli("harness.py"), "tasks must be")
+    assert_refused(run_cli("analysis.harness"), "tasks must be")
 
 
 def test_adapter_groups_requests_and_refuses_what_it_does_not_know(stub, tiny_model, monkeypatch):

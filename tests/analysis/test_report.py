@@ -1,4 +1,4 @@
-"""report.py, compare.py, probes.py, results.py: pages and tables of toy models of all families;
+"""Pages and tables of toy models of all families (report, compare, probes, results);
 what is counted at each level, against closed forms; what is refused."""
 
 import dataclasses
@@ -14,15 +14,13 @@ import torch
 from test_evaluate import model_of
 
 import evaluate
-import report
-import results
+from analysis import report, results
+from analysis.curves import ways
+from analysis.probes import LEVELS, axis, by_level
 from checkpoint import Model
-from configurator import Config, UserError
+from configurator import ROOT, Config, UserError
 from corpus import Batch, Corpus, CorpusWriter
-from curves import ways
-from evaluate import EvaluateConfig, bound, describe_bound
-from judge import distinct
-from probes import LEVELS, axis, by_level
+from evaluate import EvaluateConfig, bound, describe_bound, distinct
 from tokenizer import Symbols
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -82,9 +80,9 @@ PAGES = [pytest.param(f, marks=[pytest.mark.slow] if f in SLOWER else []) for f 
 @pytest.mark.parametrize("family", PAGES)
 def test_page_of_every_family(checkpoint_of: Any, tmp_path: Path, monkeypatch: Any, family: str):
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr("curves.STEPS", (1, 4))
-    monkeypatch.setattr("curves.THRESHOLDS", (0.5,))
-    monkeypatch.setattr("curves.RATIOS", (0.5,))
+    monkeypatch.setattr("analysis.curves.STEPS", (1, 4))
+    monkeypatch.setattr("analysis.curves.THRESHOLDS", (0.5,))
+    monkeypatch.setattr("analysis.curves.RATIOS", (0.5,))
     ckpt, folder = checkpoint_of(family), tmp_path / "about"
     argv = [f"--ckpt={ckpt}", f"--report={folder}", "--rows=8", "--samples=4", "--steps=5"]
     evaluate.main([*argv, f"--json={tmp_path / 'all.json'}"])
@@ -357,7 +355,7 @@ def test_compare_needs_two(checkpoint_of: Any, tmp_path: Path):
         evaluate.main(["--compare=a,b", f"--report={tmp_path / 'new'}"])
 
 
-# ---- results.py --------------------------------------------------------------------------------
+# ---- results -----------------------------------------------------------------------------------
 
 
 def test_only_its_own_part_of_the_file_is_written(tmp_path: Path):
@@ -378,9 +376,9 @@ def test_results_refuse_unknown_names(tmp_path: Path):
 
 
 def test_the_table_in_docs_names_its_command():
-    text = (Path(results.__file__).parent / "docs" / "results.md").read_text()
+    text = (ROOT / "docs" / "results.md").read_text()
     measured = text[text.index("## star_tiny") :]
-    assert "python results.py --dataset=star_tiny" in measured
+    assert "python -m analysis.results --dataset=star_tiny" in measured
     for name in results.ROWS:
         assert f"\n| {name} | " in measured
 
@@ -391,11 +389,11 @@ def test_results(tmp_path: Path, run_cli: Any):
     table = tmp_path / "results.md"
     argv = [f"--data_dir={tmp_path / 'data'}", f"--out_dir={tmp_path / 'out'}", f"--table={table}"]
     argv += ["--iters=2", "--samples=4", "--val_rows=8", "--flags=--n_layer=1 --eval_iters=1"]
-    first = run_cli("results.py", *argv, timeout=400)
+    first = run_cli("analysis.results", *argv, timeout=400)
     assert first.returncode == 0, first.stderr
     text = table.read_text()
     assert all(f"\n| {name} | " in text for name in results.ROWS)
     assert "--iters=2" in text and "--n_layer=1" in text
-    second = run_cli("results.py", *argv, timeout=200)
+    second = run_cli("analysis.results", *argv, timeout=200)
     assert second.returncode == 0 and "iter 1" not in second.stdout
     assert table.read_text().count("## star_tiny") == 1

@@ -1,4 +1,4 @@
-"""bench.py: its textbook is the same maths as ours, its rows tell so when it is not, and the
+"""bench/speed.py: its textbook is the same maths as ours, its rows tell so when it is not, and the
 properties behind our speed that no clock is needed for."""
 
 import json
@@ -11,17 +11,17 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import bench
-from bench import BenchConfig, Ours, Rows, Shape
-from build import OBJECTIVES, build_network, build_objective
+from bench import speed
+from bench.speed import BenchConfig, Ours, Rows, Shape
+from bench.textbook import InsertionTextbook, Textbook, textbook, textbook_weights
+from checkpoint import OBJECTIVES, build_network, build_objective
 from configurator import Config, UserError, build, load
 from corpus import Batch
 from insertion import compact
 from objective import SampleOptions, bucket, generator
-from optimize import make_optimizers, scale_gradients, update_ema
-from references import InsertionTextbook, Textbook, textbook, textbook_weights
+from train import make_optimizers, scale_gradients, update_ema
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 QUICK = BenchConfig(quick=True, shapes="tiny", budget=0.0, rounds=2, device="cpu")
 WIDE = Shape(20000, 16, 16, 1, 2, 64)  # B L V is 4 chunks of 256 rows and 64 times the embedding
 
@@ -38,8 +38,9 @@ def one_thread():
 
 
 def bench_command(*args: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "bench.py"), "--device=cpu", "--threads=1", *args]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"RANK": "0"})
+    command = [sys.executable, "-m", "bench", "--device=cpu", "--threads=1", *args]
+    env = os.environ | {"RANK": "0"}
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
 
 
 def test_command_prints_a_table_and_writes_rows(tmp_path):
@@ -66,7 +67,7 @@ def test_command_prints_a_table_and_writes_rows(tmp_path):
 
 def test_bad_options_are_refused_before_anything_is_written(tmp_path):
     with pytest.raises(UserError, match="rows must be a comma-separated choice"):
-        bench.main(["--rows=speed", f"--json={tmp_path / 'rows.jsonl'}"])
+        speed.main(["--rows=speed", f"--json={tmp_path / 'rows.jsonl'}"])
     assert not list(tmp_path.iterdir())
     with pytest.raises(UserError, match="shapes must be"):
         build(BenchConfig, {"shapes": "huge"})
@@ -74,7 +75,7 @@ def test_bad_options_are_refused_before_anything_is_written(tmp_path):
 
 @pytest.mark.parametrize("kind", ["sample", "micro", "loss"])
 def test_quick_rows(kind):
-    for planned, name, variant in bench.plan(QUICK):
+    for planned, name, variant in speed.plan(QUICK):
         if planned == kind and "bfloat16" not in variant:
             found = getattr(Rows(QUICK), kind)(name, *variant.split())
             assert found["ratio"] > 0 and found["rounds"] == 2
@@ -97,26 +98,26 @@ def test_start_is_timed(what):
 
 
 def test_plan_holds_the_rows_of_the_targets():
-    shapes = dict.fromkeys(name.split()[1] for name in bench.TARGETS)
+    shapes = dict.fromkeys(name.split()[1] for name in speed.TARGETS)
     cfg, _ = load(BenchConfig, ["--shapes=" + ",".join(shapes)])
-    planned = {(f"{kind} {name}", variant) for kind, name, variant in bench.plan(cfg)}
-    wanted = {(name, v) for name, variants in bench.TARGETS.items() for v in variants}
+    planned = {(f"{kind} {name}", variant) for kind, name, variant in speed.plan(cfg)}
+    wanted = {(name, v) for name, variants in speed.TARGETS.items() for v in variants}
     assert wanted <= planned
-    kinds = [kind for kind, _, _ in bench.plan(cfg)]
+    kinds = [kind for kind, _, _ in speed.plan(cfg)]
     last = max(i for i, kind in enumerate(kinds) if kind == "equality")
     assert {"machine", "equality"} == set(kinds[: last + 1])  # equality before any speed
-    equal = [(name, variant) for kind, name, variant in bench.plan(cfg) if kind == "equality"]
-    for kind, name, variant in bench.plan(cfg):
+    equal = [(name, variant) for kind, name, variant in speed.plan(cfg) if kind == "equality"]
+    for kind, name, variant in speed.plan(cfg):
         if kind in ("loss", "train"):  # nothing is timed that was not compared
             assert (name, variant.split()[0]) in equal
 
 
 def run_main(monkeypatch, rows: dict, *args: str) -> None:
     """main with made-up results: kind -> what every row of it tells."""
-    for kind in ("machine", *bench.KINDS):
+    for kind in ("machine", *speed.KINDS):
         monkeypatch.setattr(Rows, kind, lambda *a, kind=kind: rows.get(kind, {"ratio": 0.01}))
-    monkeypatch.setattr(bench, "plan", lambda cfg: [("equality", "tiny", "sedd"), TARGETED])
-    bench.main(["--device=cpu", *args])
+    monkeypatch.setattr(speed, "plan", lambda cfg: [("equality", "tiny", "sedd"), TARGETED])
+    speed.main(["--device=cpu", *args])
 
 
 TARGETED = ("micro", "gpt2", "ema")  # has a target, far above 0.01
@@ -136,7 +137,7 @@ def test_speed_decides_the_exit_code_only_with_gate(monkeypatch):
 @pytest.mark.parametrize("form", ["sedd", "mdlm", "ilm"])
 @pytest.mark.parametrize("shape", [Shape(260, 32, 64, 2, 4, 8, False, "learned"), WIDE])
 def test_textbook_is_our_loss(form, shape, monkeypatch):
-    monkeypatch.setitem(bench.SHAPES, "tiny", shape)
+    monkeypatch.setitem(speed.SHAPES, "tiny", shape)
     found = Rows(QUICK).equality("tiny", form)
     assert found["equal"] and found["gradient"] <= 1e-5
 
@@ -165,7 +166,7 @@ def test_a_broken_target_of_insertion_fails(monkeypatch):
 
 def test_the_dense_target_counts_what_is_missing():
     """[7, 5, 5, 6] and BOS, with both fives and the six dropped: two fives in one gap."""
-    ours = Ours(QUICK, bench.SHAPES["tiny"], "ilm")
+    ours = Ours(QUICK, speed.SHAPES["tiny"], "ilm")
     ids = torch.tensor([[40, 39, 7, 5, 5, 6]])
     drop = torch.tensor([[False, False, False, True, True, True]])
     rows = compact(ids, torch.arange(6)[None] > 1, torch.tensor([6]), drop, 0)
@@ -201,7 +202,7 @@ def test_a_broken_sampler_fails(sampler, monkeypatch):
 
 
 def test_an_update_and_the_average_are_equal():
-    ours = Ours(QUICK, bench.SHAPES["tiny"], "sedd")
+    ours = Ours(QUICK, speed.SHAPES["tiny"], "sedd")
     book, params = Textbook(ours), dict(ours.net.named_parameters())
     [adamw] = make_optimizers(ours.config, ours.net, ours.device)
     ema = {k: p.detach().clone() for k, p in params.items()}

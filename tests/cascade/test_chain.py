@@ -1,4 +1,4 @@
-"""cascade.py: numbers against brute force, the chain against what it says of itself, refusals."""
+"""Cascades: numbers against brute force, the chain against what it says of itself, refusals."""
 
 import contextlib
 import dataclasses
@@ -15,12 +15,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import cascade
 import checkpoint
-import prepare_stages
 import sample
 import train
-from cascade import order_kept, overlap, overlap_by_chance, places
+from cascade import chain as cascade
+from cascade import stages as prepare_stages
+from cascade.chain import order_kept, overlap, overlap_by_chance, places
 from configurator import UserError
 from corpus import Corpus
 from tokenizer import Symbols
@@ -340,7 +340,7 @@ def test_a_page_of_all_stages(stages: Path, tmp_path: Path):
 
 def test_one_stage_by_itself(stages: Path):
     """A prompt for a stage is text, not a frame of BOS and EOS; EOS does not end what it writes."""
-    from generate import canvas, text_of, written_ids
+    from sample import canvas, text_of, written_ids
 
     model = checkpoint.load(str(stages / "out2" / "ckpt.pt"))
     begun = canvas(model, prompt="ABC")

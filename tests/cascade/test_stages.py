@@ -1,4 +1,4 @@
-"""stages.py, prepare_stages.py and prefix.py against rules written out loop by loop."""
+"""Stages of a cascade and prefixes in training against rules written out loop by loop."""
 
 import contextlib
 import io
@@ -14,17 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import checkpoint
-import prepare_stages
-import stages
 import train
+from cascade import stages
+from cascade.stages import END_KEY, Chunks, first_chunks, joined, select, stage_rows, stride_chunks
 from configurator import ROOT, Config, UserError, load
 from corpus import Batch, Corpus
 from model import Transformer
 from objective import generator
-from prefix import REPLACED, changed_prefix, permutation, shuffled_prefix, spoilt_prefix
-from prefix_data import Document, ShardFolder, shard_path
-from stages import END_KEY, Chunks, first_chunks, joined, select, stage_rows, stride_chunks
+from prepare.documents import Document, ShardFolder, shard_path
 from tokenizer import Bytes, Symbols
+from train import REPLACED, changed_prefix, permutation, shuffled_prefix, spoilt_prefix
 
 # ---- the rules, one token at a time --------------------------------------------------------------
 
@@ -243,10 +242,10 @@ def preprocessed(
 
 
 def prepare(*argv: Any) -> str:
-    """Run prepare_stages.py; what it printed."""
+    """Run cascade/stages.py; what it printed."""
     told = io.StringIO()
     with contextlib.redirect_stdout(told):
-        prepare_stages.main([str(a) for a in argv])
+        stages.main([str(a) for a in argv])
     return told.getvalue()
 
 
@@ -415,7 +414,7 @@ def copies(tmp_path_factory: Any) -> Path:
     root = tmp_path_factory.mktemp("copies")
     where = [f"--data_dir={root}", "--dataset=copy"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare_stages, "COPIES", {"train": 300, "val": 100})
+        patch.setattr(stages, "COPIES", {"train": 300, "val": 100})
         prepare("--source=copy", "--lengths=4,8", "--stage=2", *where)
     return root
 
@@ -481,7 +480,7 @@ def test_configs_fit_their_corpora():
     for path in [*configs.glob("stage*.py"), *configs.glob("cascade_toy?.py")]:
         cfg, _ = load(Config, [str(path)])
         words = [w for w in cfg.prepare.split() if w.startswith(("--stage=", "--lengths="))]
-        told, _ = load(prepare_stages.StagesConfig, words)
+        told, _ = load(stages.StagesConfig, words)
         assert cfg.block_size == sum([0, *told.sizes()][told.stage - 1 : told.stage + 1]), path
         assert cfg.dataset.endswith(f"stage{told.stage}"), path
 
@@ -493,7 +492,7 @@ def test_configs_fit_their_corpora():
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_copying_is_learnt(tmp_path: Path, run_cli: Any, shuffle: bool):
     """Without shuffling the order of the prefix is used, with it it is not."""
-    import cascade
+    from cascade import chain
 
     argv = ["config/cascade_copy.py", f"--prefix_shuffle={shuffle}", "--threads=1"]
     where = [f"--data_dir={tmp_path / 'data'}", f"--out_dir={tmp_path / 'out'}"]
@@ -505,10 +504,10 @@ def test_copying_is_learnt(tmp_path: Path, run_cli: Any, shuffle: bool):
     true, permuted = (
         float(model.objective.bound(model.net, b, generator(1), 4).mean()) for b in (batch, other)
     )
-    stage = cascade.Stage("", 2, model, 4, 8)
-    cfg = cascade.CascadeConfig(cascade="x", steps=32)
-    made = cascade.write_stage(cfg, stage, batch.ids[:512, :4])
-    overlap = float(cascade.overlap(batch.ids[:512, :4], made.ids).mean())
+    stage = chain.Stage("", 2, model, 4, 8)
+    cfg = chain.CascadeConfig(cascade="x", steps=32)
+    made = chain.write_stage(cfg, stage, batch.ids[:512, :4])
+    overlap = float(chain.overlap(batch.ids[:512, :4], made.ids).mean())
     print(f"shuffle={shuffle}: {true:.2f} and {permuted:.2f} nats, overlap {overlap:.3f}")
     if shuffle:
         assert abs(true - permuted) < 0.5

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-LESSONS = Path(__file__).resolve().parent.parent / "lessons"
+LESSONS = Path(__file__).resolve().parent.parent.parent / "lessons"
 NAMES = sorted(path.stem for path in LESSONS.glob("*.py"))
 
 
@@ -132,9 +132,9 @@ def test_five_samplers_wants_a_masked_model(trained, run_cli, assert_refused):
 def test_orders(monkeypatch, capsys):
     import orders
 
-    import prepare_stars
+    from tasks import stars
 
-    monkeypatch.setitem(prepare_stars.OURS, "tiny", (200, 20))
+    monkeypatch.setitem(stars.OURS, "tiny", (200, 20))
     text = run("orders", capsys, "--steps=2", "--samples=4")
     for name in orders.ORDERS:
         assert f"{name}, 2 steps; one answer as it is written:" in text

@@ -18,9 +18,8 @@ import torch
 from launcher import finish, launch_all
 
 import checkpoint
-import fsdp
-import pieces
 from configurator import UserError
+from parallel import convert, fsdp, sharded_checkpoint
 
 slow = pytest.mark.slow
 OPTIONS = {
@@ -125,7 +124,7 @@ def test_bfloat16_parts_are_close_to_a_whole_network(tmp_path: Path, flags: Any)
         found[parallel] = losses(out)
     assert found["fsdp"] == pytest.approx(found["ddp"], rel=2e-3)
     assert found["fsdp"] != found["ddp"]
-    saved = pieces.Saved(tmp_path / "fsdp/ckpt")
+    saved = sharded_checkpoint.Saved(tmp_path / "fsdp/ckpt")
     kinds = {about["dtype"] for about in saved.tensors.values()}
     assert kinds == {"float32"}
 
@@ -133,7 +132,7 @@ def test_bfloat16_parts_are_close_to_a_whole_network(tmp_path: Path, flags: Any)
 def test_each_process_writes_its_half(tmp_path: Path, flags: Any):
     """Nothing but steps is written twice; every large tensor is in two files."""
     finish("train.py", *flags(tmp_path, parallel="fsdp", max_iters=1, **OPTIONS), count=2)
-    saved = pieces.Saved(tmp_path / "ckpt")
+    saved = sharded_checkpoint.Saved(tmp_path / "ckpt")
     sizes = [saved.layout["files"][f"__{i}_0.distcp"]["bytes"] for i in (0, 1)]
     assert sizes[1] > 0.85 * sizes[0], sizes
     for name, about in saved.tensors.items():
@@ -291,28 +290,28 @@ def test_two_nodes_are_one_job(tmp_path: Path, flags: Any, helpers: Any):
 
 def test_both_ways_loses_no_bit(tmp_path: Path, trained: Any, run_cli: Any, state: dict):
     """ckpt.pt -> folder -> ckpt.pt by the command; neither overwrites anything."""
-    pieces.main([f"--source={trained() / 'ckpt.pt'}", f"--out={tmp_path / 'ckpt'}"])
-    pieces.main([f"--source={tmp_path / 'ckpt'}", f"--out={tmp_path / 'ckpt.pt'}"])
+    convert.main([f"--source={trained() / 'ckpt.pt'}", f"--out={tmp_path / 'ckpt'}"])
+    convert.main([f"--source={tmp_path / 'ckpt'}", f"--out={tmp_path / 'ckpt.pt'}"])
     back = checkpoint.read(tmp_path / "ckpt.pt")
     assert back.keys() == state.keys()
     for key in state:
         assert same(state[key], back[key]), key
     with pytest.raises(UserError, match="exists already"):
-        pieces.main([f"--source={trained() / 'ckpt.pt'}", f"--out={tmp_path / 'ckpt'}"])
+        convert.main([f"--source={trained() / 'ckpt.pt'}", f"--out={tmp_path / 'ckpt'}"])
 
 
 def test_a_save_is_complete_or_never_happened(tmp_path: Path, state: dict):
     """Whatever is missing layout.json is not seen, and is cleared by the next save; two stay."""
     folder = tmp_path / "ckpt"
     for step in (1, 2, 3):
-        pieces.save({**state, "step": step}, folder)
+        sharded_checkpoint.save({**state, "step": step}, folder)
     assert [p.name for p in fsdp.saves(folder)] == ["000002", "000003"]
     assert sorted(p.name for p in folder.iterdir()) == ["000002", "000003"]
     shutil.copytree(folder / "000003", folder / "000004")
     (folder / "000004/layout.json").rename(folder / "000004/layout.json.tmp")
-    assert pieces.read(folder)["step"] == 3
-    pieces.save({**state, "step": 4}, folder)
-    assert pieces.read(folder)["step"] == 4
+    assert sharded_checkpoint.read(folder)["step"] == 3
+    sharded_checkpoint.save({**state, "step": 4}, folder)
+    assert sharded_checkpoint.read(folder)["step"] == 4
     assert sorted(p.name for p in folder.iterdir()) == ["000003", "000004"]
     assert not list(folder.rglob("*.tmp"))
 
@@ -320,16 +319,16 @@ def test_a_save_is_complete_or_never_happened(tmp_path: Path, state: dict):
 @pytest.mark.parametrize("broken", ["write_data", "finish"])
 def test_a_failing_save_leaves_the_one_before(tmp_path: Path, state: dict, monkeypatch, broken):
     folder = tmp_path / "ckpt"
-    pieces.save({**state, "step": 1}, folder)
+    sharded_checkpoint.save({**state, "step": 1}, folder)
 
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pieces.Writer, broken, full)
+    monkeypatch.setattr(sharded_checkpoint.Writer, broken, full)
     with pytest.raises(UserError, match=r"No space left.*the checkpoint before it is intact"):
-        pieces.save({**state, "step": 2}, folder)
+        sharded_checkpoint.save({**state, "step": 2}, folder)
     assert [p.name for p in folder.iterdir()] == ["000001"]
-    assert pieces.read(folder)["step"] == 1
+    assert sharded_checkpoint.read(folder)["step"] == 1
 
 
 @pytest.mark.parametrize("name", ["__0_0.distcp", "head.pt", "layout.json"])
@@ -338,13 +337,13 @@ def test_damage_is_refused(tmp_path: Path, state: dict, name: str):
     save before it."""
     folder = tmp_path / "ckpt"
     for step in (1, 2):
-        pieces.save({**state, "step": step}, folder)
+        sharded_checkpoint.save({**state, "step": step}, folder)
     path = folder / "000002" / name
     good = path.read_bytes()
     for k in range(0, len(good), max(1, len(good) // 40)):
         path.write_bytes(good[:k] + bytes([good[k] ^ 64]) + good[k + 1 :])
         try:
-            pieces.read(folder)
+            sharded_checkpoint.read(folder)
         except UserError as e:
             assert str(path.parent) in str(e) and "\n" not in str(e)
             assert name == "layout.json" or f"the one before it is {folder / '000001'}" in str(e)
@@ -353,19 +352,19 @@ def test_damage_is_refused(tmp_path: Path, state: dict, name: str):
     for short in (b"", good[: len(good) // 2], good[:-2]):
         path.write_bytes(short)
         with pytest.raises(UserError, match="corrupt"):
-            pieces.read(folder)
+            sharded_checkpoint.read(folder)
     path.unlink()
     if name == "layout.json":
-        assert pieces.read(folder)["step"] == 1
+        assert sharded_checkpoint.read(folder)["step"] == 1
     else:
         with pytest.raises(UserError, match="corrupt"):
-            pieces.read(folder)
+            sharded_checkpoint.read(folder)
 
 
 def write_layout(path: Path, layout: dict[str, Any]) -> None:
     """With the right checksum."""
     layout.pop("crc32", None)
-    path.write_text(json.dumps({**layout, "crc32": pieces.crc_of(layout)}))
+    path.write_text(json.dumps({**layout, "crc32": sharded_checkpoint.crc_of(layout)}))
 
 
 class Payload:
@@ -382,15 +381,15 @@ class Payload:
 def test_nothing_in_it_is_executed(tmp_path: Path, state: dict, name: str):
     """A pickle in any place, with the right checksum; DCP's own .metadata is not looked at."""
     folder, marker = tmp_path / "ckpt", tmp_path / "executed"
-    pieces.save(state, folder)
+    sharded_checkpoint.save(state, folder)
     save = folder / "000001"
     layout = json.loads((save / "layout.json").read_text())
     if name == ".metadata":
         (save / name).write_bytes(pickle.dumps(Payload(marker)))
-        assert pieces.read(folder)["step"] == state["step"]
+        assert sharded_checkpoint.read(folder)["step"] == state["step"]
     else:
         torch.save(Payload(marker), save / name)
-        about = pieces.fingerprint(save / name)
+        about = sharded_checkpoint.fingerprint(save / name)
         layout["files"][name] = about
         if name != "head.pt":
             size = about["bytes"]
@@ -399,14 +398,14 @@ def test_nothing_in_it_is_executed(tmp_path: Path, state: dict, name: str):
                     chunk[3:] = [0, size]
         write_layout(save / "layout.json", layout)
         with pytest.raises(UserError):
-            pieces.read(folder)
+            sharded_checkpoint.read(folder)
     assert not marker.exists()
 
 
 def test_a_layout_stays_in_its_folder(tmp_path: Path, state: dict):
     """Names with a path, parts that overlap an edge, dtypes that are none: refused."""
     folder = tmp_path / "ckpt"
-    pieces.save(state, folder)
+    sharded_checkpoint.save(state, folder)
     path = folder / "000001/layout.json"
     good = path.read_text()
     first = next(n for n in json.loads(good)["tensors"] if n.startswith("model/"))
@@ -416,7 +415,7 @@ def test_a_layout_stays_in_its_folder(tmp_path: Path, state: dict):
         change(layout, layout["tensors"][first])
         write_layout(path, layout)
         with pytest.raises(UserError, match=r"layout\.json"):
-            pieces.read(folder)
+            sharded_checkpoint.read(folder)
 
     spoil(lambda x, t: x["files"].update({"../../x": x["files"]["head.pt"]}))
     spoil(lambda x, t: t["chunks"][0].__setitem__(2, "../../x"))
@@ -433,7 +432,7 @@ def test_which_checkpoint_is_the_newest(tmp_path: Path, state: dict):
     checkpoint.save(state, tmp_path / "ckpt.pt")
     assert fsdp.newest(tmp_path) == tmp_path / "ckpt.pt"
     time.sleep(0.02)
-    pieces.save(state, tmp_path / "ckpt")  # killed before what follows
+    sharded_checkpoint.save(state, tmp_path / "ckpt")  # killed before what follows
     assert fsdp.newest(tmp_path) == tmp_path / "ckpt"
     fsdp.retire_other(tmp_path / "ckpt")
     assert fsdp.newest(tmp_path) == tmp_path / "ckpt"

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-import scale
-from build import build_network, build_objective
+from checkpoint import build_network, build_objective
 from configurator import Config
-from files import fingerprint
+from corpus import fingerprint
+from parallel import scale
 from tokenizer import Bytes
 
 CHECKPOINTED = {"time_input": False, "gradient_checkpointing": True}
@@ -80,8 +80,7 @@ import sys
 from pathlib import Path
 import numpy as np
 import torch  # not counted
-from corpus import Corpus
-from reader import shuffled
+from corpus import Corpus, shuffled
 
 def peak():
     lines = Path("/proc/self/status").read_text().splitlines()

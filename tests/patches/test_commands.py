@@ -16,21 +16,21 @@ from hypothesis import strategies as st
 from test_tokenizer import some_merges
 
 import checkpoint
-import diff_commands
 import evaluate
-import prepare_diff
-import published
 import sample
 import tokenizer
 import train
-from build import build_network, build_objective
+from checkpoint import build_network, build_objective
 from configurator import Config, UserError, load
 from corpus import Batch, Corpus
-from diff_commands import Excerpt, Written, applied, excerpt, samples
-from diff_rows import HUNKS
 from objective import generator
-from patch import apply_patch, kept_ends, make_hunks
-from prepare_diff import DiffConfig
+from patches import commands
+from patches import prepare as prepare_diff
+from patches.commands import Excerpt, Written, applied, excerpt, samples
+from patches.patch import apply_patch, kept_ends, make_hunks
+from patches.prepare import DiffConfig
+from patches.rows import HUNKS
+from pretrained import published
 from sample import SampleConfig
 
 BEFORE, AFTER = "x = 1\nprint(x)\n", "n = 1\nprint(n)\n"
@@ -108,7 +108,7 @@ def says(monkeypatch, *texts, ended=True, meanwhile=lambda: None):
         meanwhile()
         return Written([HUNKS + text for text in texts], [ended] * len(texts), {})
 
-    monkeypatch.setattr(diff_commands, "write_patches", write_patches)
+    monkeypatch.setattr(commands, "write_patches", write_patches)
 
 
 def refused(argv):
@@ -231,7 +231,7 @@ def test_options_that_do_not_go_together(more):
 
 def test_a_model_of_something_else(tiny_model, place):
     with pytest.raises(UserError, match="not trained on patches"):
-        diff_commands.patch_file(SampleConfig(file="f.py", message="m"), tiny_model)
+        commands.patch_file(SampleConfig(file="f.py", message="m"), tiny_model)
 
 
 # ---- a part of a file ----------------------------------------------------------------------------

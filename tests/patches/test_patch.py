@@ -1,4 +1,4 @@
-"""patch.py: git agrees, nothing is half applied, and no file is written that should not be."""
+"""Patches: git agrees, nothing is half applied, and no file is written that should not be."""
 
 import difflib
 import os
@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from patch import (
+from patches.patch import (
     BadPatch,
     Refused,
     apply_patch,

@@ -1,4 +1,4 @@
-"""prepare_diff.py and its files: rows that can be read again, splits by commit, git disarmed."""
+"""patches/prepare.py and its files: rows that can be read again, splits by commit, git disarmed."""
 
 import json
 import os
@@ -11,10 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import prepare_diff
 from configurator import UserError, load
 from corpus import Corpus
-from diff_rows import (
+from patches import prepare
+from patches.history import Commit
+from patches.patch import Refused, apply_patch, make_hunks
+from patches.prepare import DiffConfig, Packer, fitting, held_out, repeated
+from patches.rows import (
     Prompt,
     Sample,
     judge_patch,
@@ -26,11 +29,8 @@ from diff_rows import (
     split_sample,
     target_text,
 )
-from diff_saved import Row, given_by_marker
-from diff_sources import Limits, changes_of
-from history import Commit
-from patch import Refused, apply_patch, make_hunks
-from prepare_diff import DiffConfig, Packer, fitting, held_out, repeated
+from patches.saved import Row, given_by_marker
+from patches.sources import Limits, changes_of
 from tokenizer import Bytes
 
 EOS = Bytes.specials["eos"]
@@ -93,7 +93,7 @@ def prepared(tmp_path):
     def make(**more):
         name = f"c{len(list(tmp_path.iterdir()))}"
         told = [f"--{k}={v}" for k, v in {"data_dir": tmp_path, "dataset": name, **more}.items()]
-        prepare_diff.prepare(load(DiffConfig, told)[0])
+        prepare.prepare(load(DiffConfig, told)[0])
         return Corpus(tmp_path / name)
 
     return make
@@ -508,12 +508,12 @@ def test_the_nearest_patch_shares_most_words():
 def test_the_command_takes_several_repositories(repo, tmp_path, run_cli, assert_refused):
     run_git(tmp_path, "clone", "-q", str(repo), "copy")  # the same commits: taken once
     told = [f"--repo={repo}", f"--repo={tmp_path / 'copy'}", f"--data_dir={tmp_path}", "--ext=.py"]
-    result = run_cli("prepare_diff.py", *told, cwd=tmp_path)
+    result = run_cli("patches.prepare", *told, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     corpus = Corpus(tmp_path / "diff")
     assert corpus.rows("train") + corpus.rows("val") == 4
     assert "dropped: another ending" in result.stdout
-    assert_refused(run_cli("prepare_diff.py", *told), "exists already")
+    assert_refused(run_cli("patches.prepare", *told), "exists already")
 
 
 def test_mistakes_are_told_in_a_line_and_leave_nothing(repo, tmp_path):
@@ -527,7 +527,7 @@ def test_mistakes_are_told_in_a_line_and_leave_nothing(repo, tmp_path):
         (["--block_size=20", f"--repo={repo}"], "longer than block_size"),
     ):
         with pytest.raises(UserError, match=word):
-            prepare_diff.main([*more, f"--data_dir={tmp_path}"])
+            prepare.main([*more, f"--data_dir={tmp_path}"])
     assert not list(tmp_path.iterdir())
 
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import keywords
 from configurator import UserError
-from keywords import ABSENT, PERIOD, STOP_WORDS, MiniLM, TfIdf, absent_minilm, word_scores
+from prepare import importance
+from prepare.importance import ABSENT, PERIOD, STOP_WORDS, MiniLM, TfIdf, absent_minilm, word_scores
 
 TEXTS = [
     "The river rose in the night. A flood came down the river.",
@@ -191,12 +191,12 @@ def test_what_is_missing_is_told(monkeypatch, tmp_path):
         "not on this machine" in absent_minilm("no-such-model-anywhere")
         or importlib.util.find_spec("keybert") is None
     )
-    monkeypatch.setattr(keywords.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importance.importlib.util, "find_spec", lambda name: None)
     assert "pip install keybert sentence-transformers" in absent_minilm("x")
 
 
 def test_an_encoder_that_cannot_be_loaded_is_one_line(tmp_path):
     pytest.importorskip("sentence_transformers")
     with pytest.raises(UserError, match=r"--kw_model=FOLDER.*--scorer=tfidf") as found:
-        keywords.encoder(str(tmp_path))
+        importance.encoder(str(tmp_path))
     assert "\n" not in str(found.value)

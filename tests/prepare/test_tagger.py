@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import english as en
 from configurator import UserError
-from prefix_data import WORST_LABEL
-from tagger import Rules, absent_spacy, kind, priorities, sentences, tag
+from prepare import english as en
+from prepare.documents import WORST_LABEL
+from prepare.importance import Rules, absent_spacy, kind, priorities, sentences, tag
 
 # word/tag, in Penn tags; ours. One rule was written after a look at it: verbs after "which"
 SAMPLE = """
@@ -270,7 +270,7 @@ def model_package(tmp_path):
 
 
 def run_python(code, folder):
-    setup = f"import sys; sys.path[:0] = [{str(folder)!r}, {str(Path(en.__file__).parent)!r}]\n"
+    setup = f"import sys; sys.path[:0] = [{str(folder)!r}, {str(Path(__file__).parents[2])!r}]\n"
     command = [sys.executable, "-c", setup + textwrap.dedent(code)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -280,7 +280,7 @@ def run_python(code, folder):
 def test_spacy_gives_words_tags_and_full_stops_of_the_exact_text(model_package):
     told = run_python(
         """
-        from tagger import Spacy, absent_spacy, priorities
+        from prepare.importance import Spacy, absent_spacy, priorities
         assert absent_spacy() == ""
         tagger = Spacy()
         assert tagger.model.pipe_names == ["attribute_ruler"]
@@ -300,7 +300,7 @@ def test_spacy_gives_words_tags_and_full_stops_of_the_exact_text(model_package):
 
 
 def test_spacy_without_its_model_is_one_line(monkeypatch):
-    from tagger import Spacy
+    from prepare.importance import Spacy
 
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if "core" in name else name)
     assert "python -m spacy download en_core_web_md" in absent_spacy()

@@ -13,15 +13,15 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import checkpoint
-import published
 import train
-from build import build_network, build_objective
-from causal import CausalLM, gptj_from_codegen
+from checkpoint import build_network, build_objective
 from configurator import Config, UserError, load
 from corpus import Batch, CorpusWriter
-from generate import canvas, generate
 from model import Cache
 from objective import SampleOptions, generator
+from pretrained import published
+from pretrained.causal import CausalLM, gptj_from_codegen
+from sample import canvas, generate
 from tokenizer import HF
 
 transformers = pytest.importorskip("transformers")
@@ -376,7 +376,7 @@ def test_train_sample_export(tmp_path, letters, helpers, monkeypatch, name):
 def test_codegen_as_gptj(tmp_path, run_cli, assert_refused):
     """Equal logits, and the same greedy text; the tokenizer comes along."""
     model = publish(tmp_path / "codegen", "codegen", words(V))
-    args = ("causal.py", f"--codegen={tmp_path / 'codegen'}", f"--out={tmp_path / 'gptj'}")
+    args = ("pretrained.causal", f"--codegen={tmp_path / 'codegen'}", f"--out={tmp_path / 'gptj'}")
     done = run_cli(*args)
     assert done.returncode == 0, done.stderr
     made, info = transformers.AutoModelForCausalLM.from_pretrained(

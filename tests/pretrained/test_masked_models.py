@@ -19,14 +19,14 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import checkpoint
-import published
 import train
-from adapters import MaskedLM
-from build import build_network, build_objective
+from checkpoint import build_network, build_objective
 from configurator import Config, UserError, load
-from generate import canvas, generate
 from model import Transformer
 from objective import SampleOptions
+from pretrained import published
+from pretrained.masked import MaskedLM
+from sample import canvas, generate
 from tokenizer import HF
 
 transformers = pytest.importorskip("transformers")

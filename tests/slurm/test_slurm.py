@@ -46,7 +46,12 @@ exec {python} "$@"
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     """A copy of the project by links, with the commands that take notes in bin/."""
-    for path in [*ROOT.glob("*.py"), ROOT / "config", ROOT / "slurm"]:
+    for path in [
+        *ROOT.glob("*.py"),
+        *(p.parent for p in ROOT.glob("*/__init__.py")),
+        ROOT / "config",
+        ROOT / "slurm",
+    ]:
         (tmp_path / path.name).symlink_to(path)
     (tmp_path / "bin").mkdir()
     for name in ("torchrun", "python", "scontrol"):

@@ -11,7 +11,7 @@ import torch
 import checkpoint
 from corpus import Corpus
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.fixture(scope="module")

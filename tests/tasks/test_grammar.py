@@ -1,4 +1,4 @@
-"""grammar.py against enumeration, and its corpus and its share of sentences."""
+"""tasks/grammar.py against enumeration, and its corpus and its share of sentences."""
 
 import itertools
 import json
@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 
-import grammar
-import prepare_stars
 from configurator import UserError
 from corpus import Corpus
-from grammar import DEPTH, RULES, WORDS, derived, is_sentence, scores, splits
+from tasks import grammar, stars
+from tasks.grammar import DEPTH, RULES, WORDS, derived, is_sentence, scores, splits
 
 KINDS = [k for k, rules in RULES.items() if all(r not in RULES and " " not in r for r in rules)]
 
@@ -95,16 +94,16 @@ def test_splits():
 
 def test_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
     few = {"train": list(derived("S", 4)[:60]), "val": list(derived("S", 4)[60:70])}
-    monkeypatch.setattr(prepare_stars, "sentences", lambda: few)
-    prepare_stars.main(["--task=grammar", f"--data_dir={tmp_path}"])
+    monkeypatch.setattr(stars, "sentences", lambda: few)
+    stars.main(["--task=grammar", f"--data_dir={tmp_path}"])
     corpus = Corpus(tmp_path / "grammar", verify=True)
     assert list(corpus.texts("val")) == [" ".join(words(s)) for s in few["val"]]
-    batch = corpus.batch("val", prepare_stars.np.arange(10), 15)
+    batch = corpus.batch("val", stars.np.arange(10), 15)
     assert batch.given.sum(1).tolist() == [1] * 10
     assert set(batch.ids[:, 0].tolist()) == {corpus.specials["bos"]}
     assert corpus.meta["task"] == "grammar" and corpus.vocab_size == len(WORDS) + 3
     with pytest.raises(UserError, match="exists already"):
-        prepare_stars.main(["--task=grammar", f"--data_dir={tmp_path}"])
+        stars.main(["--task=grammar", f"--data_dir={tmp_path}"])
 
 
 def test_scores():
@@ -122,9 +121,9 @@ def test_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
     import train
 
     few = {"train": list(derived("S", 4)), "val": list(derived("S", 4)[:10])}
-    monkeypatch.setattr(prepare_stars, "sentences", lambda: few)
+    monkeypatch.setattr(stars, "sentences", lambda: few)
     monkeypatch.setattr(train, "gemm_peak", lambda *_: 1e12)
-    prepare_stars.main(["--task=grammar", f"--data_dir={tmp_path}"])
+    stars.main(["--task=grammar", f"--data_dir={tmp_path}"])
     flags = {"data_dir": tmp_path, "dataset": "grammar", "out_dir": tmp_path / "out",
              "block_size": 15, "n_layer": 1, "n_head": 2, "n_embd": 16, "time_input": False,
              "max_iters": 2, "objective": "masked", "device": "cpu", "eval_iters": 1}  # fmt: skip

@@ -1,4 +1,4 @@
-"""puzzles.py: zebra puzzles and countdown, and how right answers are."""
+"""tasks/puzzles.py: zebra puzzles and countdown, and how right answers are."""
 
 import json
 from pathlib import Path
@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import prepare_stars
 from configurator import UserError
 from corpus import Corpus
-from puzzles import Pair, alphabet, describe, right_share, row_of, scores, solves, triples
+from tasks import stars
+from tasks.puzzles import Pair, alphabet, describe, right_share, row_of, scores, solves, triples
 
 ZEBRA, COUNTDOWN = alphabet("zebra"), alphabet("countdown")
 EOS = ZEBRA.specials["eos"]
@@ -22,7 +22,7 @@ def prepare(folder: Path, task: str, *rows: dict) -> Corpus:
     file = folder / "rows.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))
     flags = [f"--task={task}", f"--path={file},{file}", f"--data_dir={folder}"]
-    prepare_stars.main(flags)
+    stars.main(flags)
     return Corpus(folder / task)
 
 
@@ -33,7 +33,7 @@ def test_zebra_rows(tmp_path: Path):
     assert ZEBRA.vocab_size == 18 + 3
     clue = "LHS c 0 1 RHS n 2 3 immediate-left CLUE_END = != nbr left-of inbetween ends"
     corpus = prepare(tmp_path, "zebra", {"input": f" {clue} ", "output": "0 1 2 3 4 5"})
-    batch = corpus.batch("val", prepare_stars.np.arange(1), 25)
+    batch = corpus.batch("val", stars.np.arange(1), 25)
     n = len(clue.split()) + 1
     assert batch.given.sum() == n and batch.ids[0, n - 1] == corpus.specials["bos"]
     assert next(corpus.texts("val")) == f"{clue} 0 1 2 3 4 5"
@@ -46,7 +46,7 @@ def test_sorted_answers_and_countdown(tmp_path: Path):
     assert next(corpus.texts("train")) == "c 0 1 2 3"
     corpus = prepare(tmp_path, "countdown", {"input": "39,66,105", "output": "39+66=105"})
     assert next(corpus.texts("train")) == "39,66,10539+66=105"
-    assert corpus.batch("val", prepare_stars.np.arange(1), 20).given.sum() == 10
+    assert corpus.batch("val", stars.np.arange(1), 20).given.sum() == 10
 
 
 @pytest.mark.parametrize("row, words", [

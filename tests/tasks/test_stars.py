@@ -1,4 +1,4 @@
-"""graphs.py, prepare_stars.py and the star graphs of evaluate.py."""
+"""Star graphs: the generators, their corpora, and what evaluate.py says of answers."""
 
 import json
 from collections import Counter
@@ -11,13 +11,13 @@ import pytest
 import torch
 
 import evaluate
-import graphs
-import prepare_stars
-from answers import closed
+import sample
 from configurator import Config, UserError
 from corpus import Corpus
-from graphs import LEVELS, PUBLISHED, SIZES, Graph, ours, published
+from evaluate import closed
 from objective import Frame, SampleOptions
+from tasks import puzzles, stars
+from tasks.stars import LEVELS, PUBLISHED, SIZES, Graph, ours, published
 from tokenizer import Symbols
 
 FEW = {"train": 300, "validation": 10, "test": 40}
@@ -26,12 +26,12 @@ FEW = {"train": 300, "validation": 10, "test": 40}
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Published and own sets of a few graphs."""
-    monkeypatch.setattr(graphs, "SIZES", FEW)
-    monkeypatch.setattr(prepare_stars, "OURS", {"tiny": (300, 40), "small": (300, 40)})
+    monkeypatch.setattr(stars, "SIZES", FEW)
+    monkeypatch.setattr(stars, "OURS", {"tiny": (300, 40), "small": (300, 40)})
 
 
 def prepare(folder: Path, *flags: str) -> Corpus:
-    prepare_stars.main([f"--data_dir={folder}", "--dataset=c", *flags])
+    stars.main([f"--data_dir={folder}", "--dataset=c", *flags])
     return Corpus(folder / "c", verify=True)
 
 
@@ -75,7 +75,7 @@ def check(graph: Graph, told: dict[str, int]) -> int:
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_graphs_are_stars(level: str):
-    places = Counter(check(g, LEVELS[level]) for g in graphs.graphs(7, (LEVELS[level], 400)))
+    places = Counter(check(g, LEVELS[level]) for g in stars.graphs(7, (LEVELS[level], 400)))
     if level == "medium":  # 400 draws; the shares are those of 4,000 published ones
         for place, share in enumerate((0.52, 0.27, 0.15, 0.06)):
             assert abs(places[place] / 400 - share) < 4 * (share * (1 - share) / 400) ** 0.5
@@ -94,7 +94,7 @@ def test_published_sets_share_one_stream(few: None):
     """Level after level, and in each training, validation and test: each begins where the one
     before it ended."""
     total = sum(FEW.values())
-    stream = list(graphs.graphs(graphs.SEED, *((LEVELS[level], total) for level in PUBLISHED)))
+    stream = list(stars.graphs(stars.GRAPH_SEED, *((LEVELS[level], total) for level in PUBLISHED)))
     for level in PUBLISHED:
         parts = published(level)
         assert {k: len(v) for k, v in parts.items()} == FEW and list(parts) == list(SIZES)
@@ -135,7 +135,7 @@ def test_rows(level: str, tmp_path: Path, few: None, capsys: Any):
 
 
 def test_names_and_refusals(tmp_path: Path, few: None):
-    prepare_stars.main([f"--data_dir={tmp_path}", "--level=small"])
+    stars.main([f"--data_dir={tmp_path}", "--level=small"])
     assert Corpus(tmp_path / "star_small").rows("val") == 40
     for flags, word in (
         (["--level=small"], "exists already"),
@@ -144,13 +144,13 @@ def test_names_and_refusals(tmp_path: Path, few: None):
         (["--task=grammar", "--path=x"], "left out for the grammar"),
     ):
         with pytest.raises(UserError, match=word):
-            prepare_stars.main([f"--data_dir={tmp_path}", *flags])
+            stars.main([f"--data_dir={tmp_path}", *flags])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["star_small"]
 
 
 def test_graphs_from_files(tmp_path: Path):
     """Rows as the published sets have them, in one file or two."""
-    drawn = [*graphs.graphs(3, (LEVELS["easy"], 120))]
+    drawn = [*stars.graphs(3, (LEVELS["easy"], 120))]
     told = [{"edge_list": g.edges, "source": g.path[0], "goal": g.path[-1], "path": g.path}
             for g in drawn]  # fmt: skip
     for name, part in (("a", told[:100]), ("b", told[100:])):
@@ -227,7 +227,7 @@ def test_evaluation(grows: bool, tmp_path: Path, few: None, monkeypatch: Any, ca
                             meta=corpus.meta, step=1)  # fmt: skip
     monkeypatch.setattr(evaluate.checkpoint, "load", lambda *_: model)
     monkeypatch.setattr(evaluate, "uncropped", lambda m: m)
-    monkeypatch.setattr(evaluate, "settings", lambda *_: {"steps": 1})
+    monkeypatch.setattr(sample, "settings", lambda *_: {"steps": 1})
     monkeypatch.setattr(evaluate, "sample_options", lambda *_: SampleOptions())
     evaluate.main(["--batch_size=7", "--device=cpu", f"--json={tmp_path / 'e.json'}"])
     printed = capsys.readouterr().out
@@ -241,7 +241,7 @@ def test_evaluation(grows: bool, tmp_path: Path, few: None, monkeypatch: Any, ca
     assert answers["token_accuracy"] == pytest.approx(share)
     room = corpus.meta["longest_answer"] if grows else 44 - min(map(len, known))
     assert max(oracle.widths) == room
-    monkeypatch.setattr(evaluate, "puzzle_report", None)  # not called
+    monkeypatch.setattr(puzzles, "evaluate", None)  # not called
     evaluate.main(["--samples=0", "--device=cpu"])
 
 

@@ -1,4 +1,4 @@
-"""page.py: what is in the file, and what a browser makes of it."""
+"""viz/page.py: what is in the file, and what a browser makes of it."""
 
 import json
 import os
@@ -13,12 +13,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import page
 import sample
 from configurator import UserError
 from objective import Frame
-from recorder import Drawn
-from story import Story
+from viz import page
+from viz.recorder import Drawn
+from viz.story import Story
 
 MASK, END = 0, 1
 HOSTILE = [

@@ -1,4 +1,4 @@
-"""story.py and recorder.py: whose token is it, and what was it drawn from?"""
+"""viz/story.py and viz/recorder.py: whose token is it, and what was it drawn from?"""
 
 import json
 import random
@@ -11,13 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import recorder
-import view
-from build import build_network, build_objective
+from checkpoint import build_network, build_objective
 from configurator import Config
 from objective import Frame, SampleOptions, generator
-from recorder import Drawn
-from story import GONE, Story, readable
+from viz import recorder, view
+from viz.recorder import Drawn
+from viz.story import GONE, Story, readable
 
 MASK, BOS, EOS, PAD, CLS = 0, 1, 2, 3, 4
 SPECIALS = {"mask": MASK, "bos": BOS, "eos": EOS, "pad": PAD, "cls": CLS}
@@ -95,7 +94,7 @@ def test_tokens_of_a_growing_text_keep_their_identity(seed: int) -> None:
 
 @given(st.integers(0, 10**6))
 def test_marks_of_given_tokens_move_with_them(seed: int) -> None:
-    """view.py's terminal and GIF ask this."""
+    """viz/view.py's terminal and GIF ask this."""
     run = grown(seed)
     marks = view._Given(None, 4, MASK if seed % 2 == 0 else None, True)
     for frame, names in zip(run.frames, run.names, strict=True):

@@ -1,4 +1,4 @@
-"""view.py: what is on a terminal's screen, what is in a GIF's pixels, and what failures leave."""
+"""Animations: what is on a terminal's screen, what is in a GIF's pixels, what failures leave."""
 
 import io
 import re
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFont
 from torch import Tensor
 
-import view
+from viz import view
 
 MASK, PAD = 1000, 1001
 ESC = "\x1b"

@@ -1,0 +1,9 @@
+"""Measuring models, beyond evaluate.py.
+
+probes.py    how well a model knows tokens, by how much of their text was destroyed
+compare.py   checkpoints of one corpus side by side: `python evaluate.py --compare=A,B`
+curves.py    right answers against network calls: `python -m analysis.curves`
+report.py    a checkpoint as one page: `python evaluate.py --report=FOLDER`
+results.py   every family on the same rows: `python -m analysis.results`
+harness.py   any checkpoint in EleutherAI's lm-eval: `python -m analysis.harness`
+"""

@@ -1,0 +1,7 @@
+"""Networks and weights of others, read and written under our names.
+
+published.py   weights of SEDD, MDLM and transformers: read strictly, never unpickled
+ilm.py         weights of ILM
+masked.py      masked language models of transformers as the network
+causal.py      causal ones, and XLNet; CodeGen's weights in the layout of GPT-J
+"""
