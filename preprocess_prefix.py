@@ -9,7 +9,8 @@ the rest. keybert_no_stopword scores it by its closeness to the document, stop w
 lets stop words compete (the original names this mode but never published it: it is our reading).
 A token has the label or the score of its word; the text is never changed.
 
---tagger=spacy is en_core_web_md, rules needs nothing; --scorer=minilm is KeyBERT, tfidf needs
+--tagger=spacy is en_core_web_md, textblob TextBlob's (rules is an older name of it; where there
+are only scores, words need no tags, and it needs nothing); --scorer=minilm is KeyBERT, tfidf needs
 nothing; auto takes the former if it is installed and says which.
 
 --dataset_name is pydoc, openwebtext, wikitext103, wikitext2, ptb, lambada, lm1b, an id of the hub,
@@ -43,10 +44,10 @@ from prepare.importance import (
     MINILM,
     PACKAGE,
     MiniLM,
-    Rules,
     Scorer,
     Spacy,
     Tagger,
+    TextBlob,
     TfIdf,
     absent_minilm,
     absent_spacy,
@@ -74,7 +75,8 @@ class PrefixConfig:
     tokenizer: str = ""  # see above; empty: gpt2, for pydoc bytes
     bpe_dir: str = ""  # gpt2: folder with vocab.bpe and encoder.json, instead of a download
     # the importance
-    tagger: Literal["auto", "spacy", "rules"] = "auto"  # which words there are, and their tags
+    # which words there are, and their tags
+    tagger: Literal["auto", "spacy", "textblob", "rules"] = "auto"
     scorer: Literal["auto", "minilm", "tfidf"] = "auto"  # keybert modes: closeness to the document
     kw_model: str = MINILM  # minilm: a sentence encoder, by name or folder
     # the result
@@ -163,7 +165,8 @@ class Preprocessor:
 
     def __init__(self, parts: Parts):
         self.tokenizer = tokenizer_from(*parts.tokenizer)
-        self.tagger: Tagger = Spacy() if parts.tagger == "spacy" else Rules()
+        tags = parts.mode == "constituency"
+        self.tagger: Tagger = Spacy() if parts.tagger == "spacy" else TextBlob(tags)
         self.scorer: Scorer | None = None
         self.demote = parts.mode == "keybert_no_stopword"
         if parts.scorer == "minilm":
@@ -277,10 +280,14 @@ def choose(cfg: PrefixConfig) -> tuple[str, str]:
     if tagger in ("auto", "spacy"):
         why = absent_spacy()
         if why and tagger == "spacy":
-            raise UserError(f"tagger=spacy: {why}; without: --tagger=rules")
-        tagger = "rules" if why else "spacy"
+            raise UserError(f"tagger=spacy: {why}; without: --tagger=textblob")
+        tagger = "textblob" if why else "spacy"
         if cfg.tagger == "auto":
             print(f"tagger={tagger}, " + (f"because {why}" if why else f"with {PACKAGE}"))
+    if tagger == "rules":
+        tagger = "textblob"
+    if tagger == "textblob" and cfg.mode == "constituency":
+        optional("textblob")
     if scorer in ("auto", "minilm"):
         why = absent_minilm(cfg.kw_model)
         if scorer == "auto":
@@ -296,8 +303,8 @@ def abouts(cfg: PrefixConfig, tagger: str, scorer: str, idf: Path | None) -> dic
         what: {"name": name, **{p: version(p) for p in packages.get(name, ())}}
         for what, name in (("tagger", tagger), ("scorer", scorer))
     }
-    if tagger == "rules":
-        told["tagger"]["version"] = Rules.version
+    if tagger == "textblob" and cfg.mode == "constituency":  # else its tags are not asked for
+        told["tagger"]["textblob"] = version("textblob")
     if scorer == "minilm":
         told["scorer"]["model"] = cfg.kw_model
     if idf:

@@ -7,7 +7,6 @@ shards.py            writing a large corpus in shards, and continuing after an i
 figures.py           figures and a summary of a prepared byte corpus
 pydoc_questions.py   questions about Python's standard library, with their answers
 importance.py        how important the words of a text are: by tag, by closeness to the document
-english.py           word lists of the rule-based tagger in importance.py
 documents.py         what preprocess_prefix.py writes: documents whose tokens have an importance
 workers.py           processes that work on numbered texts, watched
 """

@@ -1,10 +1,9 @@
 """Words, their Penn tags, and how important a word is by its tag: mode `constituency`.
 
-Two taggers do this: spaCy's `en_core_web_md`, and rules with short word lists, which need nothing.
+Two taggers do this: spaCy's `en_core_web_md`, and TextBlob's pattern tagger, which needs no model.
 Both take a text and say where in it the words are, so that the text itself is never changed.
 """
 
-import functools
 import importlib.util
 import json
 import math
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any, Iterable, NamedTuple, Protocol
 
 from configurator import UserError, optional, save_json
-from prepare import english as en
 
 # ==================================================================================================
 # By tag
@@ -97,10 +95,7 @@ class Spacy:
         )
 
 
-# ---- rules ---------------------------------------------------------------------------------------
-
-WEB = re.compile(r"(?:https?://|www\.)\S+|[\w.+-]+@[\w-]+\.[\w.-]+|\w+\.(?:com|org|net|edu|gov)")
-
+# ---- TextBlob ------------------------------------------------------------------------------------
 
 WORD = re.compile(
     r"""(?:https?://|www\.)[^\s<>"]+[^\s<>".,;:!?)\]}']      # addresses
@@ -116,49 +111,47 @@ WORD = re.compile(
     """,
     re.X | re.I,
 )
-
-
-ADJECTIVE_ENDINGS = tuple(
-    "ous ful less able ible ive ish ic ical ary ian est ese ial ual nal ral tal cal gal mal ent "
-    "ant like some wide".split()
-)
-
-
-NOUN_ENDINGS = tuple(
-    "ment tion sion ness ance ence ship hood ism ist age ant ure ity logy ee or".split()
-)
-
-
-VERB_ENDINGS = ("ize", "ise", "ify", "ate")
-DEMONYM_ENDINGS = ("ese", "ish", "ian", "ean", "eli", "ican")  # Chinese, Danish, Syrian, Korean
 ENDS = (".", "!", "?")
 CLOSING = ('"', "''", "'", ")", "”")
+# the verbs among spaCy's stop words, in lower case
+STOP_VERBS = frozenset(
+    """
+    'm 're 's 've am are be became become becomes becoming been being call did do does doing done
+    get give go had has have is keep made make move name put regarding say see seem seemed seeming
+    seems show take used using was were
+    """.split()
+)
 
 
-class Rules:
-    """Tags by lists, endings and neighbours."""
+class TextBlob:
+    """TextBlob's pattern tagger (De Smedt and Daelemans 2012): a lexicon and rules of context. It
+    gives 0.91 of 25,000 words of UD English-EWT the label that `priorities` gives their true tags.
 
-    version = "1"  # to be raised with every change of a tag
+    Without `tags` it only finds the words, which needs no library; their tags are empty.
+    """
+
+    def __init__(self, tags: bool = True):
+        self.find_tags = optional("textblob.en", "textblob").parser.find_tags if tags else None
 
     def __call__(self, text: str) -> Words:
         found = list(WORD.finditer(text))
         words = [m[0].replace("’", "'") for m in found]
         gaps = (text[a.end() : b.start()] for a, b in pairwise(found))
         starts = [True, *(gap.count("\n") > 1 for gap in gaps)][: len(words)]
-        tags = tag(words, starts)
-        stops = [w.lower() in en.STOP_VERBS for w in words]
-        return Words([m.span() for m in found], tags, stops, [w == "." for w in words])
+        stops = [w.lower() in STOP_VERBS for w in words]
+        return Words(
+            [m.span() for m in found], self.tag(words, starts), stops, [w == "." for w in words]
+        )
 
-
-def tag(words: list[str], starts: list[bool] | None = None) -> list[str]:
-    """Words (n,) of one or more sentences -> Penn tags (n,), of which those that `priorities` tells
-    apart are NNP, NN, VB, JJ and RB; the rest are CD or X. `starts` marks words before which a line
-    is empty, where a sentence begins whatever comes before."""
-    begins = [*sentences(words, starts or [False] * len(words)), len(words)]
-    tags: list[str] = []
-    for start, end in pairwise(begins):
-        tags += tag_sentence(words[start:end])
-    return tags
+    def tag(self, words: list[str], starts: list[bool]) -> list[str]:
+        """Words (n,) of any number of sentences -> Penn tags (n,). `starts` marks words before
+        which a line is empty, where a sentence begins whatever comes before."""
+        if self.find_tags is None:
+            return [""] * len(words)
+        begins = [*sentences(words, starts), len(words)]
+        return [
+            tag for start, end in pairwise(begins) for _, tag in self.find_tags(words[start:end])
+        ]
 
 
 def sentences(words: list[str], starts: list[bool]) -> list[int]:
@@ -170,129 +163,6 @@ def sentences(words: list[str], starts: list[bool]) -> list[int]:
             fresh = False
         fresh = fresh or word in ENDS or set(word) <= {"!", "?"}
     return begins
-
-
-def tag_sentence(words: list[str]) -> list[str]:
-    """Tags of one sentence: names first, then from left to right."""
-    lower = [w.lower() for w in words]
-    kinds = [kind(w) for w in lower]
-    letters = "".join(words)
-    shouted = sum(map(str.isupper, letters)) > 0.6 * max(1, sum(map(str.isalpha, letters)))
-    first = next((i for i, w in enumerate(words) if w[:1].isalpha()), 0)
-    tags: list[str] = []
-    for i, word in enumerate(words):
-        after = words[i + 1] if i + 1 < len(words) else ""
-        if word[0].isupper() and is_name(word, kinds[i], after, shouted, i == first):
-            tags.append("NNP")
-        else:
-            tags.append(_tag(i, lower, kinds, tags))
-    return tags
-
-
-def is_name(word: str, name: str, after: str, shouted: bool, first: bool) -> bool:
-    """Is a capitalised word of kind `name` a name? `after` follows it; it is the `first` of its
-    sentence, which is mostly in capitals if it is `shouted`."""
-    low = word.lower()
-    if name in ("X", "F", "CD", "RB"):
-        return False
-    if low in en.DATES or low in en.TITLES:
-        return True
-    demonym = low in en.ADJECTIVES and low.endswith(DEMONYM_ENDINGS)
-    if shouted or demonym or word in en.ACRONYMS:
-        return False
-    if not first or (word.isupper() and len(word) > 1):
-        return True
-    if name == "NN?" and not low.endswith("s"):  # no list has it, and it is no plural
-        return True
-    return after[:1].isupper() and kind(after.lower()) not in ("X", "F", "CD", "RB")
-
-
-@functools.lru_cache(1 << 16)
-def kind(word: str) -> str:
-    """What a lower-case word is by itself: X no word, F function word, CD, RB, JJ, NN; or a verb, V
-    by itself, VS with -s, VED, VING; VN and VNS may be nouns as well; V? and NN? are guesses."""
-    if not any(c.isalnum() for c in word):
-        return "NN" if word == "%" else "X"
-    if WEB.fullmatch(word) or re.fullmatch("-[lr][rsc]b-", word):  # brackets in Penn's spelling
-        return "X"
-    if word[0].isdigit() or word in en.NUMBERS:
-        return "JJ" if word.endswith(("st", "nd", "rd", "th")) else "CD"
-    lists = {
-        "F": en.FUNCTION,
-        "RB": en.ADVERBS,
-        "NN": en.NOUNS,
-        "JJ": en.ADJECTIVES,
-        "VED": en.IRREGULAR,
-        "V": en.VERBS,
-        "VN": en.EITHER,
-    }
-    listed = next((name for name, words in lists.items() if word in words), None)
-    if not listed and word in en.STOP_VERBS:
-        listed = "V"
-    if not listed and word.endswith("ly") and len(word) > 4:
-        listed = {"VB": "V"}.get(en.LY.get(word, "RB"), en.LY.get(word, "RB"))
-    return listed or _by_ending(word)
-
-
-def _by_ending(word: str) -> str:
-    """`kind` of a word that is in no list."""
-    if len(word) > 4 and word.endswith(("ing", "ed")):
-        return "VING" if word.endswith("ing") else "VED"
-    bases = [word[:-1], word[:-2] if word.endswith("es") else "", word[:-3] + "y"]
-    if word.endswith("s"):
-        bases = bases if word.endswith("ies") else bases[:2]
-        if any(base in en.VERBS for base in bases):
-            return "VS"
-        if any(base in en.EITHER for base in bases):
-            return "VNS"
-    if len(word) > 5 and word.endswith(NOUN_ENDINGS):
-        return "NN"
-    if len(word) > 4 and word.endswith(ADJECTIVE_ENDINGS):
-        return "JJ"
-    return "V?" if len(word) > 5 and word.endswith(VERB_ENDINGS) else "NN?"
-
-
-def _tag(i: int, lower: list[str], kinds: list[str], tags: list[str]) -> str:
-    """The tag of word i, which is no name; `tags` are those of the words before it."""
-    name, before = kinds[i], lower[i - 1] if i else ""
-    following = kinds[i + 1] if i + 1 < len(kinds) else "X"
-    if name in ("CD", "RB", "NN", "JJ"):
-        return name
-    if name in ("X", "F"):
-        place = lower[i] == "there" and (following in ("X", "F") or before in en.PREPOSITIONS)
-        return "RB" if place else "X"
-    determined = before in en.DETERMINERS
-    if name == "VED":  # "the proposed plan"
-        return "JJ" if determined and following in ("NN", "NN?", "VN") else "VB"
-    after = lower[i + 1] if i + 1 < len(lower) else ""
-    if name == "VING":
-        return "NN" if determined or after == "of" else "VB"
-    adjective = bool(i) and tags[-1] == "JJ"
-    if name == "V":
-        return "NN" if determined or adjective else "VB"
-    nominal = determined or adjective or before in en.PREPOSITIONS
-    if name in ("VS", "V?"):
-        return "NN" if nominal else "VB"
-    return "VB" if _as_verb(i, lower, tags, nominal, name, after) else "NN"
-
-
-def _as_verb(
-    i: int, lower: list[str], tags: list[str], nominal: bool, name: str, after: str
-) -> bool:
-    """Is word i, noun or verb by itself or unknown, a verb here?"""
-    last = tags[-1] if tags else ""
-    before = lower[i - 1] if i else ""
-    if name == "NN?":  # only where nothing else can be
-        return before in ("to", "n't", "not", "i", "we", "they", "you")
-    if last == "RB" and not nominal and i > 1:  # "they often work"
-        before = lower[i - 2] if before not in en.MODALS else before
-    if before in en.MODALS or before in en.SUBJECTS:
-        return True
-    if i == 0:  # "check the list"
-        return after in en.DETERMINERS or after in en.OBJECTS
-    if name == "VNS" and before in ("which", "that", "who"):
-        return True
-    return name == "VNS" and last in ("NNP", "NN") and after in en.DETERMINERS
 
 
 # ==================================================================================================

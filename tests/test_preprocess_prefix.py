@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from zlib import crc32
@@ -21,7 +22,7 @@ from obedient import broken, hanging, obedient
 import preprocess_prefix
 from configurator import UserError
 from prepare.documents import Document, Preprocessed, ShardFolder, read_documents
-from prepare.importance import Rules, TfIdf, priorities, word_scores
+from prepare.importance import TextBlob, TfIdf, priorities, word_scores
 from prepare.texts import detokenizer, find_texts, is_prose
 from prepare.workers import Workers
 from preprocess_prefix import PrefixConfig, Preprocessor, main, once, shard_range, word_of_tokens
@@ -50,7 +51,7 @@ def texts(tmp_path, monkeypatch):
     return tmp_path
 
 
-BASE = ["--dataset_name=in", "--val_split_ratio=0.2", "--tokenizer=bytes", "--tagger=rules"]
+BASE = ["--dataset_name=in", "--val_split_ratio=0.2", "--tokenizer=bytes", "--tagger=textblob"]
 FEW = [*BASE, "--num_shards=3", "--dataset_mode=train"]
 
 
@@ -119,7 +120,7 @@ def naive_words(text, spans, tokens):
 
 
 def test_tokens_have_their_word(bpe):
-    spans = Rules()(STORY).spans
+    spans = TextBlob()(STORY).spans
     for tokenizer in tokenizers(bpe):
         _, tokens = encode_spans(tokenizer, STORY)
         ours = word_of_tokens(STORY, spans, tokens)
@@ -129,7 +130,7 @@ def test_tokens_have_their_word(bpe):
 
 def test_one_white_space_goes_with_the_word_after_it():
     text = " a  b\n\nc \n"
-    found = word_of_tokens(text, Rules()(text).spans, encode_spans(Bytes(), text)[1])
+    found = word_of_tokens(text, TextBlob()(text).spans, encode_spans(Bytes(), text)[1])
     assert found.tolist() == [0, 0, -1, 1, 1, -1, 2, 2, -1, -1]
     spaces = word_of_tokens(
         "a \n\n b", [(0, 1), (1, 5), (5, 6)], encode_spans(Bytes(), "a \n\n b")[1]
@@ -164,7 +165,7 @@ def test_documents_hold_the_exact_text_and_the_labels_of_its_words(texts):
         assert len(documents) == len(expected)
         for document, text in zip(documents, expected, strict=True):
             assert bytes(document.ids.tolist()).decode() == text
-            found = Rules()(text)
+            found = TextBlob()(text)
             spans = found.spans
             labels = [*priorities(found.tags, found.stops), 7]
             words = naive_words(text, spans, encode_spans(Bytes(), text)[1].tolist())
@@ -181,7 +182,7 @@ def test_scores_are_those_of_the_document_and_of_an_idf_of_the_training_split(te
     scorer = TfIdf.fit(train)
     documents = read("text_validation", "keybert_no_stopword")
     for document, text in zip(documents, val, strict=True):
-        found = Rules()(text)
+        found = TextBlob()(text)
         words = [text[a:b] for a, b in found.spans]
         scores = word_scores(words, found.points, scorer.table(words), demote=True)
         expected = np.array([*scores, -1.2], np.float32)[document.word]
@@ -237,11 +238,14 @@ def test_auto_is_announced(texts, capsys, monkeypatch):
     monkeypatch.setattr(preprocess_prefix, "absent_spacy", lambda: "no model")
     monkeypatch.setattr(preprocess_prefix, "absent_minilm", lambda _: "no encoder")
     cfg = PrefixConfig(mode="keybert")
-    assert preprocess_prefix.choose(cfg) == ("rules", "tfidf")
+    assert preprocess_prefix.choose(cfg) == ("textblob", "tfidf")
     told = capsys.readouterr().out
-    assert "tagger=rules, because no model" in told and "scorer=tfidf, because no encoder" in told
-    assert preprocess_prefix.choose(PrefixConfig(tagger="rules")) == ("rules", "")
-    assert preprocess_prefix.choose(PrefixConfig(mode="keybert", tagger="rules", scorer="tfidf"))
+    assert "tagger=textblob, because no model" in told
+    assert "scorer=tfidf, because no encoder" in told
+    assert preprocess_prefix.choose(PrefixConfig(tagger="textblob")) == ("textblob", "")
+    old_name = PrefixConfig(tagger="rules")
+    assert preprocess_prefix.choose(old_name) == ("textblob", "")
+    assert preprocess_prefix.choose(PrefixConfig(mode="keybert", tagger="textblob", scorer="tfidf"))
     assert capsys.readouterr().out == ""
     with pytest.raises(UserError, match="no model"):
         preprocess_prefix.choose(PrefixConfig(tagger="spacy"))
@@ -253,7 +257,11 @@ def test_auto_is_announced(texts, capsys, monkeypatch):
 def test_meta_tells_how_it_was_made(texts):
     main([*FEW, "--mode=keybert", "--scorer=tfidf"])
     meta = Preprocessed("data/preprocessed/keybert/text_train").meta
-    assert meta["tagger"] == {"name": "rules", "version": Rules.version}
+    assert meta["tagger"] == {"name": "textblob"}  # its tags are not asked for
+    main([*FEW, "--dataset_mode=train"])
+    meta = Preprocessed("data/preprocessed/constituency/text_train").meta
+    assert meta["tagger"] == {"name": "textblob", "textblob": version("textblob")}
+    meta = Preprocessed("data/preprocessed/keybert/text_train").meta
     assert meta["scorer"]["name"] == "tfidf" and meta["scorer"]["idf"] > 0
     assert meta["files"]["scores.bin"]["crc32"] and meta["mode"] == "keybert"
 
@@ -331,7 +339,7 @@ def test_shards_of_other_options_are_refused(texts):
     for number in (1, 2):
         shutil.copytree(folder / "shard_0", folder / f"shard_{number}")
     meta = json.loads((folder / "shard_2/meta.json").read_text())
-    meta["tagger"]["version"] = "0"
+    meta["tagger"]["textblob"] = "0"
     (folder / "shard_2/meta.json").write_text(json.dumps(meta))
     with pytest.raises(UserError, match="shard_2 has tagger="):
         read_documents(folder)
@@ -547,7 +555,7 @@ def test_pydoc_needs_one_command(texts, monkeypatch):
 
     monkeypatch.setattr(module, "python_prose", lambda: [text_of(n) for n in range(30)])
     module.prose.cache_clear()
-    main(["--mode=constituency", "--dataset_name=pydoc", "--tagger=rules"])
+    main(["--mode=constituency", "--dataset_name=pydoc", "--tagger=textblob"])
     module.prose.cache_clear()
     counts = [
         Preprocessed(f"data/preprocessed/constituency/pydoc_{m}").counts()
@@ -590,7 +598,7 @@ def test_help_is_quick_and_complete():
 def test_preprocessor_alone():
     parts = SimpleNamespace(
         mode="constituency",
-        tagger="rules",
+        tagger="textblob",
         scorer="",
         kw_model="",
         idf=None,

@@ -1,11 +1,10 @@
-"""Tags and labels: the rules of the labels, the words of a text, our tagger on sentences that we
-tagged ourselves, and spaCy's on a pipeline without weights."""
+"""Tags and labels: the rules of the labels, the words of a text, TextBlob's tagger on sentences
+that we tagged ourselves, and spaCy's on a pipeline without weights."""
 
 import subprocess
 import sys
 import textwrap
 import time
-from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -13,11 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configurator import UserError
-from prepare import english as en
 from prepare.documents import WORST_LABEL
-from prepare.importance import Rules, absent_spacy, kind, priorities, sentences, tag
+from prepare.importance import STOP_VERBS, TextBlob, absent_spacy, priorities, sentences
 
-# word/tag, in Penn tags; ours. One rule was written after a look at it: verbs after "which"
+# word/tag, in Penn tags; ours
 SAMPLE = """
 The/DT old/JJ harbour/NN of/IN Bergen/NNP was/VBD slowly/RB filling/VBG with/IN small/JJ boats/NNS
 ./.
@@ -79,8 +77,14 @@ SENTENCES = [
 ]
 
 
+@pytest.fixture(scope="module")
+def tagger():
+    pytest.importorskip("textblob")
+    return TextBlob()
+
+
 def labels(tags, words):
-    return priorities(tags, [w.lower() in en.STOP_VERBS for w in words])
+    return priorities(tags, [w.lower() in STOP_VERBS for w in words])
 
 
 # ---- labels --------------------------------------------------------------------------------------
@@ -118,7 +122,7 @@ def test_labels_of_few_words():
 
 
 def words_of(text):
-    return [text[a:b] for a, b in Rules()(text).spans]
+    return [text[a:b] for a, b in TextBlob(tags=False)(text).spans]
 
 
 @pytest.mark.parametrize(
@@ -145,7 +149,7 @@ def test_words(text, expected):
 
 @given(st.text())
 def test_words_lie_in_order_and_hold_everything_that_is_no_white_space(text):
-    found, at = Rules()(text), 0
+    found, at = TextBlob(tags=False)(text), 0
     for start, end in found.spans:
         assert start < end and text[at:start].strip() == ""
         at = end
@@ -154,30 +158,31 @@ def test_words_lie_in_order_and_hold_everything_that_is_no_white_space(text):
 
 
 def test_only_a_single_full_stop_is_one():
-    found = Rules()("Yes. No... U.S. 3.5!")
+    found = TextBlob(tags=False)("Yes. No... U.S. 3.5!")
     assert [f for f, p in zip(found.spans, found.points, strict=True) if p] == [(3, 4)]
 
 
-# ---- rules ---------------------------------------------------------------------------------------
+# ---- TextBlob ------------------------------------------------------------------------------------
 
 
-def test_our_sample():
-    """Measured here: 0.97 of the labels. An independent sample of 25,000 words: 0.91."""
+def test_our_sample(tagger):
+    """Every label, of a text that is cut into words and sentences here."""
     ours, gold = [], []
     for sentence in SENTENCES:
         words, tags = map(list, zip(*sentence, strict=True))
-        ours += labels(tag(words), words)
+        ours += labels(tagger.tag(words, [False] * len(words)), words)
         gold += labels(tags, words)
     right = sum(a == b for a, b in zip(ours, gold, strict=True)) / len(gold)
-    assert len(gold) > 250 and right >= 0.93, right
+    assert len(gold) > 250 and right >= 0.85, right
     for label in range(1, WORST_LABEL + 1):  # none is given up for the others
         both = sum(a == b == label for a, b in zip(ours, gold, strict=True))
-        assert 2 * both / (ours.count(label) + gold.count(label)) >= 0.7, label
+        assert 2 * both / (ours.count(label) + gold.count(label)) >= 0.6, label
 
 
-def test_sentences_in_a_row_are_tagged_as_each_alone():
-    words = [[w for w, _ in s] for s in SENTENCES]
-    assert tag([*chain(*words)]) == [*chain(*map(tag, words))]
+def test_sentences_in_a_row_are_tagged_as_each_alone(tagger):
+    sentences = [" ".join(w for w, _ in s) for s in SENTENCES]
+    alone = [tag for sentence in sentences for tag in tagger(sentence).tags]
+    assert tagger("\n\n".join(sentences)).tags == alone
 
 
 def test_sentences_end_with_their_quotation_mark():
@@ -186,52 +191,25 @@ def test_sentences_end_with_their_quotation_mark():
     assert sentences(words, [False] * 9 + [True]) == [0, 4, 8, 9]
 
 
-@pytest.mark.parametrize(
-    "words, expected",
-    [
-        ("he wants to work", "VB"),
-        ("all of this work", "NN"),
-        ("they often help", "VB"),
-        ("with her help", "NN"),
-        ("he asked in May", "X"),  # which is a modal verb more often
-        ("she came on Friday", "NNP"),
-        ("yesterday in Tokyo", "NNP"),
-        ("the Chinese", "JJ"),
-        ("we drove home slowly", "RB"),
-        ("a very friendly", "JJ"),
-        ("see www.example.org", "X"),
-        ("it costs %", "NN"),
-        ("he left -LRB-", "X"),
-        ("she is over there", "RB"),
-    ],
-)
-def test_tag_of_the_last_word(words, expected):
-    assert tag(words.split())[-1] == expected
-
-
-def test_a_shouted_line_is_no_list_of_names():
-    assert tag("CLICK THE RED BUTTON NOW".split()).count("NNP") == 0
-
-
-def test_no_word_is_listed_in_vain():
-    """Each list is asked in an order; a word in two of them would be lost in the second."""
-    asked = (en.FUNCTION, en.ADVERBS, en.NOUNS, en.ADJECTIVES, en.IRREGULAR, en.VERBS, en.EITHER)
-    assert sum(map(len, asked)) == len(frozenset().union(*asked))
-    assert all(w == w.lower() for words in asked for w in words)
-    assert all(kind(w) == "F" for w in en.FUNCTION if w[-1].isalpha() and w not in en.NUMBERS)
+def test_words_alone_need_no_library(monkeypatch):
+    monkeypatch.setitem(sys.modules, "textblob", None)
+    monkeypatch.setitem(sys.modules, "textblob.en", None)
+    assert TextBlob(tags=False)("The old ship.").tags == [""] * 4
+    with pytest.raises(UserError, match="pip install textblob"):
+        TextBlob()
 
 
 def test_stop_verbs_are_spacys():
     stop = pytest.importorskip("spacy.lang.en.stop_words").STOP_WORDS
-    assert en.STOP_VERBS <= stop
+    assert STOP_VERBS <= stop
 
 
-def test_speed():
-    """The bar is 20,000 words a second in one process; here some 150,000."""
+def test_speed(tagger):
+    """The bar is 20,000 words a second in one process; here some 110,000."""
     text = " ".join(w for s in SENTENCES for w, _ in s) + " "
     text = "".join(text.replace("the", f"the w{i}x") for i in range(60))  # no word is cached twice
     clock = time.perf_counter()
-    found = Rules()(text)
+    found = tagger(text)
     assert len(found.spans) / (time.perf_counter() - clock) > 20_000
 
 
