@@ -255,12 +255,13 @@ def describe_judged(found: dict[str, Any], name: str, judge: Judge | None) -> st
 
 SCORING = 6  # stream of randomness; train.py and sample.py have those before it
 COPIES = 16  # of an answer at a time; each is an estimate of its own, which tells the error
+Row = tuple[list[int], int]  # ids, and how many of them are the prompt
 
 
 # ---- how likely --------------------------------------------------------------------------------
 
 
-def answer_row(model: Model, prompt: str, answer: str, chat: bool) -> tuple[list[int], int]:
+def answer_row(model: Model, prompt: str, answer: str, chat: bool) -> Row:
     """(ids, how many of them are the prompt). Trailing spaces of the prompt are the answer's, both
     are encoded in one piece, and the answer begins with the first token that the prompt alone
     does not have (LLaDA, appendix B.5, and the usual harnesses). Puzzles have BOS between them."""
@@ -297,52 +298,97 @@ def answer_batch(model: Model, ids: list[int], prompt: int, rows: bool) -> Batch
     return Batch(padded[None], given[None], torch.tensor([len(ids)]))
 
 
-def score_answers(
-    cfg: SamplerConfig, model: Model, pairs: list[tuple[str, str]], maskings: int, batch_size: int
-) -> list[dict[str, Any]]:
-    """For each (prompt, answer): a lower bound on log p(answer | prompt) in nats, by so many
-    maskings, a multiple of COPIES; its standard error; and whether greedy writing gives that
-    answer. The canvas is that of the training rows, so the end of the answer, and padding if it is
-    learnt, are in the sum. Raises UserError for what does not fit the block.
+def likelihoods(
+    model: Model,
+    rows: list[Row],
+    ends: bool,
+    maskings: int,
+    batch_size: int,
+    dtype: str = "auto",
+    scale: float = 0.0,
+) -> list[tuple[float, float]]:
+    """(nats, standard error) of the answer in each row: log p itself where the objective is exact,
+    else a lower bound on it, estimated with `maskings` draws of the noise, a multiple of COPIES.
 
-    The numbers of masked tokens are those of `bound`. LLaDA's (Masked.likelihood) round halves to
-    even, which prefers even numbers where the answer is short and so is not quite a bound."""
-    objective, found, begun, rows = model.objective, [], [], ended(model, cfg.chat)
-    if cfg.cfg and model.config.objective != "masked":
-        raise UserError(f"cfg: objective={model.config.objective} has no guidance; leave it out")
-    for number, (prompt, answer) in enumerate(tqdm(pairs, disable=None, leave=False)):
-        ids, start = answer_row(model, prompt, answer, cfg.chat)
-        batch = answer_batch(model, ids, start, rows)
-        written = objective.written(batch)[0]
-        place = slice(int(written.nonzero().max()) + 1)
-        row, given = batch.ids[0, place], ~written[place]
-        begun.append(Canvas(row, given, torch.arange(len(row))))
-        copies = Batch(*(part.expand(COPIES, *part.shape[1:]) for part in batch))
-        net = Guided(model.net, copies.given, objective.mask_id, cfg.cfg) if cfg.cfg else model.net
-        with autocast(cfg.dtype, model.net.head.weight.device):
-            rng = generator(SCORING, number)
-            nats = -objective.bound(net, copies, rng, maskings // COPIES)
-        error = float(nats.std()) / math.sqrt(COPIES)
-        found.append({"prompt": prompt, "answer": answer, "tokens": len(ids) - start})
-        found[-1] |= {"nats": float(nats.mean()), "nats_error": error, "greedy": None}
-    if "confidence" in objective.samplers:
-        for one, same in zip(found, greedy(cfg, model, begun, rows, batch_size), strict=True):
-            one["greedy"] = same
+    The canvas is that of the training rows, so the end of the answer, and padding if it is learnt,
+    are in the sum. scale: of the guidance. The numbers of masked tokens are those of `bound`;
+    LLaDA's (Masked.likelihood) round halves to even, which prefers even numbers where the answer is
+    short and so is not quite a bound. Raises UserError for what does not fit the block."""
+    objective, found = model.objective, []
+    if not objective.bounded:
+        raise UserError(f"objective={model.config.objective} has no bound on the likelihood")
+    assert maskings > 0 and maskings % COPIES == 0, maskings
+    step, copies = (batch_size, 1) if objective.exact else (1, COPIES)
+    for first in tqdm(range(0, len(rows), step), disable=None, leave=False):
+        some = rows[first : first + step]
+        parts = [answer_batch(model, *row, ends or objective.exact) for row in some] * copies
+        batch = Batch(*map(torch.cat, zip(*parts, strict=True)))
+        net = Guided(model.net, batch.given, objective.mask_id, scale) if scale else model.net
+        with autocast(dtype, model.net.head.weight.device):
+            rng = generator(SCORING, first)
+            nats = -objective.bound(net, batch, rng, maskings // COPIES)
+        if objective.exact:
+            found += [(one, 0.0) for one in nats.tolist()]
+        else:
+            found.append((float(nats.mean()), float(nats.std()) / math.sqrt(COPIES)))
     return found
 
 
-def greedy(
-    cfg: SamplerConfig, model: Model, rows: list[Canvas], ends: bool, batch_size: int
-) -> list[bool]:
-    """Is each row what the model writes, one place at a time (and with it those of which it is
-    certain), the surest place and its best token first, up to EOS if texts have an end?"""
-    stop = model.meta["specials"].get("eos") if ends else None
-    how = {"sampler": "confidence", "temperature": 0.0, "schedule": "factor", "factor": 0.0}
-    options = SampleOptions(**how, stop=stop, cfg=cfg.cfg)
-    made = generate(model, rows, options, cfg.seed, batch_size, dtype=cfg.dtype)
-    wanted = [row.ids for row in rows]
-    both = (written_ids(model, ids, rows) for ids in (made.ids, wanted))
-    return [a == b for a, b in zip(*both, strict=True)]
+def greedy_options(
+    model: Model, stop: int | None = None, scale: float = 0.0
+) -> SampleOptions | None:
+    """The surest token first, one at a time (and with it those of which the model is certain);
+    None where what is written depends on chance. scale: of the guidance."""
+    names = model.objective.samplers
+    if "confidence" in names and not model.objective.grows:
+        how = {"sampler": "confidence", "temperature": 0.0, "schedule": "factor", "factor": 0.0}
+        return SampleOptions(**how, stop=stop, cfg=scale)
+    own = next((name for name in ("left_to_right", "threshold") if name in names), None)
+    return SampleOptions(sampler=own, temperature=0.0) if own else None
+
+
+def are_greedy(
+    model: Model,
+    rows: list[Row],
+    ends: bool,
+    batch_size: int,
+    dtype: str = "auto",
+    scale: float = 0.0,
+) -> list[bool | None]:
+    """Is each answer what greedy writing puts there, up to EOS if texts have an end? None where
+    there is no greedy order."""
+    options = greedy_options(model, model.meta["specials"].get("eos") if ends else None, scale)
+    if options is None or not rows:
+        return [None] * len(rows)
+    begun = []
+    for row in rows:  # up to the last place that the model writes
+        batch = answer_batch(model, *row, ends)
+        written = model.objective.written(batch)[0]
+        place = slice(int(written.nonzero().max()) + 1)
+        begun.append(Canvas(batch.ids[0, place], ~written[place], torch.arange(place.stop)))
+    made = generate(model, begun, options, 0, batch_size, dtype=dtype)
+    both = (written_ids(model, ids, begun) for ids in (made.ids, [one.ids for one in begun]))
+    found, wanted = (closed(model, ids) for ids in both)
+    return [a == b for a, b in zip(found, wanted, strict=True)]
+
+
+def score_answers(
+    cfg: SamplerConfig, model: Model, pairs: list[tuple[str, str]], maskings: int, batch_size: int
+) -> list[dict[str, Any]]:
+    """For each (prompt, answer): `likelihoods` and `are_greedy`. Raises UserError for what does not
+    fit the block, and for guidance of an objective that has none."""
+    if cfg.cfg and model.config.objective != "masked":
+        raise UserError(f"cfg: objective={model.config.objective} has no guidance; leave it out")
+    rows, ends = [answer_row(model, *pair, cfg.chat) for pair in pairs], ended(model, cfg.chat)
+    scores = likelihoods(model, rows, ends, maskings, batch_size, cfg.dtype, cfg.cfg)
+    same = are_greedy(model, rows, ends, batch_size, cfg.dtype, cfg.cfg)
+    return [
+        {"prompt": prompt, "answer": answer, "tokens": len(ids) - start}
+        | {"nats": nats, "nats_error": error, "greedy": greedy}
+        for (prompt, answer), (ids, start), (nats, error), greedy in zip(
+            pairs, rows, scores, same, strict=True
+        )
+    ]
 
 
 def describe_scores(found: dict[str, Any], maskings: int, objective: Objective) -> str:

@@ -17,22 +17,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Iterable, Literal
 
-import torch
-from tqdm import tqdm
-
 import checkpoint
 from checkpoint import Model
 from configurator import PUZZLES, UserError, load, optional, require, run, save_json
-from corpus import Batch
-from evaluate import COPIES, SCORING, answer_batch, answer_row, closed, ended, uncropped
-from model import autocast, pick_device
-from objective import SampleOptions, generator
+from evaluate import (
+    COPIES,
+    Row,
+    answer_row,
+    are_greedy,
+    ended,
+    greedy_options,
+    likelihoods,
+    uncropped,
+)
+from model import pick_device
+from objective import SampleOptions
 from sample import Canvas, canvas, chat_canvas, framed, generate, written_ids
 from tokenizer import USER
 
-ONE_BY_ONE = {"schedule": "factor", "factor": 0.0}  # and with it those that are certain
 LENGTH = 256  # tokens to write where a task does not say how many; the harness's own
-Row = tuple[list[int], int]  # ids, and how many of them are given
 
 
 # ---- how likely --------------------------------------------------------------------------------
@@ -58,61 +61,10 @@ def loglikelihood(
     nats, and whether greedy writing gives that answer; None where there is no greedy order.
     maskings: a multiple of COPIES. Raises UserError for what does not fit the block."""
     rows = [answer_row(model, prompt, answer, chat) for prompt, answer in pairs]
-    nats = score_rows(model, rows, ended(model, chat), maskings, batch_size, dtype)
-    return [*zip(nats, is_greedy(model, rows, chat, batch_size, dtype), strict=True)]
-
-
-def score_rows(
-    model: Model, rows: list[Row], ends: bool, maskings: int, batch_size: int, dtype: str = "auto"
-) -> list[float]:
-    """Nats of what is not given in each row."""
-    objective, found = model.objective, []
-    if not objective.bounded:
-        raise UserError(f"objective={model.config.objective} has no bound on the likelihood")
-    assert maskings > 0 and maskings % COPIES == 0, maskings
-    step, samples = (batch_size, 1) if objective.exact else (1, maskings // COPIES)
-    for first in tqdm(range(0, len(rows), step), disable=None, leave=False):
-        some = rows[first : first + step]
-        parts = [answer_batch(model, *row, ends or objective.exact) for row in some]
-        if not objective.exact:
-            parts *= COPIES
-        batch = Batch(*map(torch.cat, zip(*parts, strict=True)))
-        with autocast(dtype, model.net.head.weight.device):
-            nats = -objective.bound(model.net, batch, generator(SCORING, first), samples)
-        found += nats.tolist() if objective.exact else [float(nats.mean())]
-    return found
-
-
-def greedy_options(model: Model, stop: int | None = None) -> SampleOptions | None:
-    """The surest token first, one at a time; None where what is written depends on chance."""
-    names = model.objective.samplers
-    if "confidence" in names and not model.objective.grows:
-        return SampleOptions(sampler="confidence", temperature=0.0, stop=stop, **ONE_BY_ONE)
-    own = next((name for name in ("left_to_right", "threshold") if name in names), None)
-    return SampleOptions(sampler=own, temperature=0.0) if own else None
-
-
-def is_greedy(
-    model: Model, rows: list[Row], chat: bool, batch_size: int, dtype: str = "auto"
-) -> list[bool | None]:
-    """Is the rest of each row what greedy writing puts there, up to EOS if texts have an end?"""
     ends = ended(model, chat)
-    options = greedy_options(model, model.meta["specials"].get("eos") if ends else None)
-    if options is None or not rows:
-        return [None] * len(rows)
-    begun = [_row_canvas(model, row, ends) for row in rows]
-    made = generate(model, begun, options, 0, batch_size, dtype=dtype)
-    both = (written_ids(model, ids, begun) for ids in (made.ids, [one.ids for one in begun]))
-    found, wanted = (closed(model, ids) for ids in both)
-    return [a == b for a, b in zip(found, wanted, strict=True)]
-
-
-def _row_canvas(model: Model, row: Row, ends: bool) -> Canvas:
-    """The row up to the last place that the model writes."""
-    batch = answer_batch(model, *row, ends)
-    written = model.objective.written(batch)[0]
-    place = slice(int(written.nonzero().max()) + 1)
-    return Canvas(batch.ids[0, place], ~written[place], torch.arange(place.stop))
+    nats = likelihoods(model, rows, ends, maskings, batch_size, dtype)
+    greedy = are_greedy(model, rows, ends, batch_size, dtype)
+    return [(one, same) for (one, _), same in zip(nats, greedy, strict=True)]
 
 
 def windows(ids: list[int], size: int) -> list[Row]:
@@ -137,7 +89,8 @@ def rolling(
         rows = windows(model.tokenizer.encode(text), model.config.block_size)
         if framed(model):
             rows = [answer_row(model, "", text, False)]
-        found.append(sum(score_rows(model, rows, framed(model), maskings, batch_size, dtype)))
+        scores = likelihoods(model, rows, framed(model), maskings, batch_size, dtype)
+        found.append(sum(nats for nats, _ in scores))
     return found
 
 

@@ -21,10 +21,10 @@ from evaluate import (
     EvaluateConfig,
     Judge,
     answer_row,
+    are_greedy,
     bound,
     compare,
     documents,
-    greedy,
     judged,
     ratio,
     score_answers,
@@ -288,9 +288,7 @@ def test_greedy_is_the_surest_place_first():
             wanted[place] = token
         for options in (MASKED, {"objective": "sedd"}):
             model = exact_model(options, data)
-            none = torch.zeros(3, dtype=torch.bool)
-            rows = [Canvas(text, none, torch.arange(3)) for text in data.texts]
-            same = greedy(SamplerConfig(), model, rows, False, 10)
+            same = are_greedy(model, [(text, 0) for text in data.texts.tolist()], False, 10)
             assert data.texts[torch.tensor(same)].tolist() == [wanted]
 
 

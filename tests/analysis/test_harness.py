@@ -17,7 +17,7 @@ from analysis import harness
 from analysis.harness import HarnessConfig, generate_texts, loglikelihood, rolling, windows
 from checkpoint import Model, build_network, build_objective
 from configurator import Config, UserError
-from objective import SampleOptions
+from objective import SampleOptions, generator
 from tokenizer import Symbols
 
 N, T = 3, 3
@@ -188,7 +188,7 @@ def test_star_graphs_put_bos_between_question_and_answer(tmp_path, flags, object
     prompt, answer = (model.tokenizer.decode(part) for part in (ids[: start - 1], ids[start:]))
     [(nats, _)] = loglikelihood(model, [(prompt, answer)], maskings=1024)
     many = train.Batch(*(part.expand(64, *part.shape[1:]) for part in batch))
-    bound = model.objective.bound(model.net, many, harness.generator(7), 16)
+    bound = model.objective.bound(model.net, many, generator(7), 16)
     error = float(bound.std()) / 8
     assert nats == pytest.approx(-float(bound.mean()), abs=1e-4 + 6 * error)
     [text] = generate_texts(model, [prompt], 5)
