@@ -198,12 +198,15 @@ def build_network(cfg: Config, objective: Objective) -> Transformer | MaskedLM:
         return objective.needs["network"](cfg, objective.needs["vocab_size"])
     if cfg.backbone:
         return build_backbone(cfg, objective)
+    timed = objective.needs["time"] and cfg.time_input
+    if timed and not cfg.final_norm:
+        raise UserError("final_norm=False needs time_input=False: the noise level shifts that norm")
     net = Transformer(
         vocab_size=objective.needs["vocab_size"],
         n_layer=cfg.n_layer,
         n_head=cfg.n_head,
         n_embd=cfg.n_embd,
-        cond_dim=cfg.cond_dim if objective.needs["time"] and cfg.time_input else 0,
+        cond_dim=cfg.cond_dim if timed else 0,
         positions=cfg.positions,
         block_size=cfg.block_size + objective.grows,  # and CLS
         causal=objective.needs["causal"],

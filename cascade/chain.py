@@ -100,7 +100,7 @@ def open_stage(path: str, number: int, cfg: CascadeConfig) -> Stage:
     model = checkpoint.load(file, pick_device(cfg.device), cfg.use_ema)
     meta = model.meta
     if meta.get("task") != "stage":
-        raise UserError(f"{path} is no stage of a cascade: its corpus is not of prepare_stages.py")
+        raise UserError(f"{path} is no stage of a cascade: its corpus is not of cascade.stages")
     if meta["stage"] != number:
         raise UserError(f"{path} is stage {meta['stage']}, but stands at place {number}")
     return Stage(path, number, model, *[0, *meta["lengths"]][number - 1 : number + 1])

@@ -330,7 +330,7 @@ def main(argv: list[str]) -> None:
     if folder.exists():
         raise UserError(f"{folder} exists already; remove it to prepare the corpus anew")
     tokenizer, rows = task_rows(cfg)
-    info = {"task": cfg.task, "source": cfg.path or "prepare_stars.py"}
+    info = {"task": cfg.task, "source": cfg.path or "tasks.stars"}
     if cfg.task == "star":
         info["level"] = cfg.level
     with CorpusWriter(folder, tokenizer, **info) as out:

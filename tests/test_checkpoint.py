@@ -344,6 +344,14 @@ def test_compiling_changes_no_name(small: Model):
     assert list(small.net.state_dict()) == before
 
 
+def test_a_noise_level_needs_the_final_norm_that_it_shifts():
+    meta = {"vocab_size": 5, "specials": {}}
+    cfg = replace(SMALL, objective="masked", final_norm=False)
+    assert "time_input=False" in told(build_network, cfg, build_objective(cfg, meta))
+    cfg = replace(cfg, time_input=False)
+    build_network(cfg, build_objective(cfg, meta))
+
+
 def test_averaged_weights_are_loaded_unless_refused(path: Path, state: dict):
     for use, key in ((True, "ema"), (False, "model")):
         found = load(str(path), use_ema=use).net.state_dict()
