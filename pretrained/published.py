@@ -12,9 +12,12 @@ Whose they are is told by config.json or by the ending of the file:
 """
 
 import json
+import lzma
 import pickle
 import re
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,6 +120,11 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: not readable as JSON: {e}") from None
 
 
+# A flipped bit in a zip header may ask for any compression, or for features that Python has not.
+DAMAGED = (OSError, RuntimeError, ValueError, EOFError, KeyError, NotImplementedError)
+DAMAGED += (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error)
+
+
 def read_tensors(path: Path) -> Any:
     """What torch.save wrote, if it is tensors and plain data, every byte checked by its CRC."""
     if not path.is_file():
@@ -131,10 +139,8 @@ def read_tensors(path: Path) -> Any:
     except pickle.UnpicklingError as e:
         first = str(e).strip().splitlines()[0] if path.suffix != ".ckpt" else CONVERT[2:]
         raise UserError(f"{path}: holds more than tensors and plain data, refused: {first}") from e
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as e:
+    except DAMAGED as e:
         raise UserError(f"{path} is corrupt or incomplete ({type(e).__name__}){hint}") from e
-    except NotImplementedError as e:  # a flipped bit in a zip header asks for odd features
-        raise UserError(f"{path} is corrupt or incomplete{hint}") from e
     raise UserError(f"{path} is corrupt: {damaged} fails its checksum{hint}")
 
 

@@ -221,6 +221,17 @@ def test_bit_flips_in_tensors(path: Path, state: dict):
         assert "corrupt" in told(read, path)
 
 
+@pytest.mark.parametrize("method", [8, 9, 12, 14, 93, 99])
+def test_compression_that_is_not_there(path: Path, method: int):
+    """Deflate, bzip2, LZMA and what Python has not, in the headers of a file without any."""
+    data = bytearray(path.read_bytes())
+    for sign, place in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
+        at = data.find(sign)
+        data[at + place] = method
+    path.write_bytes(data)
+    assert "corrupt" in told(checkpoint.read, path)
+
+
 def test_bit_flips_anywhere(path: Path, state: dict):
     """Refused, or of no consequence (padding, dates): never other values, never a traceback."""
     data, rng = path.read_bytes(), random.Random(1)
