@@ -270,6 +270,7 @@ def test_no_training_text_comes_more_often_than_max_repeats(make):
     assert len(list(corpus.texts("val"))) == 2000
 
 
+@pytest.mark.slow
 def test_palindrome_corpus_depends_on_the_seed_alone(make):
     options = "--rows=500", "--val_rows=100", "--max_letters=9"
     one, two = make("one", *options), make("two", *options)

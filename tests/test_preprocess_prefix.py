@@ -194,6 +194,7 @@ def test_scores_are_those_of_the_document_and_of_an_idf_of_the_training_split(te
     assert not any(((b.score >= -1.1) & (b.score <= -1.0)).any() for _, b in pairs)
 
 
+@pytest.mark.slow
 def test_a_trained_tokenizer_is_one_for_all_splits_and_shards(texts):
     options = [*BASE, "--tokenizer=train:300"]
     main([*options, "--num_shards=2", "--dataset_mode=val"])
@@ -207,6 +208,7 @@ def test_a_trained_tokenizer_is_one_for_all_splits_and_shards(texts):
     assert got == expected
 
 
+@pytest.mark.slow
 def test_the_result_does_not_depend_on_processes_batches_and_commands(texts):
     main([*FEW, "--save_root=one"])
     main([*FEW, "--save_root=two", "--n_process=3", "--batch_size=2"])
@@ -406,6 +408,7 @@ def is_running(pid):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.slow
 def test_a_killed_run_is_continued_to_the_identical_corpus(texts):
     """kill -9 in the middle of the second shard, as seen by the size of its unfinished file."""
     rows = [json.dumps({"text": text_of(n) + STORY * 5}) for n in range(600)]
