@@ -13,7 +13,7 @@ a stream) stands behind a START symbol: BOS, else EOS, else an id of its own. Pa
 seen nor scored. EOS ends a text where the vocabulary has padding to put behind it.
 """
 
-from typing import Any, Iterator
+from typing import Any, Iterator, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from configurator import UserError
 from corpus import Batch
-from model import Cache
+from model import Cache, chunked_cross_entropy
 from objective import (
     Frame,
     Loss,
@@ -29,14 +29,21 @@ from objective import (
     SampleOptions,
     bucket,
     choose_sampler,
-    cross_entropy_rule,
     draw_tokens,
     features_at,
-    scored_rows,
     to_device,
 )
 from pretrained.causal import build_xlnet
 from viz import recorder
+
+
+class Prediction(NamedTuple):
+    """Rows to read and the tokens to predict, on the CPU."""
+
+    ids: Tensor  # (B, W) int64
+    predicts: Tensor  # (B, M) bool: outputs of the network that predict a token
+    target: Tensor  # (R,) int64: these tokens, in order of row and output
+    network_kwargs: dict[str, Tensor]  # which places see which, and where they are
 
 
 class Ordered(Objective):
@@ -83,38 +90,34 @@ class Ordered(Objective):
 
     # -- loss and bound --
 
-    def look(
-        self, net: Any, batch: Batch, rng: torch.Generator | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Features that predict the written tokens (R, C), these tokens (R,), their rows (R,); in
-        an order drawn with `rng` where there is a choice, else from left to right."""
+    def corrupt(self, batch: Batch, rng: torch.Generator | None) -> Prediction:
+        """Nothing is corrupted. What is read, and which outputs predict the written tokens: in an
+        order drawn with `rng` where there is a choice; None: from left to right."""
         raise NotImplementedError
 
-    def score(
-        self, net: Any, batch: Batch, rng: torch.Generator | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Cross entropy of the written tokens -> (sum (), of each (R,), its row (R,)), nats."""
-        h, target, row = self.look(net, batch, rng)
-        return *self.nats(net, h, target), row
+    def features(self, net: Any, read: Prediction) -> tuple[Tensor, Tensor]:
+        """Features that predict the written tokens (R, C), and their rows (R,)."""
+        h, row, _ = features_at(net, read.ids, read.predicts, None, **read.network_kwargs)
+        return h, row
 
-    def nats(self, net: Any, h: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (R, C) and their targets (R,) -> (sum (), of each (R,)). Rows of the network
-        that are no tokens are left out of its softmax."""
-        target = to_device(target, h.device)
-        scale = torch.ones(len(h), device=h.device)
-        rule = cross_entropy_rule(target, scale, slice(self.tokens, None))
-        return scored_rows(net.head, h, rule)
+    def cross_entropy(self, net: Any, read: Prediction) -> tuple[Tensor, Tensor, Tensor]:
+        """-log p of the written tokens -> (sum (), of each (R,), its row (R,)), nats. Rows of the
+        network that are no tokens are left out of its softmax."""
+        h, row = self.features(net, read)
+        target, weight = to_device(read.target, h.device), torch.ones(len(h), device=h.device)
+        no_token = slice(self.tokens, None)
+        return *chunked_cross_entropy(net.head, h, target, weight, no_token), row
 
-    def loss(self, net: Any, batch: Batch, rng: torch.Generator) -> Loss:
+    def loss(self, net: Any, read: Prediction) -> Loss:
         """-log p of the written tokens, summed; nats."""
-        nats, each, _ = self.score(net, batch, rng)
-        return Loss(nats, len(each), {})
+        total, each, _ = self.cross_entropy(net, read)
+        return Loss(total, len(each), {})
 
     @torch.no_grad()
     def bound(self, net: Any, batch: Batch, rng: torch.Generator, samples: int = 1) -> Tensor:
         """(B,) float64 nats: -log p(written | given) itself, from left to right; nothing is drawn,
         so one sample is enough."""
-        _, each, row = self.score(net, batch, None)
+        _, each, row = self.cross_entropy(net, self.corrupt(batch, None))
         total = torch.zeros(len(batch.ids), dtype=torch.float64)
         return total.index_add_(0, row, each.double().cpu())
 
@@ -197,15 +200,12 @@ class LeftToRight(Ordered):
         super().__init__(vocab_size, specials)
         self.needs["causal"] = True
 
-    def look(
-        self, net: Any, batch: Batch, rng: torch.Generator | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def corrupt(self, batch: Batch, rng: torch.Generator | None) -> Prediction:
         ids, scored, _ = self.rows(batch)  # padding comes last, where no scored place looks
         width = max(1, ids.shape[1] - 1)
         ahead = scored.roll(-1, 1)[:, :width]  # the first place is never scored
-        told = isolated(scored, width)
-        h, row, col = features_at(net, ids[:, :width], ahead, None, **told)
-        return h, ids[row, col + 1], row
+        row, col = ahead.nonzero(as_tuple=True)
+        return Prediction(ids[:, :width], ahead, ids[row, col + 1], isolated(scored, width))
 
     def write(self, net: Any, walk: Walk) -> Iterator[None]:
         """A pass over one column for all rows that still have something to write, the keys and
@@ -273,22 +273,16 @@ class RandomOrder(Ordered):
         super().__init__(vocab_size, specials)
         self.needs["network"] = build_xlnet
 
-    def look(
-        self, net: Any, batch: Batch, rng: torch.Generator | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def corrupt(self, batch: Batch, rng: torch.Generator | None) -> Prediction:
         ids, scored, seen = self.rows(batch)
         u = torch.arange(ids.shape[1]) / ids.shape[1]
         if rng is not None:
             u = torch.rand(ids.shape, generator=rng, dtype=torch.float64)
         order = reading_order(scored, u.expand(ids.shape))
         columns, some = targets(order, scored)
-        device = net.head.weight.device
-        sent = (to_device(x, device) for x in (ids, earlier(order) & seen[:, None]))
-        x, mask = sent
-        h = net.features(x, None, mask, to_device(columns, device))  # (B, M, C)
         row, slot = some.nonzero(as_tuple=True)
-        places = to_device(row * some.shape[1] + slot, device)
-        return h.flatten(0, 1)[places], ids[row, columns[row, slot]], row
+        how = {"mask": earlier(order) & seen[:, None], "columns": columns}
+        return Prediction(ids, some, ids[row, columns[row, slot]], how)
 
     def write(self, net: Any, walk: Walk) -> Iterator[None]:
         """The next open place of every row; a pass over whole rows for each."""

@@ -558,13 +558,13 @@ def dealt(
 
 
 class Ahead:
-    """Batches by number, read in a thread of its own: the next one while this one is used."""
+    """Batches by number, made in a thread of its own: the next one while this one is used."""
 
-    def __init__(self, read: Callable[[int], Batch]):
+    def __init__(self, read: Callable[[int], Any]):
         self.read, self.thread = read, ThreadPoolExecutor(1, "reader")
         self.coming: dict[int, Future] = {}
 
-    def get(self, number: int, following: int) -> Batch:
+    def get(self, number: int, following: int) -> Any:
         """Batch `number`; `following` is what will be asked for next."""
         found = self.coming.pop(number, None) or self.thread.submit(self.read, number)
         batch = found.result()

@@ -35,23 +35,18 @@ from torch import Tensor
 
 from configurator import UserError
 from corpus import Batch
-from model import Cache, Transformer
+from model import Cache, Transformer, chunked_cross_entropy, chunked_loss, chunks
 from objective import (
     Frame,
     Loss,
     Objective,
-    Rule,
     SampleOptions,
     choose_sampler,
-    chunks,
-    cross_entropy_rule,
     draw_tokens,
-    exponentiate_,
     features_at,
     frames,
     mask_exactly,
     metric,
-    scored_rows,
     stratified,
     to_device,
 )
@@ -98,6 +93,12 @@ class LogLinear(Noise):
     """share = (1 - eps) t: the weight is 1 / t exactly (SEDD, MDLM)."""
 
     eps: float = 1e-3
+
+    def masked(self, t: Tensor) -> Tensor:
+        return (1 - self.eps) * t
+
+    def weight(self, t: Tensor) -> Tensor:
+        return 1 / t
 
     def total(self, t: Tensor) -> Tensor:
         return -torch.log1p(-(1 - self.eps) * t)
@@ -286,17 +287,6 @@ NOISES: dict[str, Callable[..., Noise]] = {
 # ==================================================================================================
 
 
-class Coefficients(NamedTuple):
-    """Score entropy of one row of outputs z as exp_sum * sum_y exp(z_y) + sum * sum_y z_y
-    + target * z_x0 + const, each (R,) float64; y runs over all states but `left_out` (R,)."""
-
-    left_out: Tensor
-    exp_sum: Tensor
-    sum: Tensor | None  # None: zero everywhere
-    target: Tensor
-    const: Tensor
-
-
 def _one_hot(i: Tensor, states: int) -> Tensor:
     return F.one_hot(i, states).double()
 
@@ -332,25 +322,31 @@ class Uniform:
         grow = torch.exp(dsigma)[..., None]
         return grow * score + (1 - grow) / self.n * score.sum(-1, keepdim=True)
 
-    def entropy(self, x: Tensor, x0: Tensor, sigma: Tensor) -> Coefficients:
-        """Score entropy (SEDD, Def. 3.1 with Thm 3.6) for rows in state x from x0, (R,) each.
+    def score_entropy(
+        self, log_score: Tensor, x: Tensor, x0: Tensor, sigma: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Score entropy (SEDD, Def. 3.1 with Thm 3.6) of log_score (R, n) in the states x (R,), to
+        which sigma (R,) has brought x0 (R,); and the sum of the scores, each (R,).
 
-        Written with e/(e + n), e = e^sigma - 1, the true ratio at an unmoved token, which is exact
-        where 1 - n/(e + n) has lost every digit (n = 50257, sigma = 1e-4).
+            1/n sum over y != x of s_y - r_y log s_y + r_y (log r_y - 1)
+
+        with the true ratio r_y = p(y | x0) / p(x | x0). That is rho = e / (e + n), e = e^sigma - 1,
+        where x = x0; elsewhere it is 1 at all y but x0, and 1 / rho there. (1 - n / (e + n) would
+        have lost every digit at n = 50257, sigma = 1e-4.) Overwrites log_score.
         """
-        n, e = self.n, torch.expm1(sigma.double())
-        log_r = e.log() - (e + n).log()
-        r, same = log_r.exp(), x == x0
-        one = torch.ones_like(e)
-        const_same = (n - 1) / n * r * (log_r - 1)
-        const_moved = ((-log_r - 1) / r - (n - 2)) / n
-        return Coefficients(
-            left_out=x,
-            exp_sum=one / n,
-            sum=-torch.where(same, r, one) / n,
-            target=torch.where(same, 0 * one, -1 / e),
-            const=torch.where(same, const_same, const_moved),
+        n, e, same = self.n, torch.expm1(sigma.double()), x == x0
+        log_rho = e.log() - (e + n).log()
+        r = torch.where(same, log_rho, 0.0).exp()
+        every = torch.arange(len(x), device=x.device)
+        at_x, at_x0 = log_score[every, x], log_score[every, x0]
+        others = log_score.sum(1) - at_x
+        score = log_score.scatter_(1, x[:, None], -torch.inf).exp().sum(1)
+        more = torch.where(same, 0.0, n / e)  # of r at x0, than at the other y
+        const = torch.where(
+            same, (n - 1) * r * (log_rho - 1), (-log_rho - 1) / log_rho.exp() - (n - 2)
         )
+        r, more, const = (v.to(log_score.dtype) for v in (r, more, const))
+        return (score - r * others - more * at_x0 + const) / n, score
 
     def prior_nats(self, sigma: Tensor) -> Tensor:
         """KL(x_sigma | x_0 || uniform) of one token, float64 nats."""
@@ -399,11 +395,22 @@ class Absorbing:
         out[..., self.mask_id] += ((1 - grow) * score.sum(-1, keepdim=True))[..., 0]
         return out
 
-    def entropy(self, x: Tensor, x0: Tensor, sigma: Tensor) -> Coefficients:
-        """Score entropy of masked rows; every other row has none. The true ratio is 1/e at x0."""
-        log_e = torch.expm1(sigma.double()).log()
-        w = torch.exp(-log_e)
-        return Coefficients(x, torch.ones_like(w), None, -w, w * (-log_e - 1))
+    def score_entropy(
+        self, log_score: Tensor, x: Tensor, x0: Tensor, sigma: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Score entropy (SEDD, Eq. 10) of log_score (R, V) at masked places, every other has none,
+        and the sum of the scores, each (R,); x0, sigma (R,).
+
+            sum over y of s_y - r log s_x0 + r (log r - 1)
+
+        with the true ratio r = 1 / (e^sigma - 1) at x0, and 0 elsewhere. Overwrites log_score.
+        """
+        log_r = -torch.expm1(sigma.double()).log()
+        r, const = (v.to(log_score.dtype) for v in (log_r.exp(), log_r.exp() * (log_r - 1)))
+        at_x0 = log_score[torch.arange(len(x0), device=x0.device), x0]
+        log_score[:, self.mask_id] = -torch.inf
+        score = log_score.exp().sum(1)
+        return score - r * at_x0 + const, score
 
 
 Graph = Uniform | Absorbing
@@ -442,6 +449,19 @@ def denoise_weights(graph: Graph, x: Tensor, score: Tensor, sigma: Tensor) -> Te
 # ==================================================================================================
 
 
+class Noisy(NamedTuple):
+    """A corrupted batch, on the CPU: B rows of T positions."""
+
+    x0: Tensor  # (B, T) int64: the text
+    xt: Tensor  # (B, T) int64: what the network sees of it
+    scored: Tensor  # (B, T) bool: places that the loss is a sum over
+    sigma: Tensor  # (B,) total noise
+    weight: Tensor  # (B,) of the loss at every scored place
+    count: int = 0  # what the loss is divided by, such as the positions that the model writes
+    inside: Tensor | None = None  # (B, 1, T) bool: places that may be attended to; None: all
+    clean: Tensor | None = None  # block diffusion: the rows that xt are the blocks of
+
+
 class ScoreEntropy(Objective):
     """SEDD on either graph; with normalize=True on the absorbing one, RADD.
 
@@ -466,18 +486,15 @@ class ScoreEntropy(Objective):
 
     # -- loss --
 
-    def loss(self, net: Any, batch: Batch, rng: torch.Generator) -> Loss:
-        """Denoising score entropy, integrated over t with one t per row (SEDD, Eq. 10), summed.
-        Nats; divided by `count` it bounds the nats per written position, padding included."""
-        x0, written = batch.ids, ~batch.given
-        low = self.noise.lowest
+    def corrupt(self, batch: Batch, rng: torch.Generator) -> Noisy:
+        """One t per row, low-discrepancy; given places stay."""
+        x0, written, low = batch.ids, ~batch.given, self.noise.lowest
         t = low + (1 - low) * stratified(len(x0), rng)
         sigma, rate = self.noise.total(t), self.noise.rate(t)
-        xt = self.corrupt(x0, batch.given, sigma, rng)
-        nats, _, _, ce = self.entropy(net, x0, xt, written, sigma, rate)
-        return Loss(nats, int(written.sum()), {} if ce is None else {"ce": ce})
+        xt = self.perturb(x0, batch.given, sigma, rng)
+        return self.noisy(x0, xt, written, sigma, rate)
 
-    def corrupt(self, x0: Tensor, given: Tensor, sigma: Tensor, rng: torch.Generator) -> Tensor:
+    def perturb(self, x0: Tensor, given: Tensor, sigma: Tensor, rng: torch.Generator) -> Tensor:
         """x_sigma from x0 (B, T); sigma (B,); given places stay."""
         u = torch.rand(x0.shape, generator=rng)
         other = None
@@ -485,32 +502,47 @@ class ScoreEntropy(Objective):
             other = torch.randint(self.graph.n, x0.shape, generator=rng)
         return torch.where(given, x0, self.graph.move(x0, sigma[:, None], u, other))
 
-    def entropy(
-        self, net: Any, x0: Tensor, xt: Tensor, written: Tensor, sigma: Tensor, weight: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Score entropy times weight (B,) at the written places -> (sum (), of each scored place
-        (R,), the row that it belongs to (R,), (sum, count) of its plain cross entropy or None)."""
-        device = net.head.weight.device
+    def noisy(
+        self, x0: Tensor, xt: Tensor, written: Tensor, sigma: Tensor, weight: Tensor
+    ) -> Noisy:
+        """x0, xt, written (B, T), sigma and weight (B,). On the absorbing graph only masked places
+        have a score."""
         scored = written & (xt == self.mask_id) if self.graph.absorbing else written
-        h, row, col = features_at(net, xt, scored, self.condition(net, sigma, device))
-        target = to_device(x0[row, col], device)
-        sigma, weight = sigma.double()[row], weight.double()[row]
-        if self.normalize:
-            scale = to_device((weight / torch.expm1(sigma)).float(), device)
-            nats, each = scored_rows(net.head, h, cross_entropy_rule(target, scale, self.mask_id))
-            ce = (each / scale).sum() if len(each) else nats
-        else:
-            terms = self.graph.entropy(xt[row, col], x0[row, col], sigma)
-            shift = self.shift(sigma)
-            if shift is not None:  # log-score = z - shift: fold it into the coefficients
-                terms = terms._replace(
-                    exp_sum=terms.exp_sum * torch.exp(-shift),
-                    const=terms.const - terms.target * shift,
-                )
-            ce = torch.zeros((), device=device)
-            rule = score_entropy_rule(terms, target, weight, ce if self.graph.absorbing else None)
-            nats, each = scored_rows(net.head, h, rule)
-        return nats, each, row, metric(ce, len(each)) if self.graph.absorbing else None
+        return Noisy(x0, xt, scored, sigma, weight, int(written.sum()))
+
+    def loss(self, net: Any, noisy: Noisy) -> Loss:
+        """Denoising score entropy, integrated over t with one t per row (SEDD, Eq. 10), summed.
+        Nats; divided by `count` it bounds the nats per written position, padding included."""
+        total, each, _, ce = self.score_entropy(net, noisy)
+        return Loss(total, noisy.count, {} if ce is None else {"ce": metric(ce, len(each))})
+
+    def score_entropy(self, net: Any, noisy: Noisy) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Score entropy times weight at the scored places -> (sum (), of each place (R,), the row
+        that it belongs to (R,), sum () of its plain cross entropy or None)."""
+        device = net.head.weight.device
+        time = self.condition(net, noisy.sigma, device)
+        h, row, col = features_at(net, noisy.xt, noisy.scored, time)
+        sigma, weight = noisy.sigma.double()[row], noisy.weight.double()[row]
+        shift = self.shift(sigma)
+        x, x0 = (to_device(ids[row, col], device) for ids in (noisy.xt, noisy.x0))
+        sigma = to_device(sigma, device)
+        if self.normalize:  # the score is a softmax, and score entropy a weighted cross entropy
+            weight = to_device(weight, device) / torch.expm1(sigma)
+            total, each = chunked_cross_entropy(net.head, h, x0, weight.float(), self.mask_id)
+            return total, each, row, (each / weight).sum()
+        weight = to_device(weight.float(), device)
+        shift = None if shift is None else to_device(shift.float(), device)
+        ce = torch.zeros((), device=device)
+
+        def loss_fn(logits: Tensor, part: slice) -> Tensor:
+            log_score = logits if shift is None else logits - shift[part, None]
+            at_x0 = log_score.detach().gather(1, x0[part, None])[:, 0]
+            loss, score = self.graph.score_entropy(log_score, x[part], x0[part], sigma[part])
+            ce.add_((score.detach().log() - at_x0).sum())
+            return weight[part] * loss
+
+        total, each = chunked_loss(net.head, h, loss_fn)
+        return total, each, row, ce if self.graph.absorbing else None
 
     def condition(self, net: Any, sigma: Tensor, device: torch.device) -> Tensor | None:
         """What the network is told of sigma (B,): nothing if it was built without time, and no
@@ -552,7 +584,8 @@ class ScoreEntropy(Objective):
             other = torch.randint(self.graph.n, x0.shape, generator=rng)
             xt = torch.where(written, self.graph.move(x0, -torch.log1p(-m)[:, None], u, other), x0)
             weight, extra = top / (1 - m), count * self.graph.prior_nats(end)
-        _, each, row, _ = self.entropy(net, x0, xt, written, -torch.log1p(-m), weight)
+        noisy = self.noisy(x0, xt, written, -torch.log1p(-m), weight)
+        _, each, row, _ = self.score_entropy(net, noisy)
         return extra + torch.zeros(len(x0)).double().index_add_(0, row, each.double().cpu())
 
     # -- sampling --
@@ -580,42 +613,6 @@ class ScoreEntropy(Objective):
         if shift is not None:
             z = z - shift.float()[:, None]
         return z.scatter(1, x[:, None], 0.0)
-
-
-def score_entropy_rule(
-    terms: Coefficients, target: Tensor, weight: Tensor, ce: Tensor | None
-) -> Rule:
-    """The rule of score entropy (see Coefficients), times weight (R,). Adds the plain cross entropy
-    of every row to `ce` () unless it is None."""
-    device = target.device
-    columns = (
-        (weight * terms.exp_sum).log(),  # inside the exponential, where nothing can overflow
-        0 * weight if terms.sum is None else weight * terms.sum,
-        weight * terms.target,
-        weight * terms.const,
-    )
-    left_out = to_device(terms.left_out[:, None], device)
-    packed = to_device(torch.stack(columns, 1).float(), device)  # (R, 4)
-    linear = terms.sum is not None
-
-    def rule(z: Tensor, part: slice) -> Tensor:
-        a, b, c, d = packed[part].unsqueeze(2).unbind(1)  # each (r, 1)
-        place, out = target[part, None], left_out[part]
-        at_target = z.gather(1, place)
-        loss = d + c * at_target
-        if linear:  # in the uniform graph the token itself may be the target: it has no score
-            z.scatter_(1, out, 0.0)
-            loss = d + c * z.gather(1, place) + b * z.sum(1, keepdim=True)
-        z.add_(a).exp_().scatter_(1, out, 0.0)
-        total = z.sum(1, keepdim=True)
-        if ce is not None:
-            ce.add_((total.log() - a - at_target).sum())
-        if linear:
-            z.add_(b).scatter_(1, out, 0.0)
-        z.scatter_add_(1, place, c)
-        return (loss + total)[:, 0]
-
-    return rule
 
 
 # ==================================================================================================
@@ -726,9 +723,9 @@ class Masked(Objective):
         t, weight = importance(self.noise, t)
         return t, torch.full_like(t, weight)
 
-    def loss(self, net: Any, batch: Batch, rng: torch.Generator) -> Loss:
-        """Weighted cross entropy of the masked tokens, summed; nats (MDLM, eq. 10). Divided by
-        `count` it is the mean that `loss_per` asks for."""
+    def corrupt(self, batch: Batch, rng: torch.Generator) -> Noisy:
+        """Each written token is masked with the probability of the schedule at the row's t. Divided
+        by `count`, the loss is the mean that `loss_per` asks for."""
         batch = self.cut(batch, rng)
         t, weight = self.times(len(batch.ids), rng)
         written, u = self.written(batch), torch.rand(batch.ids.shape, generator=rng)
@@ -737,30 +734,34 @@ class Masked(Objective):
         if self.loss_per != "token":
             count = int((each > 0).sum())
             weight = weight / each.clamp(min=1) if self.loss_per == "answer" else weight
-        nats, losses, row = self.score(net, batch, masked, weight, self.noise.total(t))
-        plain = (losses / to_device(weight[row], losses.device)).sum()
-        return Loss(nats, count, {"ce": metric(plain, len(losses))})
+        return self.noisy(batch, masked, weight, self.noise.total(t), count)
 
-    def look(
-        self, net: Any, batch: Batch, masked: Tensor, sigma: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Features at the masked places (B, T) of a batch, the network told sigma (B,) -> (h
-        (R, C), row (R,), column (R,))."""
-        device = net.head.weight.device
-        mask = self.inside(batch)[:, None] if self.padding == "ignore" else None
-        seen = batch.ids.masked_fill(masked, self.mask_id)
-        return features_at(net, seen, masked, self.condition(net, sigma, device), mask)
+    def noisy(
+        self, batch: Batch, masked: Tensor, weight: Tensor, sigma: Tensor, count: int = 0
+    ) -> Noisy:
+        """A batch that is cut already, masked (B, T) bool, weight and sigma (B,)."""
+        inside = self.inside(batch)[:, None] if self.padding == "ignore" else None
+        xt = batch.ids.masked_fill(masked, self.mask_id)
+        return Noisy(batch.ids, xt, masked, sigma, weight, count, inside)
 
-    def score(
-        self, net: Any, batch: Batch, masked: Tensor, weight: Tensor, sigma: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Cross entropy times weight (B,) at the masked places (B, T) of a batch, the network told
-        sigma (B,) -> (sum (), of each place (R,), the row that it belongs to (R,))."""
-        h, row, col = self.look(net, batch, masked, sigma)
-        target = to_device(batch.ids[row, col], h.device)
-        scale = to_device(weight[row].float(), h.device)
-        nats, each = scored_rows(net.head, h, cross_entropy_rule(target, scale, self.mask_id))
-        return nats, each, row
+    def loss(self, net: Any, noisy: Noisy) -> Loss:
+        """weight(t) times the cross entropy of the masked tokens, summed; nats (MDLM, eq. 10)."""
+        total, each, row = self.cross_entropy(net, noisy)
+        plain = (each / to_device(noisy.weight[row], each.device)).sum()
+        return Loss(total, noisy.count, {"ce": metric(plain, len(each))})
+
+    def features(self, net: Any, noisy: Noisy) -> tuple[Tensor, Tensor, Tensor]:
+        """Features at the masked places -> (h (R, C), row (R,), column (R,))."""
+        time = self.condition(net, noisy.sigma, net.head.weight.device)
+        return features_at(net, noisy.xt, noisy.scored, time, noisy.inside)
+
+    def cross_entropy(self, net: Any, noisy: Noisy) -> tuple[Tensor, Tensor, Tensor]:
+        """Cross entropy times weight at the masked places -> (sum (), of each place (R,), the row
+        that it belongs to (R,))."""
+        h, row, col = self.features(net, noisy)
+        target = to_device(noisy.x0[row, col], h.device)
+        weight = to_device(noisy.weight[row].float(), h.device)
+        return *chunked_cross_entropy(net.head, h, target, weight, self.mask_id), row
 
     def condition(self, net: Any, sigma: Tensor, device: torch.device) -> Tensor | None:
         """What the network is told of sigma (B,): no level beyond those of training."""
@@ -781,13 +782,14 @@ class Masked(Objective):
             u = torch.rand(len(batch.ids), generator=rng, dtype=torch.float64)
             masked, k, share = mask_exactly(self.written(batch), (i + u) / samples, rng)
             weight = self.written(batch).sum(1) / k.double()
-            bounds.append(self._nats(net, batch, masked, weight, -torch.log1p(-share)))
+            noisy = self.noisy(batch, masked, weight, -torch.log1p(-share))
+            bounds.append(self.nats_by_row(net, noisy))
         return torch.stack(bounds).mean(0)
 
-    def _nats(self, net: Any, batch: Batch, masked: Tensor, weight: Tensor, sigma: Any) -> Tensor:
-        """`score` by row: (B,) float64."""
-        _, each, row = self.score(net, batch, masked, weight, sigma)
-        total = torch.zeros(len(batch.ids), dtype=torch.float64)
+    def nats_by_row(self, net: Any, noisy: Noisy) -> Tensor:
+        """The loss of each row: (B,) float64."""
+        _, each, row = self.cross_entropy(net, noisy)
+        total = torch.zeros(len(noisy.x0), dtype=torch.float64)
         return total.index_add_(0, row, each.double().cpu())
 
     @torch.no_grad()
@@ -804,7 +806,8 @@ class Masked(Objective):
             places = torch.rand(batch.ids.shape, generator=rng, dtype=torch.float64)
             masked = self.written(batch) & (places < share[:, None])
             sigma = -torch.log1p(-share.clamp(max=1 - 1e-9))
-            bounds.append(self._nats(net, batch, masked, 1 / share.double(), sigma))
+            noisy = self.noisy(batch, masked, 1 / share.double(), sigma)
+            bounds.append(self.nats_by_row(net, noisy))
         return torch.stack(bounds).mean(0)
 
     @torch.no_grad()
@@ -834,7 +837,8 @@ class Masked(Objective):
             k = masked.sum(1).double()
             # what is told of the noise may depend on k in any way: the bound holds for all of them
             sigma = -torch.log1p(-k / (n + 1))
-            total += float(self._nats(seen, batch, masked, n / k, sigma).mean())
+            noisy = self.noisy(batch, masked, n / k, sigma)
+            total += float(self.nats_by_row(seen, noisy).mean())
         return -total * batch_size / samples
 
     def answer_masks(self, n: int, copies: int, rng: torch.Generator) -> Tensor:
@@ -863,15 +867,15 @@ class MaskedTokens(Masked):
         super().__init__(vocab_size, mask_id, noise, **options)
         self.needs["time"] = False
 
-    def loss(self, net: Any, batch: Batch, rng: torch.Generator) -> Loss:
+    def corrupt(self, batch: Batch, rng: torch.Generator) -> Noisy:
+        noisy = super().corrupt(batch, rng)
+        weight = torch.ones_like(noisy.weight)
+        return noisy._replace(weight=weight, count=int(noisy.scored.sum()))
+
+    def loss(self, net: Any, noisy: Noisy) -> Loss:
         """Cross entropy of the masked tokens, summed, and how many they are; nats."""
-        batch = self.cut(batch, rng)
-        t, _ = self.times(len(batch.ids), rng)
-        u = torch.rand(batch.ids.shape, generator=rng)
-        masked = self.written(batch) & (u < self.noise.masked(t)[:, None])
-        sigma = self.noise.total(t)
-        nats, _, row = self.score(net, batch, masked, torch.ones_like(t), sigma)
-        return Loss(nats, len(row), {})
+        total, _, _ = self.cross_entropy(net, noisy)
+        return Loss(total, noisy.count, {})
 
 
 # ==================================================================================================
@@ -992,11 +996,12 @@ class BlockDiffusion(Masked):
         t = low + (self.high - low) * stratified(B, rng)[torch.randperm(B, generator=rng)]
         return t, self.noise.weight(t)
 
-    def look(
-        self, net: Any, batch: Cells, masked: Tensor, sigma: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        beside = Beside(net, batch.rows.ids, self.still(net), self.zero_time)
-        return super().look(beside, batch, masked, sigma)
+    def noisy(self, batch: Cells, *args: Any) -> Noisy:
+        return super().noisy(batch, *args)._replace(clean=batch.rows.ids)
+
+    def features(self, net: Any, noisy: Noisy) -> tuple[Tensor, Tensor, Tensor]:
+        beside = Beside(net, noisy.clean, self.still(net), self.zero_time)
+        return super().features(beside, noisy)
 
     def still(self, net: Any) -> Tensor | None:
         """(1,) what the network is told of a clean token."""
@@ -1027,7 +1032,8 @@ class BlockDiffusion(Masked):
             written, u = self.written(batch), torch.rand(batch.ids.shape, generator=rng)
             t = lowest + (1 - lowest) * torch.rand(len(batch.ids), generator=rng)
             masked = written & (u < self.noise.masked(t)[:, None])
-            nats = self._nats(net, batch, masked, self.noise.weight(t), self.noise.total(t))
+            noisy = self.noisy(batch, masked, self.noise.weight(t), self.noise.total(t))
+            nats = self.nats_by_row(net, noisy)
             some = written.any(1)
             times.append(t[some])
             losses.append((nats / written.sum(1).clamp(min=1))[some])
@@ -1302,7 +1308,8 @@ class Decoder:
         return torch.bincount(at.row, minlength=len(self.x))
 
     def parts(self, at: At) -> Iterator[slice]:
-        return chunks(len(at.row), self.net.head.weight.shape[0])
+        weight = self.net.head.weight
+        return chunks(len(at.row), len(weight), weight.device)
 
     def write(self, at: At, token: Tensor) -> None:
         self.x[at.row, at.col] = token
@@ -1652,9 +1659,9 @@ class MaskedWalk(Decoder):
     def step(self, at: At, h: Tensor, sigma: Tensor, gain: float) -> None:
         for part in self.parts(at):
             z, shift = self.logits(h[part]), self.process.shift(sigma)
-            mass = exponentiate_(z)[0][:, 0].double() - (0 if shift is None else shift.item())
+            mass = z.logsumexp(1).double() - (0 if shift is None else shift.item())
             fires = self.uniforms(len(z)) < gain * mass.exp()
-            self.write(at[part][fires], draw_tokens(z[fires].log_(), self.o, self.rng))
+            self.write(at[part][fires], draw_tokens(z[fires], self.o, self.rng))
 
 
 # ==================================================================================================

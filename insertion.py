@@ -29,27 +29,21 @@ from torch import Tensor
 from configurator import UserError
 from corpus import Batch
 from diffusion import Exponential, Noise, ranks
+from model import chunk_rows, chunked_cross_entropy, chunked_loss, chunks, pad_rows
 from objective import (
-    CHUNK,
     Frame,
     Loss,
     Objective,
-    Rule,
     SampleOptions,
     bucket,
     categorical,
     choose_sampler,
-    chunks,
-    cross_entropy_rule,
     draw,
     draw_tokens,
-    exponentiate_,
     features_at,
     metric,
-    scored_rows,
     stratified,
     to_device,
-    with_spare,
 )
 from viz import recorder
 
@@ -184,6 +178,10 @@ class Inserter:
     def uniforms(self, *shape: int) -> Tensor:
         return torch.rand(shape, generator=self.rng, device=self.x.device, dtype=torch.float64)
 
+    def chunks(self, rows: int) -> Iterator[slice]:
+        """Slices of rows of features that are projected one after another."""
+        return chunks(rows, len(self.net.head.weight), self.x.device)
+
     # -- which gap, which token --
 
     def gap_logits(self, h: Tensor, gaps: Tensor, temperature: float = 1.0) -> Tensor:
@@ -191,7 +189,7 @@ class Inserter:
         at the gaps (r, W) of features (r, W, C) -> (r, W) float64, -inf elsewhere."""
         some, out = h[gaps], torch.full(gaps.shape, -torch.inf, dtype=torch.float64)
         out, found = out.to(h.device), [h.new_empty(0).double()]
-        for part in chunks(len(some), len(self.net.head.weight)):
+        for part in self.chunks(len(some)):
             z = self.logits(some[part]).double()
             best = z.amax(1) if temperature == 0 else (z / temperature).logsumexp(1)
             found.append(best)
@@ -214,7 +212,8 @@ class Inserter:
         """As `choose`, from the most probable pairs of gap and token: rows in turn, since all of
         their pairs must be sorted."""
         W, V = gaps.shape[1], len(self.net.head.weight)
-        size, found = max(1, CHUNK // (W * V)), [gaps.new_empty(0, dtype=torch.long)]
+        size = max(1, chunk_rows(V, h.device) // W)
+        found = [gaps.new_empty(0, dtype=torch.long)]
         for k in range(0, len(h), size):
             z = self.logits(h[k : k + size].flatten(0, 1)).view(-1, W, V)
             z = z.masked_fill(~gaps[k : k + size, :, None], -torch.inf)
@@ -283,7 +282,7 @@ class Inserter:
         if self.o.exact:
             return done
         never = [i for i in self.process.never if i != self.process.eos_id]
-        for part in chunks(len(some := h[gaps]), len(self.net.head.weight)):
+        for part in self.chunks(len(some := h[gaps])):
             z = self.net.logits(some[part]).float()
             z[:, [*never, *self.o.banned]] = -torch.inf
             found.append(z.argmax(1) == self.process.eos_id)
@@ -326,7 +325,7 @@ class Inserter:
         more = torch.zeros_like(into, dtype=torch.int64)
         more[row, col] = 1
         found = [row.new_empty(0)]
-        for part in chunks(len(row), len(self.net.head.weight)):
+        for part in self.chunks(len(row)):
             found.append(draw_tokens(self.logits(h[row[part], col[part]]), self.o, self.rng))
         self.insert(rows, more, torch.cat(found))
 
@@ -365,6 +364,8 @@ class Rows(NamedTuple):
     row: Tensor  # (D,) int64: of each dropped token, in order of row and column, its row,
     col: Tensor  # (D,) int64: the column of the kept token to its left,
     token: Tensor  # (D,) int64: and its id
+    asked: Tensor | None = None  # (B,) bool: rows in which the model writes something
+    time: Tensor | None = None  # (B,) float64, where there is one
 
 
 def compact(ids: Tensor, droppable: Tensor, length: Tensor, drop: Tensor, pad_id: int) -> Rows:
@@ -393,53 +394,57 @@ def pick(droppable: Tensor, n: Tensor, rng: torch.Generator) -> Tensor:
     return (u.argsort(1).argsort(1) < n[:, None]) & droppable
 
 
-def joint_rule(
-    group: Tensor, row: Tensor, token: Tensor, weight: Tensor, device: torch.device
-) -> Rule:
-    """Cross entropy with several targets under one softmax for a group of scored rows:
+def multi_target_cross_entropy(
+    logits: Tensor, group: Tensor, groups: int, row: Tensor, token: Tensor, weight: Tensor
+) -> Tensor:
+    """Cross entropy with several targets under one softmax for each group of rows, (G,) nats:
 
-        sum over targets d of weight_d (logsumexp of the group - z[row_d, token_d])
+        sum over targets d of the group: weight_d (logsumexp of the group - logits[row_d, token_d])
 
-    group (R,) numbers the groups 0, 1, ... in order; row (D,), in order, are scored rows; weight
-    (D,) float32. All on the CPU. A part that the rule is given must be made of whole groups. The
-    loss of a group is spread over its rows; only their sum means something.
+    logits (R, V); group (R,) numbers the groups 0, 1, ... in order; row, token, weight (D,).
     """
-    first = torch.searchsorted(group, torch.arange(int(group[-1]) + 1 if len(group) else 0))
-    total = torch.zeros(len(first)).index_add_(0, group[row], weight)
-    moved = [to_device(x, device) for x in (group, row, token, weight, first, total)]
-    group_, row_, token_, weight_, first_, total_ = moved
-
-    def rule(z: Tensor, part: slice) -> Tensor:
-        g = slice(int(group[part.start]), int(group[part.stop - 1]) + 1)
-        d = slice(*torch.searchsorted(row, torch.tensor([part.start, part.stop])).tolist())
-        own = group_[part] - g.start
-        at, ids, w = row_[d] - part.start, token_[d], weight_[d]
-        losses = z.new_zeros(len(z)).index_add_(0, at, -w * z[at, ids])
-        norm, mass = (x[:, 0] for x in exponentiate_(z))
-        top = norm.new_full((g.stop - g.start,), -torch.inf).scatter_reduce_(0, own, norm, "amax")
-        share = torch.zeros_like(top).index_add_(0, own, (norm - top[own]).exp())
-        whole = top + share.log()  # of each group
-        losses.index_add_(0, first_[g] - part.start, total_[g] * whole)
-        z.mul_((total_[g][own] * (norm - whole[own]).exp() / mass)[:, None])
-        z.index_put_((at, ids), -w, accumulate=True)
-        return losses
-
-    return rule
+    norm = logits.logsumexp(1)
+    top = norm.new_full((groups,), -torch.inf)
+    top = top.scatter_reduce(0, group, norm.detach(), "amax")
+    share = torch.zeros_like(top).index_add(0, group, (norm - top[group]).exp())
+    whole = top + share.log()  # logsumexp of each group
+    owner = group[row]
+    nll = weight * (whole[owner] - logits[row, token])
+    return torch.zeros_like(whole).index_add(0, owner, nll)
 
 
-def whole_groups(group: Tensor, vocab_size: int) -> list[slice]:
-    """Slices of the scored rows, of whole groups (R,), about as many rows as `chunks` takes."""
+def whole_groups(group: Tensor, rows: int) -> list[slice]:
+    """Slices of the scored rows, of whole groups (R,), each about as many as `rows`."""
     if not len(group):
         return []
-    size = next(chunks(1 << 40, vocab_size)).stop
     ends = torch.nonzero(F.pad(group[1:] != group[:-1], (0, 1), value=True))[:, 0] + 1
     parts, start, end = [], 0, 0
     for stop in ends.tolist():
-        if end > start and stop - start > size:
+        if end > start and stop - start > rows:
             parts.append(slice(start, end))
             start = end
         end = stop
     return [*parts, slice(start, end)] if end > start else parts
+
+
+def grouped_loss(
+    net: Any, h: Tensor, group: Tensor, row: Tensor, token: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`multi_target_cross_entropy` of features h (R, C), in chunks of whole groups -> (sum (), of
+    each group (G,) detached). group (R,), and row, token, weight (D,), in order of row, are on the
+    CPU."""
+    moved = [to_device(x, h.device) for x in (group, row, token, weight.float())]
+
+    def loss_fn(logits: Tensor, part: slice) -> Tensor:
+        some = slice(*torch.searchsorted(row, torch.tensor([part.start, part.stop])).tolist())
+        own, at, *rest = (x[k] for x, k in zip(moved, (part, some, some, some), strict=True))
+        first, last = int(group[part.start]), int(group[part.stop - 1])
+        return multi_target_cross_entropy(
+            logits, own - first, last - first + 1, at - part.start, *rest
+        )
+
+    rows = chunk_rows(len(net.head.weight), h.device)
+    return chunked_loss(net.head, h, loss_fn, whole_groups(group, rows))
 
 
 class Insertion(Objective):
@@ -506,7 +511,8 @@ class Insertion(Objective):
         """n of a row's L tokens dropped, n uniform on 0..L."""
         ids, droppable, length = self.framed(batch)
         n = (torch.rand(len(ids), generator=rng) * (droppable.sum(1) + 1)).long()
-        return compact(ids, droppable, length, pick(droppable, n, rng), self.pad_id)
+        rows = compact(ids, droppable, length, pick(droppable, n, rng), self.pad_id)
+        return rows._replace(asked=self.written(batch).any(1))
 
     # -- the network --
 
@@ -537,13 +543,11 @@ class Insertion(Objective):
         gaps = gaps & (rows.n > 0)[:, None]
         cls, h, number = self.look(net, rows, time, gaps)
         owner = gaps.nonzero()[:, 0]  # (R,) the row of each gap
-        group = torch.unique_consecutive(owner, return_inverse=True)[1]
-        at = number[rows.row, rows.col]
-        each = (weight / rows.n.clamp(min=1)).float()[rows.row]
-        rule = joint_rule(group, at, rows.token, each, device)
-        nats, losses = scored_rows(net.head, h, rule, whole_groups(group, len(net.head.weight)))
-        total = losses.new_zeros(len(rows.ids))
-        return nats, total.index_add_(0, to_device(owner, device), losses), cls
+        some, group = torch.unique_consecutive(owner, return_inverse=True)
+        at, each = number[rows.row, rows.col], (weight / rows.n.clamp(min=1))[rows.row]
+        total, losses = grouped_loss(net, h, group, at, rows.token, each)
+        by_row = losses.new_zeros(len(rows.ids))
+        return total, by_row.index_add_(0, to_device(some, device), losses), cls
 
     def complete(self, net: Any, cls: Tensor) -> Tensor:
         """Features at CLS (B, C) -> log p(nothing is missing), log p(something is), (B, 2)."""
@@ -563,14 +567,12 @@ class Insertion(Objective):
 
     # -- loss and bound --
 
-    def loss(self, net: Any, batch: Batch, rng: torch.Generator) -> Loss:
+    def loss(self, net: Any, rows: Rows) -> Loss:
         """Of each row: cross entropy of the missing tokens under one softmax over gaps and tokens,
         and that of the readout; a mean over rows (ILM, eqs. 5 and 6)."""
-        rows = self.corrupt(batch, rng)
-        asked = self.written(batch).any(1)
-        nats, each, cls = self.token_loss(net, rows, asked.double())
-        stop = self.stop_loss(net, cls, rows.n) * to_device(asked, cls.device)
-        count, some = int(asked.sum()), int((rows.n > 0).sum())
+        nats, each, cls = self.token_loss(net, rows, rows.asked.double())
+        stop = self.stop_loss(net, cls, rows.n) * to_device(rows.asked, cls.device)
+        count, some = int(rows.asked.sum()), int((rows.n > 0).sum())
         sums = {"ce": (each.sum(), some), "stop": (stop.sum(), count)}
         metrics = {k: metric(*of) for k, of in sums.items()}
         return Loss(nats + stop.sum(), count, metrics)
@@ -633,7 +635,7 @@ def _norms(
     """Features h (R, C) -> log-sum-exp of the logits of each (R,), and the logits of `token` (D,)
     at the rows `at` (D,), in order; float64, on the CPU. Ids in `never` have no logit."""
     norms, found = [h.new_empty(0).double().cpu()], [h.new_empty(0).double().cpu()]
-    for part in chunks(len(h), len(net.head.weight)):
+    for part in chunks(len(h), len(net.head.weight), h.device):
         z = net.logits(h[part]).double()
         z[:, never] = -torch.inf
         norms.append(z.logsumexp(1).cpu())
@@ -666,16 +668,12 @@ class InsertionTransformer(Insertion):
         self.eos_weight, self.stop = eos_weight, "slots"
         del self.needs["heads"]
 
-    def loss(self, net: Any, batch: Batch, rng: torch.Generator) -> Loss:
-        rows = self.corrupt(batch, rng)
-        asked = self.written(batch).any(1)
+    def loss(self, net: Any, rows: Rows) -> Loss:
         gaps = torch.arange(rows.ids.shape[1]) < rows.length[:, None]
         gaps[:, 0] = False
-        gaps = (rows.gaps if self.close_prompt else gaps) & asked[:, None]
+        gaps = (rows.gaps if self.close_prompt else gaps) & rows.asked[:, None]
         _, h, number = self.look(net, rows, None, gaps)
-        at, token, weight = self.targets(rows, gaps, number)
-        rule = joint_rule(torch.arange(len(h)), at, token, weight, h.device)
-        nats, losses = scored_rows(net.head, h, rule)
+        nats, losses = grouped_loss(net, h, torch.arange(len(h)), *self.targets(rows, gaps, number))
         metrics = {"ce": metric(losses.sum(), len(h))}
         return Loss(nats, len(h), metrics)
 
@@ -797,12 +795,17 @@ class IDLM(Insertion):
         low = self.noise.lowest
         return low + (1 - low) * stratified(B, rng).double()
 
+    def corrupt(self, batch: Batch, rng: torch.Generator) -> Rows:
+        """One time per row; `at_time`."""
+        return self.at_time(batch, self.times(len(batch.ids), rng), rng)
+
     def at_time(self, batch: Batch, time: Tensor, rng: torch.Generator) -> Rows:
-        """The batch with n = min(Poisson(total), L) tokens of each row dropped."""
+        """The batch with n = min(Poisson(total), L) tokens of each row dropped; time (B,)."""
         ids, droppable, length = self.framed(batch)
         drawn = torch.poisson(self.noise.total(time), generator=rng).long()
         n = torch.minimum(drawn, droppable.sum(1))
-        return compact(ids, droppable, length, pick(droppable, n, rng), self.pad_id)
+        rows = compact(ids, droppable, length, pick(droppable, n, rng), self.pad_id)
+        return rows._replace(asked=self.written(batch).any(1), time=time)
 
     def mean_missing_count(self, net: Any, cls: Tensor, temperature: float = 1.0) -> Tensor:
         """Features at CLS (B, C) -> the expected number of missing tokens (B,) float32."""
@@ -811,15 +814,10 @@ class IDLM(Insertion):
 
     # -- loss --
 
-    def loss(self, net: Any, batch: Batch, rng: torch.Generator) -> Loss:
+    def loss(self, net: Any, rows: Rows) -> Loss:
         """Of each row, weighted as the flags say: cross entropy of the missing tokens, and of their
         number the deviance of a Poisson rate or the cross entropy; a mean over rows."""
-        time = self.times(len(batch.ids), rng)
-        rows = self.at_time(batch, time, rng)
-        return self.row_loss(net, rows, time, self.written(batch).any(1))
-
-    def row_loss(self, net: Any, rows: Rows, time: Tensor, asked: Tensor) -> Loss:
-        """The same for rows that are dropped already; those not `asked` (B,) bool count nothing."""
+        time, asked = rows.time, rows.asked
         one = torch.ones_like(time)
         weight = self.slope(time).clamp(max=MOST_WEIGHT)
         if self.factor:
@@ -973,6 +971,8 @@ class Noised(NamedTuple):
     masked: Tensor  # (B, W) bool
     open: Tensor  # (B, W) bool: columns whose left-hand gap may lack something
     gap: Tensor  # (B, W) int64: how many tokens it lacks
+    time: Tensor  # (B,) float64
+    asked: int = 0  # rows in which the model writes something
 
 
 def noised(
@@ -998,6 +998,7 @@ def noised(
         masked,
         rows.open.gather(1, order) & ~behind,
         gap.masked_fill(behind, 0),
+        time,
     )
 
 
@@ -1095,34 +1096,33 @@ class FlexMDM(Objective):
     def gap_losses(self, net: Any, h: Tensor, count: Tensor) -> Tensor:
         """(G,) loss of the numbers (G,) of tokens that the gaps with features (G, C) lack."""
         count, G = to_device(count, h.device), len(h)
-        h = with_spare(h)
+        h = pad_rows(h)
         if self.gap_loss == "distribution":
             return F.cross_entropy(net.heads["gaps"](h)[:G], count, reduction="none")
         return deviance(self.lacking(net, h)[:G], count.float())
 
     # -- loss --
 
-    def loss(self, net: Any, batch: Batch, rng: torch.Generator) -> Loss:
-        """Of each row, cross entropy of the masked tokens and loss of the gaps, times 1 / (1 - t);
-        divided by `count`, rows times the length of the longest, it is the published mean."""
+    def corrupt(self, batch: Batch, rng: torch.Generator) -> Noised:
+        """One time per row, low-discrepancy."""
         rows = self.framed(batch)
         time = LATEST * stratified(len(rows.ids), rng).double()
         x = noised(rows, *self.times(rows, rng), time, self.mask_id, self.pad_id)
-        return self.row_loss(net, x, time, int(self.written(batch).any(1).sum()))
+        return x._replace(asked=int(self.written(batch).any(1).sum()))
 
-    def row_loss(self, net: Any, x: Noised, time: Tensor, asked: int) -> Loss:
-        """The same of rows at their times (B,); in `asked` of them something is written."""
-        masked, gaps = self.look(net, x, time)
-        device, weight = masked.device, (1 / (1 - time)).float()
+    def loss(self, net: Any, x: Noised) -> Loss:
+        """Of each row, cross entropy of the masked tokens and loss of the gaps, times 1 / (1 - t);
+        divided by `count`, rows times the length of the longest, it is the published mean."""
+        masked, gaps = self.look(net, x, x.time)
+        device, weight = masked.device, (1 / (1 - x.time)).float()
         scale = to_device(weight[x.masked.nonzero()[:, 0]], device)
         target = to_device(x.target[x.masked], device)
-        rule = cross_entropy_rule(target, scale, self.mask_id)
-        nats, each = scored_rows(net.head, masked, rule)
+        nats, each = chunked_cross_entropy(net.head, masked, target, scale, self.mask_id)
         lost = self.gap_losses(net, gaps, x.gap[x.open])
         weight = to_device(weight[x.open.nonzero()[:, 0]], device)
         parts = {"ce": each / scale, "gaps": lost}
         metrics = {k: metric(p.sum(), len(p)) for k, p in parts.items()}
-        return Loss(nats + (weight * lost).sum(), asked * self.longest, metrics)
+        return Loss(nats + (weight * lost).sum(), x.asked * self.longest, metrics)
 
     # -- bound --
 
@@ -1170,7 +1170,7 @@ class FlexMDM(Objective):
     def log_p(self, net: Any, h: Tensor, token: Tensor) -> Tensor:
         """log p of token (M,) at features (M, C) under the law of the samplers, (M,) float64."""
         found = [torch.zeros(0, dtype=torch.float64)]
-        for part in chunks(len(h), len(net.head.weight)):
+        for part in chunks(len(h), len(net.head.weight), h.device):
             z = net.logits(h[part]).double()
             z[:, self.never] = -torch.inf
             place = token[part, None].to(z.device)
@@ -1243,7 +1243,7 @@ class Leaper(Inserter):
             return fires
         row, col = masked.nonzero(as_tuple=True)
         sure = [h.new_empty(0)]
-        for part in chunks(len(row), len(self.net.head.weight)):
+        for part in self.chunks(len(row)):
             sure.append(self.logits(h[row[part], col[part]]).softmax(-1).amax(-1))
         best = ranks(row, torch.cat(sure)) < fires.sum(1)[row]
         return torch.zeros_like(masked).index_put_((row, col), best)
@@ -1251,7 +1251,7 @@ class Leaper(Inserter):
     def unmask(self, rows: Tensor, h: Tensor, places: Tensor) -> None:
         """Draw tokens at places (r, W) of rows (r,) from features (r, W, C)."""
         row, col = places.nonzero(as_tuple=True)
-        for part in chunks(len(row), len(self.net.head.weight)):
+        for part in self.chunks(len(row)):
             at = rows[row[part]], col[part] + 1
             z = self.logits(h[row[part], col[part]])
             self.x[at], self.fresh[at] = draw_tokens(z, self.o, self.rng), True

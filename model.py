@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 from importlib.util import find_spec
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 
 import torch
 import torch.nn as nn
@@ -355,6 +355,171 @@ class Transformer(nn.Module):
         body = self.n_layer * self.n_embd * (4 * self.n_embd + 2 * self.n_inner)
         body += self.vocab_size * self.n_embd
         return 6 * body + 12 * self.n_layer * self.n_embd * T
+
+
+# ==================================================================================================
+# Losses over the vocabulary, without all logits at once
+# ==================================================================================================
+
+
+def chunk_rows(vocab_size: int, device: torch.device) -> int:
+    """Rows of logits that are formed at a time: float32 logits of a 16th of a GPU's memory (plain
+    autograd holds about four times as much), which usually is all of them; 16 MB on a CPU, which
+    its caches hold, but no fewer than 256 rows, so that the products stay large."""
+    if device.type == "cuda":
+        return max(256, torch.cuda.get_device_properties(device).total_memory // (64 * vocab_size))
+    return max(256, (1 << 22) // vocab_size)
+
+
+def chunks(rows: int, vocab_size: int, device: torch.device) -> Iterator[slice]:
+    """Slices of `rows` that are projected to the vocabulary one after another."""
+    size = chunk_rows(vocab_size, device)
+    return (slice(k, min(k + size, rows)) for k in range(0, rows, size))
+
+
+def autocast_dtype(h: Tensor) -> torch.dtype:
+    """The dtype of products with h on its device."""
+    kind = h.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else h.dtype
+
+
+def pad_rows(h: Tensor) -> Tensor:
+    """h (R, C), with rows of zeros behind it up to a multiple of 64 in bfloat16 on a CPU. PyTorch
+    keeps a compiled kernel there for every shape that it has seen, 2 MB for each (measured)."""
+    spare = h.device.type == "cpu" and autocast_dtype(h) != torch.float32
+    return F.pad(h, (0, 0, 0, -len(h) % 64)) if spare else h
+
+
+def project(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """h (R, C), weight (V, C), bias (V,) -> logits (R, V), at least float32. On a GPU the product
+    has a multiple of 64 columns: with 50,257 no tensor core is used."""
+    extra = -len(weight) % 64 if h.is_cuda else 0
+    weight, bias = F.pad(weight, (0, 0, 0, extra)), F.pad(bias, (0, extra))
+    logits = F.linear(pad_rows(h), weight, bias)[: len(h), : len(weight) - extra]
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def learns(h: Tensor, head: Any) -> bool:
+    """Are gradients of the features or of the head asked for?"""
+    return torch.is_grad_enabled() and (h.requires_grad or head.weight.requires_grad)
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """Gradients of a sum of losses by chunks: each chunk goes forward and backward on its own."""
+
+    @staticmethod
+    def forward(ctx, h, weight, bias, loss_fn, parts, learn):
+        grads = [torch.zeros_like(x, dtype=torch.float32) for x in (h, weight, bias) if learn]
+        losses = [h.new_zeros(0)]
+        for part in parts:
+            with torch.set_grad_enabled(learn):
+                leaves = [x.detach().requires_grad_(learn) for x in (h[part], weight, bias)]
+                loss = loss_fn(project(*leaves), part)
+                losses.append(loss.detach())
+                own = torch.autograd.grad(loss.sum(), leaves) if learn else ()
+            if learn:
+                grads[0][part] = own[0]
+                grads[1] += own[1]
+                grads[2] += own[2]
+        ctx.grads = grads
+        losses = torch.cat(losses)
+        ctx.mark_non_differentiable(losses)
+        return losses.sum(), losses
+
+    @staticmethod
+    def backward(ctx, scale, _):
+        grads, ctx.grads = ctx.grads, None
+        return *(g.mul_(scale) for g in grads), None, None, None
+
+
+def chunked_loss(
+    head: Any,
+    h: Tensor,
+    loss_fn: Callable[[Tensor, slice], Tensor],
+    parts: list[slice] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Sum () of loss_fn(logits (r, V), rows) over the rows of h (R, C), and all that it returned,
+    detached. loss_fn sees the logits of some rows, float32, and the slice of rows that they are;
+    it may change them. Only `chunk_rows` rows of logits, or those of one of the `parts`, are there
+    at a time. Gradients are autograd's. head: weight (V, C) and bias (V,)."""
+    if parts is None:
+        parts = list(chunks(len(h), len(head.weight), h.device))
+    if len(parts) == 1:  # nothing to save
+        losses = loss_fn(project(h, head.weight, head.bias), parts[0])
+        return losses.sum(), losses.detach()
+    return _ChunkedLoss.apply(h, head.weight, head.bias, loss_fn, parts, learns(h, head))
+
+
+class _CrossEntropyOnCPU(torch.autograd.Function):
+    """Weighted cross entropy with its gradient, weight * (softmax - one-hot), formed in place of
+    the logits of each chunk: the only gradient here that is not autograd's. With 50,258 ids on two
+    cores the loss takes 0.6 of the time of `_ChunkedLoss` (docs/performance.md)."""
+
+    @staticmethod
+    def forward(ctx, h, matrix, bias, target, weight, banned, dtype, learn):
+        grads = [torch.zeros_like(x, dtype=torch.float32) for x in (h, matrix, bias) if learn]
+        parts = list(chunks(len(h), len(matrix), h.device))
+        w, losses = matrix.to(dtype), [h.new_zeros(0)]
+        most = max((part.stop - part.start for part in parts), default=0)
+        most += -most % 64 if dtype != torch.float32 else 0
+        # one piece of memory for all chunks: new pages cost as much as what is done in them
+        product = h.new_empty(most, len(matrix), dtype=dtype)
+        logits = None if dtype == torch.float32 else torch.empty_like(product, dtype=torch.float32)
+        for part in parts:
+            rows, x = part.stop - part.start, pad_rows(h[part].to(dtype))
+            y = torch.addmm(bias.to(dtype), x, w.t(), out=product[: len(x)])
+            z = y if logits is None else logits[: len(x)].copy_(y)
+            z[rows:] = 0
+            z = z[:rows]
+            if banned is not None:
+                z[:, banned] = -torch.inf
+            place, scale = target[part, None], weight[part, None]
+            at_target, top = z.gather(1, place), z.amax(1, keepdim=True)
+            total = z.sub_(top).exp_().sum(1, keepdim=True)  # a third of the time of logsumexp
+            losses.append((scale * (top + total.log() - at_target))[:, 0])
+            if learn:
+                z.mul_(scale / total).scatter_add_(1, place, -scale)
+                grads[2] += z.sum(0)
+                y = y if logits is None else y.copy_(logits[: len(x)])
+                grads[0][part] = (y @ w)[:rows]
+                if dtype == torch.float32:
+                    grads[1].addmm_(y.t(), x)
+                else:
+                    grads[1] += y.t() @ x
+        ctx.grads = grads
+        losses = torch.cat(losses)
+        ctx.mark_non_differentiable(losses)
+        return losses.sum(), losses
+
+    @staticmethod
+    def backward(ctx, scale, _):
+        grads, ctx.grads = ctx.grads, None
+        return *(g.mul_(scale) for g in grads), None, None, None, None, None
+
+
+def fuses_cross_entropy(h: Tensor) -> bool:
+    """On a GPU plain code is faster (docs/performance.md)."""
+    return h.device.type == "cpu" and h.dtype == torch.float32
+
+
+def chunked_cross_entropy(
+    head: Any, h: Tensor, target: Tensor, weight: Tensor, banned: int | slice | None = None
+) -> tuple[Tensor, Tensor]:
+    """weight * -log softmax(logits)[target] for features h (R, C), target and weight (R,) -> (sum
+    (), of each row (R,) detached), in nats. `banned` ids are left out of the softmax."""
+    if fuses_cross_entropy(h):
+        dtype = autocast_dtype(h)
+        with torch.autocast("cpu", enabled=False):
+            return _CrossEntropyOnCPU.apply(
+                h, head.weight, head.bias, target, weight, banned, dtype, learns(h, head)
+            )
+
+    def loss_fn(logits: Tensor, part: slice) -> Tensor:
+        if banned is not None:
+            logits[:, banned] = -torch.inf
+        return weight[part] * F.cross_entropy(logits, target[part], reduction="none")
+
+    return chunked_loss(head, h, loss_fn)
 
 
 # ==================================================================================================

@@ -1,12 +1,17 @@
-"""What an objective is, and what all of them share: seeded randomness, the loss on scored rows
-only, safe categorical draws, and the options of samplers.
+"""What an objective is, and what all of them share: seeded randomness, safe categorical draws, and
+the options of samplers.
+
+    noisy = objective.corrupt(batch, rng)   # on the CPU, from integers alone
+    loss = objective.loss(net, noisy)       # a sum in nats, on the device of the network
+    objective.bound(net, batch, rng)        # (B,) nats: the same at evaluation's noise levels
+    objective.sample(net, ids, given, rng, options)  # frames of a canvas that is written
 
 An objective owns the process (how text is destroyed and written again) and no parameters; the
 network is handed to it. A class and a line in checkpoint.py add one.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Callable, Iterator, NamedTuple
+from typing import Any, Iterator, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +20,6 @@ from torch import Tensor
 from configurator import UserError, require
 from corpus import Batch
 from viz import recorder
-
-CHUNK = 1 << 22  # logits alive at a time, 16 MB of float32; but never less than 256 rows
 
 
 class Loss(NamedTuple):
@@ -60,8 +63,14 @@ class Objective:
         """(B, T) bool: places that the model writes; unless told otherwise, all but the given."""
         return ~batch.given
 
-    def loss(self, net: Any, batch: Batch, rng: torch.Generator) -> Loss:
-        """Training loss of a batch; `rng` lives on the CPU and decides every draw."""
+    def corrupt(self, batch: Batch, rng: torch.Generator) -> Any:
+        """The batch as one training step sees it, a NamedTuple of tensors on the CPU: what the
+        network is shown, what is scored, noise levels and weights. `rng` decides every draw, so a
+        background thread can do it while the device works on the step before."""
+        raise NotImplementedError
+
+    def loss(self, net: Any, noisy: Any) -> Loss:
+        """Training loss of what `corrupt` returned, on the device of the network."""
         raise NotImplementedError
 
     def bound(self, net: Any, batch: Batch, rng: torch.Generator, samples: int = 1) -> Tensor:
@@ -145,11 +154,10 @@ def features_at(
     """
     device = net.head.weight.device
     row, col = scored.nonzero(as_tuple=True)
-    seen = to_device(seen, device)
     more = {name: to_device(x, device) for name, x in more.items()}
     masks = [] if mask is None else [to_device(mask, device)]
-    h = net.features(seen, time, *masks, **more)
-    places = to_device(row * seen.shape[1] + col, device)
+    h = net.features(to_device(seen, device), time, *masks, **more)
+    places = to_device(row * scored.shape[1] + col, device)
     return h.flatten(0, 1)[places], row, col
 
 
@@ -159,118 +167,6 @@ def bucket(width: int, most: int) -> int:
     each (`_spare`), and a compiled network would be compiled for each."""
     step = max(16, most // 256 * 16)
     return min(most, -(-width // step) * step)
-
-
-# ---- the loss on scored rows -------------------------------------------------------------------
-
-
-def chunks(rows: int, vocab_size: int) -> Iterator[slice]:
-    """Slices of `rows` that are projected to the vocabulary one after another."""
-    size = max(256, CHUNK // vocab_size)
-    return (slice(k, min(k + size, rows)) for k in range(0, rows, size))
-
-
-# A rule turns logits (r, V) of some rows, in place, into their gradient, and returns the loss (r,).
-Rule = Callable[[Tensor, slice], Tensor]
-
-
-def _spare(rows: int, device: torch.device, dtype: torch.dtype) -> int:
-    """Rows to add to a product. PyTorch's bfloat16 on a CPU keeps a compiled kernel for every shape
-    that it has seen, 2 MB per step if each step has another number of rows (measured)."""
-    return -rows % 64 if device.type == "cpu" and dtype != torch.float32 else 0
-
-
-def autocast_dtype(h: Tensor) -> torch.dtype:
-    """The dtype of products with h on its device."""
-    kind = h.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else h.dtype
-
-
-def with_spare(h: Tensor) -> Tensor:
-    """h (R, C) for a readout outside `scored_rows`, with rows of zeros behind where `_spare` says
-    so."""
-    return F.pad(h, (0, 0, 0, _spare(len(h), h.device, autocast_dtype(h))))
-
-
-class _ScoredRows(torch.autograd.Function):
-    """Sum of a rule's losses over rows, with the gradients formed chunk by chunk on the way: at no
-    time is there more than a chunk of logits, and the backward pass is one multiplication."""
-
-    @staticmethod
-    def forward(ctx, h, weight, bias, rule, dtype, parts):
-        learn = any(ctx.needs_input_grad[:3])
-        grads = [torch.zeros_like(p, dtype=torch.float32) for p in (h, weight, bias) if learn]
-        w, losses = weight.to(dtype), []
-        parts = list(chunks(len(h), len(weight))) if parts is None else parts
-        sizes = [part.stop - part.start for part in parts]
-        sizes = [n + _spare(n, h.device, dtype) for n in sizes]
-        # one piece of memory for all chunks: new pages cost as much as what is done in them
-        product = h.new_empty(max(sizes, default=0), len(weight), dtype=dtype)
-        logits = None if dtype == torch.float32 else torch.empty_like(product, dtype=torch.float32)
-        for part, n in zip(parts, sizes, strict=True):
-            rows = part.stop - part.start
-            x = F.pad(h[part].to(dtype), (0, 0, 0, n - rows))
-            y = torch.addmm(bias.to(dtype), x, w.t(), out=product[:n])  # (r, V), and spare rows
-            z = y if logits is None else logits[:n].copy_(y)
-            losses.append(rule(z[:rows], part))
-            if learn:
-                z[rows:] = 0
-                grads[2] += z.sum(0)
-                y = y if logits is None else y.copy_(z)
-                grads[0][part] = (y @ w)[:rows]
-                if dtype == torch.float32:
-                    grads[1].addmm_(y.t(), x)
-                else:
-                    grads[1] += y.t() @ x
-        ctx.grads = grads
-        losses = torch.cat(losses) if losses else h.new_zeros(0)
-        ctx.mark_non_differentiable(losses)
-        return losses.sum(), losses
-
-    @staticmethod
-    def backward(ctx, scale, _):
-        grads, ctx.grads = ctx.grads, None  # nobody else holds them: autograd need not copy
-        for g in grads:
-            g.mul_(scale)
-        return *grads, None, None, None
-
-
-def scored_rows(
-    head: torch.nn.Linear, h: Tensor, rule: Rule, parts: list[slice] | None = None
-) -> tuple[Tensor, Tensor]:
-    """h (R, C) features of the scored rows -> (sum (), losses (R,) detached), both float32. `parts`
-    are the slices that the rule is to see, one after another; None: `chunks`.
-
-    The projection runs in the autocast dtype, everything after it in float32.
-    """
-    kind = h.device.type
-    dtype = autocast_dtype(head.weight)
-    with torch.autocast(kind, enabled=False):
-        return _ScoredRows.apply(h, head.weight, head.bias, rule, dtype, parts)
-
-
-def exponentiate_(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (R, V) become exp(z - the largest of their row), in place. Returns their logsumexp and
-    the sum of what they have become, each (R, 1). On a CPU that takes a third of the time of
-    torch.logsumexp, which writes as much memory anew."""
-    top = z.amax(1, keepdim=True)
-    total = z.sub_(top).exp_().sum(1, keepdim=True)
-    return top + total.log(), total
-
-
-def cross_entropy_rule(target: Tensor, scale: Tensor, banned: int | None = None) -> Rule:
-    """scale * -log softmax(z)[target]; target, scale (R,); `banned` is left out of the softmax."""
-
-    def rule(z: Tensor, part: slice) -> Tensor:
-        if banned is not None:
-            z[:, banned] = -torch.inf
-        place, s = target[part, None], scale[part, None]
-        at_target = z.gather(1, place)
-        norm, total = exponentiate_(z)
-        z.mul_(s / total).scatter_add_(1, place, -s)
-        return (s * (norm - at_target))[:, 0]
-
-    return rule
 
 
 # ---- draws -------------------------------------------------------------------------------------

@@ -352,8 +352,7 @@ class Run:
     stopping: bool = False  # a signal has come to some process: all of them agree on the step
 
     def __post_init__(self):
-        order = seed_of(self.cfg.seed, ORDER)
-        self.ahead = Ahead(lambda number: self.batch("train", order, number))
+        self.ahead = Ahead(self.noisy)
 
     def state(self) -> dict[str, Any]:
         return {
@@ -401,6 +400,15 @@ class Run:
         parts = self.cfg.gradient_accumulation_steps if some else 1
         rows = dealt(self.corpus, split, order, number, size, parts, block)
         return self.corpus.batch(split, rows, block)
+
+    def noisy(self, number: int) -> Any:
+        """Micro-batch `number` of the run, over the whole job, as the loss takes it: read,
+        corrupted and, for a GPU, in pinned memory. A background thread does this a step ahead."""
+        cfg = self.cfg
+        batch = self.batch("train", seed_of(cfg.seed, ORDER), number)
+        rng = generator(cfg.seed, NOISE, *divmod(number, cfg.gradient_accumulation_steps))
+        batch = changed_prefix(batch, cfg.prefix_shuffle, cfg.prefix_noise, rng)
+        return pinned(self.objective.corrupt(batch, rng), self.world.device)
 
 
 def start(cfg: Config, origins: dict[str, str], world: World) -> Run:
@@ -463,16 +471,11 @@ def warn_of_order(cfg: Config, saved: dict[str, Any], world: World) -> None:
 # ---- one step ----------------------------------------------------------------------------------
 
 
-def micro_batch(job: Run, micro: int) -> tuple[Batch, torch.Generator]:
-    """Micro-batch number `micro` of this step, over the whole job, and the generator of its noise;
-    torch's own is seeded for dropout."""
-    cfg = job.cfg
-    number = job.step * cfg.gradient_accumulation_steps + micro
-    batch = job.ahead.get(number, number + job.world.size)
-    if cfg.dropout:
-        torch.manual_seed(seed_of(cfg.seed, DROPOUT, job.step, micro))
-    rng = generator(cfg.seed, NOISE, job.step, micro)
-    return changed_prefix(batch, cfg.prefix_shuffle, cfg.prefix_noise, rng), rng
+def pinned(noisy: Any, device: torch.device) -> Any:
+    """A NamedTuple whose tensors can be copied to the device while it works."""
+    if device.type != "cuda":
+        return noisy
+    return type(noisy)(*(x.pin_memory() if torch.is_tensor(x) else x for x in noisy))
 
 
 def train_step(job: Run) -> dict[str, float]:
@@ -484,12 +487,16 @@ def train_step(job: Run) -> dict[str, float]:
     totals, names = None, []
     per_rank = cfg.gradient_accumulation_steps // world.size
     for i in range(per_rank):
-        batch, rng = micro_batch(job, i * world.size + world.rank)
+        micro = i * world.size + world.rank  # over the whole job
+        number = job.step * cfg.gradient_accumulation_steps + micro
+        noisy = job.ahead.get(number, number + world.size)
+        if cfg.dropout:
+            torch.manual_seed(seed_of(cfg.seed, DROPOUT, job.step, micro))
         # whole gradients are exchanged after the last one; parts at once, as only parts are kept
         more = world.size > 1 and job.root is None and i < per_rank - 1
         with job.module.no_sync() if more else contextlib.nullcontext():
             with autocast(cfg.dtype, world.device):
-                loss = job.within(job.module, batch, rng)
+                loss = job.within(job.module, noisy)
             loss.nats.backward()
         names = list(loss.metrics)
         count = to_device(torch.tensor(float(loss.count)), world.device)
@@ -560,7 +567,8 @@ def evaluate(job: Run) -> float:
                 nats = job.within(job.objective.bound, net, batch, rng).sum()
                 count = int(job.objective.written(batch).sum())
             else:
-                nats, count, _ = job.within(job.objective.loss, net, batch, rng)
+                noisy = job.objective.corrupt(batch, rng)
+                nats, count, _ = job.within(job.objective.loss, net, noisy)
             if i < cfg.eval_iters:
                 sums += torch.stack([nats.double().cpu(), torch.tensor(float(count))])
     sums = world.sum(sums.to(world.device))

@@ -22,7 +22,8 @@ from checkpoint import Model
 from corpus import Batch
 from diffusion import BlockDiffusion, Masked, ScoreEntropy, denoise_weights
 from insertion import IDLM, FlexMDM, Insertion, InsertionTransformer, compact, noised, pick
-from objective import Objective, chunks, features_at, generator, mask_exactly
+from model import chunks
+from objective import Objective, features_at, generator, mask_exactly
 
 PROBE = 7  # stream of randomness; train.py, sample.py, evaluate.py and evaluate.py have others
 LEVELS = 10
@@ -47,7 +48,7 @@ class Point(NamedTuple):
 def judge_logits(model: Model, h: Tensor, target: Tensor, banned: Any) -> tuple[Tensor, Tensor]:
     """Features (R, C) and the true tokens (R,) -> nats (R,), and is it the best token (R,)?"""
     found = [torch.zeros(2, 0, dtype=torch.float64)]
-    for part in chunks(len(h), len(model.net.head.weight)):
+    for part in chunks(len(h), len(model.net.head.weight), h.device):
         z = model.net.logits(h[part]).double()
         z[:, banned] = -torch.inf
         wanted = target[part].to(z.device)
@@ -70,7 +71,8 @@ def probe_masked(model: Model, batch: Batch, i: int, rng: torch.Generator) -> Gu
     batch = o.cut(batch, None)
     written = o.written(batch)
     masked, k, share = mask_exactly(written, levels_of(len(batch.ids), i, rng), rng)
-    h, row, col = o.look(model.net, batch, masked, -torch.log1p(-share))
+    noisy = o.noisy(batch, masked, torch.ones(len(k)), -torch.log1p(-share))
+    h, row, col = o.features(model.net, noisy)
     found = judge_logits(model, h, batch.ids[row, col], o.mask_id)
     return Guesses(*found, (k / written.sum(1).clamp(min=1))[row].double())
 
@@ -86,12 +88,12 @@ def probe_scores(model: Model, batch: Batch, i: int, rng: torch.Generator) -> Gu
     else:
         end = -torch.expm1(-o.noise.total(torch.tensor(1.0, dtype=torch.float64)))
         scored, sigma = written, -torch.log1p(-(end * level).clamp(min=1e-9))
-        xt = o.corrupt(x0, batch.given, sigma, rng)
+        xt = o.perturb(x0, batch.given, sigma, rng)
     h, row, col = features_at(
         model.net, xt, scored, o.condition(model.net, sigma, model.net.head.weight.device)
     )
     nats, right = [torch.zeros(0, dtype=torch.float64)], [torch.zeros(0, dtype=torch.float64)]
-    for part in chunks(len(h), len(model.net.head.weight)):
+    for part in chunks(len(h), len(model.net.head.weight), h.device):
         x, s = xt[row, col][part].to(h.device), sigma[row][part].to(h.device)
         score = o.log_score(model.net, h[part], x, s).double().exp()
         p = denoise_weights(o.graph, x, score, s).clamp(min=0)
@@ -126,7 +128,7 @@ def best_is_missing(model: Model, rows: Any, h: Tensor) -> Tensor:
     """(B,) float64: is the most probable pair of gap and token, of the open gaps with features
     (G, C), one of those that are missing?"""
     best, token = [torch.zeros(0, dtype=torch.float64)], [torch.zeros(0, dtype=torch.int64)]
-    for part in chunks(len(h), len(model.net.head.weight)):
+    for part in chunks(len(h), len(model.net.head.weight), h.device):
         z = model.net.logits(h[part]).double()
         z[:, model.objective.never] = -torch.inf
         top = z.max(1)
@@ -168,9 +170,10 @@ def probe_flex(model: Model, batch: Batch, i: int, rng: torch.Generator) -> Gues
 def probe_places(model: Model, batch: Batch, i: int, rng: torch.Generator) -> Guesses:
     """All places in one pass, which is that of the first level; the others have none."""
     o: Ordered = model.objective
-    h, target, row = o.look(model.net, batch, None)
+    read = o.corrupt(batch, None)
+    h, row = o.features(model.net, read)
     place = torch.arange(len(row)) - torch.searchsorted(row, row) + 1
-    return Guesses(*judge_logits(model, h, target, slice(o.tokens, None)), place.double())
+    return Guesses(*judge_logits(model, h, read.target, slice(o.tokens, None)), place.double())
 
 
 PROBES: tuple[tuple[type[Objective], Callable, str], ...] = (

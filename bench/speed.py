@@ -230,7 +230,9 @@ class Rows(NamedTuple):
             return self.law(form)
         ours = Ours(self.cfg, SHAPES[name], form)
         book = textbook(ours)
-        a = ours.objective.loss(ours.net, ours.batch, generator(self.cfg.seed)).nats
+        a = ours.objective.loss(
+            ours.net, ours.objective.corrupt(ours.batch, generator(self.cfg.seed))
+        ).nats
         b = book.replayed(self.cfg.seed)
         (a + b).backward()
         grads = textbook_weights({k: p.grad for k, p in ours.net.named_parameters()})
@@ -276,7 +278,9 @@ class Rows(NamedTuple):
         def mine() -> None:
             ours.net.zero_grad(set_to_none=True)
             with autocast(dtype, ours.device):
-                loss = ours.objective.loss(ours.net, ours.batch, generator(next(steps)))
+                loss = ours.objective.loss(
+                    ours.net, ours.objective.corrupt(ours.batch, generator(next(steps)))
+                )
             (loss.nats / loss.count).backward()
 
         def theirs() -> None:

@@ -193,7 +193,7 @@ class InsertionTextbook(Textbook):
 
     def missing_loss(self, rows: Rows, width: int) -> Tensor:
         """Sum () over rows, padded to `width`, of both cross entropies."""
-        rows = Rows(*(x.to(self.x0.device) for x in rows))
+        rows = Rows(*(None if x is None else x.to(self.x0.device) for x in rows))
         ids = F.pad(rows.ids, (0, width - rows.ids.shape[1]))
         there = torch.arange(width, device=ids.device) < rows.length[:, None]
         with self.autocast(ids):

@@ -18,7 +18,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from configurator import Config
-from corpus import Batch
 from model import pick_dtype
 from objective import Loss, Objective
 from parallel.processes import World
@@ -46,8 +45,8 @@ class LossModule(nn.Module):
         super().__init__()
         self.net, self.objective = net, objective
 
-    def forward(self, batch: Batch, rng: torch.Generator) -> Loss:
-        return self.objective.loss(self.net, batch, rng)
+    def forward(self, noisy: Any) -> Loss:
+        return self.objective.loss(self.net, noisy)
 
 
 def spread(

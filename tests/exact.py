@@ -65,7 +65,9 @@ class ExactNetwork(nn.Module):
         mask: Tensor | None = None,
         positions: Tensor | None = None,
         cache: Any = None,
+        columns: Tensor | None = None,
     ) -> Tensor:
+        positions = columns if positions is None else positions
         if self.mask_id is None:
             return self.norm(self.noised(ids, time))
         if self.start is not None:

@@ -81,7 +81,9 @@ def test_bound_is_the_likelihood(kind, prompt, seed):
     found = process.bound(net, batch, generator(0))
     assert found.dtype == torch.float64
     torch.testing.assert_close(found, want, rtol=0, atol=2e-6)
-    loss = process.loss(net, batch, generator(1))  # of consistent conditionals, in any order
+    loss = process.loss(
+        net, process.corrupt(batch, generator(1))
+    )  # of consistent conditionals, in any order
     assert float(loss.nats.detach()) == pytest.approx(float(want.sum()), rel=1e-5)
     assert loss.count == len(texts) * (T - prompt)
 
@@ -120,7 +122,7 @@ def test_loss_left_to_right_is_a_plain_cross_entropy():
     objective, net = network("ar")
     rows = [[BOS, 1, 2, EOS], [BOS, 3, 0, 1, 2, EOS], [0, 1, 3], [BOS, EOS]]
     batch = batch_of(rows, [2, 1, 0, 1])
-    loss = objective.loss(net, batch, generator(0))
+    loss = objective.loss(net, objective.corrupt(batch, generator(0)))
     loss.nats.backward()
     grads = [p.grad.clone() for p in net.parameters()]
     net.zero_grad()
@@ -188,7 +190,7 @@ def test_orders_are_uniform():
             return torch.zeros(*columns.shape, 2)
 
     rows = batch_of([[BOS, 1, 2, EOS], [BOS, 1, 2, 3, EOS]] * 3000, [1, 2] * 3000)
-    objective.loss(Spy(), rows, generator(0))
+    objective.loss(Spy(), objective.corrupt(rows, generator(0)))
     for columns in (seen[0][::2], seen[0][1::2] - 1):
         code = (columns * torch.tensor([100, 10, 1])).sum(1)
         kinds, counts = code.unique(return_counts=True)
@@ -207,7 +209,7 @@ def test_padding_is_neither_seen_nor_scored(kind):
     bounds = [objective.bound(net, b, generator(0)) for b in whole]
     torch.testing.assert_close(bounds[0], bounds[1], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(bounds[1], bounds[2], rtol=1e-5, atol=1e-6)
-    losses = [objective.loss(net, b, generator(0)) for b in whole[1:]]
+    losses = [objective.loss(net, objective.corrupt(b, generator(0))) for b in whole[1:]]
     assert (
         [x.count for x in losses] == [6, 6] == [int(objective.written(b).sum()) for b in whole[1:]]
     )
@@ -250,7 +252,7 @@ def test_start(kind, specials, start):
         assert int(x.max()) < V
     seen = []
     inner = net.features
-    net.features = lambda ids, *rest: seen.append(ids) or inner(ids, *rest)
+    net.features = lambda ids, *rest, **more: seen.append(ids) or inner(ids, *rest, **more)
     objective.bound(net, batch, generator(0))
     assert (seen[0][:, 0] == start).all() and torch.equal(seen[0][:, 1:3], batch.ids[:, :2])
 
@@ -335,7 +337,7 @@ def test_nothing_to_write(kind):
     for rows in ([[BOS, 1, EOS]], [[BOS]]):
         batch = batch_of(rows, [len(rows[0])], width=4)
         assert objective.bound(net, batch, generator(0)).tolist() == [0.0]
-        loss = objective.loss(net, batch, generator(0))
+        loss = objective.loss(net, objective.corrupt(batch, generator(0)))
         assert loss.count == 0 and float(loss.nats) == 0
         given = torch.ones_like(batch.given)
         frames = write(objective, net, batch.ids, given)
@@ -411,10 +413,14 @@ def test_xlnet_learns_with_dropout_of_the_run():
     """None unless asked; and every parameter is in use."""
     objective, net = network("xlnet", dropout=0.2)
     batch = batch_of([[BOS, 1, 2, EOS]], [1])
-    losses = [objective.loss(net.train(), batch, generator(0)).nats for _ in range(2)]
+    losses = [
+        objective.loss(net.train(), objective.corrupt(batch, generator(0))).nats for _ in range(2)
+    ]
     assert losses[0] != losses[1]
     objective, net = network("xlnet")
-    losses = [objective.loss(net.train(), batch, generator(0)).nats for _ in range(2)]
+    losses = [
+        objective.loss(net.train(), objective.corrupt(batch, generator(0))).nats for _ in range(2)
+    ]
     assert losses[0] == losses[1]
     assert len(net.blocks) == 2 and {p.ndim for p in net.matrices()} == {2}
 
@@ -466,7 +472,7 @@ def test_loss_of_masked_tokens():
     assert not process.needs["time"]
     net = Constant(torch.tensor([0.0, 1.0, 2.0, 9.0]))
     ids = torch.tensor([[0] * 6, [2] * 6] * 500)
-    loss = process.loss(net, batch_of(ids.tolist(), [0] * 1000), generator(0))
+    loss = process.loss(net, process.corrupt(batch_of(ids.tolist(), [0] * 1000), generator(0)))
     masked = net.seen[-1] == 3
     assert loss.count == int(masked.sum()) and 0.4 < loss.count / masked.numel() < 0.6
     nats = -torch.tensor([0.0, 1.0, 2.0]).log_softmax(0)
@@ -476,7 +482,7 @@ def test_loss_of_masked_tokens():
     assert process.bound(net, batch_of([[0, 2]], [1]), generator(0)).item() == pytest.approx(
         float(nats[2]), rel=1e-5
     )
-    empty = process.loss(net, batch_of([[0, 2]], [2]), generator(0))
+    empty = process.loss(net, process.corrupt(batch_of([[0, 2]], [2]), generator(0)))
     assert empty.count == 0 and math.isclose(float(empty.nats), 0)
 
 

@@ -75,7 +75,7 @@ def test_a_loss_never_waits(name, monkeypatch):
             monkeypatch.setattr(module, "to_device", moved)
         for x in batch:
             spy.mark(x, False)
-        loss = objective.loss(net, batch, generator(1))
+        loss = objective.loss(net, objective.corrupt(batch, generator(1)))
         total = torch.cat([loss.nats[None], *loss.metrics.values()])
         loss.nats.backward()
         assert spy.side[total.untyped_storage()]

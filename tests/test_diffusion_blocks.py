@@ -243,7 +243,8 @@ def test_bound_sees_the_blocks_before_and_not_those_after():
     def by_block(ids):
         batch = objective.cut(full(ids), None)
         masked = torch.arange(3).expand_as(batch.ids) != 1
-        return objective._nats(net, batch, masked, torch.ones(15), torch.ones(15)).view(5, 3)
+        noisy = objective.noisy(batch, masked, torch.ones(15), torch.ones(15))
+        return objective.nats_by_row(net, noisy).view(5, 3)
 
     with torch.no_grad():
         want = by_block(x0)
@@ -277,7 +278,7 @@ def test_clipped_schedules_train_in_their_range_and_are_judged_in_all(limits):
     net.features = lambda ids, *rest: seen.append(ids) or inner(ids, *rest)
     x0 = torch.zeros(2000, 8, dtype=torch.int64)
     with torch.no_grad():
-        objective.loss(net, full(x0), generator(0))
+        objective.loss(net, objective.corrupt(full(x0), generator(0)))
     share = (seen[0][:, :8] == V).float().mean()
     assert share == pytest.approx((low + high) / 2, abs=0.01)
     x0 = torch.randint(V, (50, 8))
@@ -294,7 +295,7 @@ def test_padding_that_is_ignored_is_neither_seen_nor_scored():
     junk = torch.where(torch.arange(8) < length[:, None], x0, (x0 + 1) % V)
     two = objective.bound(net, one._replace(ids=junk), generator(0))
     torch.testing.assert_close(objective.bound(net, one, generator(0)), two)
-    assert objective.loss(net, one, generator(0)).count == int(length.sum())
+    assert objective.loss(net, objective.corrupt(one, generator(0))).count == int(length.sum())
 
 
 def test_clip_search_finds_the_spread_of_a_guess():

@@ -133,7 +133,7 @@ def expected(process, ids, prompts, repeats=300):
     net, rng, found = Constant(torch.tensor([0.0, 1.0, 2.0, 0.0])), generator(2), []
     for order in ([0, 1], [1, 0]):
         batch = batch_of(ids[order], torch.tensor(prompts)[order])
-        losses = [process.loss(net, batch, rng) for _ in range(repeats)]
+        losses = [process.loss(net, process.corrupt(batch, rng)) for _ in range(repeats)]
         found += [float(loss.nats.detach()) / loss.count for loss in losses]
     values = torch.tensor(found)
     return float(values.mean()), float(values.std()) / math.sqrt(len(values))
@@ -174,9 +174,9 @@ def test_metrics_are_the_plain_cross_entropy():
     """Sum and count over masked tokens, whatever the weights."""
     net = Constant(torch.zeros(4))
     for kind in ("token", "answer", "sequence"):
-        loss = Masked(3, None, Affine(), loss_per=kind).loss(
-            net, batch_of(torch.zeros(8, 6, dtype=torch.int64)), generator(0)
-        )
+        process = Masked(3, None, Affine(), loss_per=kind)
+        batch = batch_of(torch.zeros(8, 6, dtype=torch.int64))
+        loss = process.loss(net, process.corrupt(batch, generator(0)))
         total, count = loss.metrics["ce"].tolist()
         assert count == (net.seen[-1] == 3).sum() > 0
         assert total == pytest.approx(count * math.log(3), rel=1e-5)
@@ -188,7 +188,9 @@ def test_rows_with_nothing_to_write_count_for_nothing(kind, count):
         Masked(3, None, Clamped(), loss_per=kind),
         batch_of(TEXTS[[0, 0, 0]], [6, 6, 2]),
     )
-    assert process.loss(Constant(torch.zeros(4)), batch, generator(0)).count == count
+    assert (
+        process.loss(Constant(torch.zeros(4)), process.corrupt(batch, generator(0))).count == count
+    )
 
 
 # ---- padding and length --------------------------------------------------------------------------
@@ -214,7 +216,7 @@ def test_padding(padding, counts):
     """learn: all columns; crop: those up to the longest row; ignore: tokens only."""
     process, net = Masked(3, None, LogLinear(), padding=padding), network()
     batch = padded(8)
-    assert process.loss(net, batch, generator(0)).count == counts
+    assert process.loss(net, process.corrupt(batch, generator(0))).count == counts
     assert int(process.written(process.cut(batch, None)).sum()) == counts
     one = process.bound(net, batch, generator(1), samples=4)
     other = process.bound(net, padded(8, fill=2), generator(1), samples=4)
@@ -224,7 +226,7 @@ def test_padding(padding, counts):
     seen, inner = [], net.features
     net.features = lambda ids, *rest: seen.append(ids) or inner(ids, *rest)
     for i in range(20):
-        process.loss(net, batch, generator(i))
+        process.loss(net, process.corrupt(batch, generator(i)))
     hidden = torch.stack(seen) == 3
     assert hidden[..., 0].sum() == 0
     assert (hidden[:, 1, 3:].sum() == 0) == (padding == "ignore")

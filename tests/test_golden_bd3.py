@@ -141,23 +141,23 @@ def test_loss(net, monkeypatch, low, high):
     monkeypatch.setattr(torch, "rand", lambda *shape, generator: next(drawn))
     monkeypatch.setattr(torch, "randperm", lambda n, generator: torch.arange(n))
     ours, seen = process(float(low), float(high)), {}
-    times, score = ours.times, ours.score
+    times, score = ours.times, ours.cross_entropy
 
     def watch_times(*given):
         seen["t"], weight = times(*given)
         return seen["t"], weight
 
-    def watch_score(net, batch, masked, *rest):
-        seen["masked"] = masked
-        seen["scored"] = score(net, batch, masked, *rest)
+    def watch_score(net, noisy):
+        seen["masked"] = noisy.scored
+        seen["scored"] = score(net, noisy)
         return seen["scored"]
 
     monkeypatch.setattr(ours, "times", watch_times)
-    monkeypatch.setattr(ours, "score", watch_score)
+    monkeypatch.setattr(ours, "cross_entropy", watch_score)
     given = torch.zeros_like(x0, dtype=torch.bool)
     given[:, 0] = True
     batch = Batch(x0, given, torch.full((len(x0),), x0.shape[1]))
-    loss = ours.loss(net, batch, generator(0))
+    loss = ours.loss(net, ours.corrupt(batch, generator(0)))
     close(seen["t"].repeat_interleave(SIZE).view_as(x0), f"t_{name}", 1e-6, 1e-6)
     _, each, _ = seen["scored"]
     each = torch.zeros(seen["masked"].shape).masked_scatter(seen["masked"], each.detach())

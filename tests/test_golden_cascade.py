@@ -215,7 +215,7 @@ def test_loss_and_gradients(stage):
     written[:, prefix.shape[1] :] = True
     sigma, rate = gold("sigma"), gold("dsigma")
     NET.zero_grad()
-    nats, each, row, _ = PROCESS.entropy(NET, x0, xt, written, sigma, rate)
+    nats, each, row, _ = PROCESS.score_entropy(NET, PROCESS.noisy(x0, xt, written, sigma, rate))
     close(torch.zeros(len(x0)).index_add_(0, row, each), name + "loss", 1e-4, 0)
     masked = gold(name + "perturbed") == GRAPH.mask_id
     entropy = torch.zeros(masked.shape).masked_scatter(masked, each / rate[row])

@@ -12,6 +12,7 @@ from dilm import dilm
 from exact import Given
 from recorded import Recorded
 
+import insertion
 from diffusion import Exponential, Geometric, Linear
 from insertion import (
     IDLM,
@@ -19,12 +20,13 @@ from insertion import (
     Insertion,
     InsertionTransformer,
     compact,
-    joint_rule,
+    grouped_loss,
     log_factor,
     truncated_factor,
+    whole_groups,
 )
 from model import Transformer
-from objective import SampleOptions, generator, scored_rows
+from objective import SampleOptions, generator
 from pretrained import ilm
 
 SET = Recorded("ilm")
@@ -141,7 +143,7 @@ def test_losses(name):
         SET.close(net.blocks[0].attn.qkv.weight.grad.norm(), "ilm_grad_l0_qkv_norm")
 
 
-def test_joint_rule_in_parts_of_whole_groups():
+def test_one_softmax_over_all_pairs_in_chunks_of_whole_groups(monkeypatch):
     """Chunks change nothing: compared with the dense softmax over all pairs."""
     net, rows = network(), recorded_rows()
     process = Insertion(V, SPECIALS)
@@ -151,11 +153,10 @@ def test_joint_rule_in_parts_of_whole_groups():
     _, h, number = process.look(net, rows, None, gaps)
     group = torch.unique_consecutive(gaps.nonzero()[:, 0], return_inverse=True)[1]
     weight = (1 / rows.n.clamp(min=1)).float()[rows.row]
-    rule = joint_rule(group, number[rows.row, rows.col], rows.token, weight, h.device)
-    ends = (torch.nonzero(group.diff())[:, 0] + 1).tolist()
-    parts = [slice(a, b) for a, b in itertools.pairwise([0, *ends, len(group)])]
-    assert len(parts) > 1
-    got, _ = scored_rows(net.head, h, rule, parts)
+    assert len(whole_groups(group, 1)) == int(group[-1]) + 1 > 1
+    monkeypatch.setattr(insertion, "chunk_rows", lambda *_: 1)
+    at = number[rows.row, rows.col]
+    got, _ = grouped_loss(net, h, group, at, rows.token, weight)
     torch.testing.assert_close(got, want)
 
 
@@ -170,8 +171,7 @@ def test_insertion_transformer(eos_weight):
     gaps[:, 0] = False
     _, h, number = process.look(net, rows, None, gaps)
     at, token, weight = process.targets(rows, gaps, number)
-    rule = joint_rule(torch.arange(len(h)), at, token, weight, h.device)
-    nats, each = scored_rows(net.head, h, rule)
+    nats, each = grouped_loss(net, h, torch.arange(len(h)), at, token, weight)
     SET.close(nats / len(h), f"it_loss_eos{eos_weight}")
     SET.close(each, f"it_nll_eos{eos_weight}")
 
@@ -371,14 +371,15 @@ def test_idlm_losses(schedule, flags):
     net = recording(time if told["send_t_to_model"] else noise.total(time))
     process = idlm(noise, net.heads["length"](None).shape[1], **told)
     every = torch.ones(len(time), dtype=torch.bool)
-    loss = process.row_loss(net, rows, time, every)
+    loss = process.loss(net, rows._replace(time=time, asked=every))
     SET.close(loss.nats / loss.count, f"idlm_loss_{schedule}_{flags}")
     for key, name in (("ce", "ce"), ("length", "len")):
         want = SET.gold(f"idlm_{name}_{schedule}_{flags}")
         torch.testing.assert_close(loss.metrics[key][0], want.sum(), rtol=1e-5, atol=1e-5)
     # each row by itself: what the sums above cannot tell apart
     for b in range(len(time)):
-        alone = process.row_loss(net, rows, time, torch.arange(len(time)) == b)
+        one = rows._replace(time=time, asked=torch.arange(len(time)) == b)
+        alone = process.loss(net, one)
         both = SET.gold(f"idlm_ce_{schedule}_{flags}") + SET.gold(f"idlm_len_{schedule}_{flags}")
         torch.testing.assert_close(alone.nats, both[b], rtol=1e-5, atol=1e-5)
 

@@ -55,9 +55,9 @@ def test_left_to_right(network):
     """Loss, each token's nats in row order, and the bound of each row."""
     net, objective = network
     batch = recorded_rows()
-    loss = objective.loss(net, batch, generator(0))
+    loss = objective.loss(net, objective.corrupt(batch, generator(0)))
     GOLD.close(loss.nats / loss.count, "arlm_loss")
-    _, each, row = objective.score(net, batch, None)
+    _, each, row = objective.cross_entropy(net, objective.corrupt(batch, None))
     GOLD.close(each, "arlm_nlls")
     assert loss.count == len(each) == int((~GOLD.gold("arlm_ignore").bool()).sum())
     want = torch.zeros(len(batch.ids)).double().index_add_(0, row, GOLD.gold("arlm_nlls").double())
@@ -119,7 +119,7 @@ def test_the_network_is_shown_these_masks():
     objective = build_objective(cfg, {"vocab_size": 16, "specials": TOKENS})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "rand", lambda size, **_: move(u)[:, : size[1]].double())
-        objective.loss(Spy(), batch, generator(0))
+        objective.loss(Spy(), objective.corrupt(batch, generator(0)))
     width = told["mask"].shape[-1]
     place, shift, inside = torch.arange(B)[:, None, None], shift[:, :width], inside[:, :width]
     want = ~GOLD.gold("xlnet_perm_mask")[place, shift[:, :, None], shift[:, None]]

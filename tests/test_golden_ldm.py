@@ -145,23 +145,21 @@ def test_losses(stage, monkeypatch):
     ids, outputs, u = gold("sft_input_ids"), gold("logits"), gold("u")
     given = (gold("sft_query_mask") == 0) & (stage == "sft")
     assert gold("logits_seed").shape == (1,)  # of the logits, which are recorded themselves
-    rule, seen = diffusion.cross_entropy_rule, []
+    own, seen = diffusion.chunked_cross_entropy, []
 
     class Recorded(diffusion.Masked):
-        def score(self, net, batch, masked, *rest):
-            seen.append(masked)
-            return super().score(net, batch, masked, *rest)
+        def cross_entropy(self, net, noisy):
+            seen.append(noisy.scored)
+            return super().cross_entropy(net, noisy)
 
-    monkeypatch.setattr(
-        diffusion, "cross_entropy_rule", lambda target, scale, _: rule(target, scale)
-    )
+    monkeypatch.setattr(diffusion, "chunked_cross_entropy", lambda *args: own(*args[:4]))
     monkeypatch.setattr(diffusion, "stratified", lambda B, rng: gold("t"))
     monkeypatch.setattr(torch, "rand", lambda *_, **__: u)
     kind = "answer" if stage == "sft" else "token"
     mask_id = FACTS["special_ids"][SPECIALS["mask"]]
     process = Recorded(outputs.shape[2], mask_id, Clamped(), loss_per=kind)
     batch = Batch(ids, given, torch.full_like(ids[:, 0], ids.shape[1]))
-    loss = process.loss(Given(outputs), batch, generator(0))
+    loss = process.loss(Given(outputs), process.corrupt(batch, generator(0)))
     close(loss.nats / loss.count, f"{stage}_loss", 1e-5, 1e-6)
     same(seen[0], f"{stage}_mask")
 

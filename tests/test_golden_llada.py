@@ -33,10 +33,8 @@ def table(name):
 @pytest.fixture
 def unbanned(monkeypatch):
     """MASK may be as probable as any token, in losses and in samples."""
-    rule = diffusion.cross_entropy_rule
-    monkeypatch.setattr(
-        diffusion, "cross_entropy_rule", lambda target, scale, _: rule(target, scale)
-    )
+    own = diffusion.chunked_cross_entropy
+    monkeypatch.setattr(diffusion, "chunked_cross_entropy", lambda *args: own(*args[:4]))
     free = type("Free", (Decoder,), {"never": lambda self: list(self.o.banned)})
     monkeypatch.setattr(diffusion, "Decoder", free)
 
@@ -79,9 +77,9 @@ def test_draw_frequencies(name):
 class Recorded(Masked):
     """Keeps what it scored last."""
 
-    def score(self, net, batch, masked, weight, sigma):
-        self.seen = batch.ids.masked_fill(masked, self.mask_id), masked
-        return super().score(net, batch, masked, weight, sigma)
+    def cross_entropy(self, net, noisy):
+        self.seen = noisy.xt, noisy.scored
+        return super().cross_entropy(net, noisy)
 
 
 def loss_of(monkeypatch, given, **options):
@@ -92,7 +90,7 @@ def loss_of(monkeypatch, given, **options):
     monkeypatch.setattr(diffusion, "stratified", lambda B, rng: t)
     monkeypatch.setattr(torch, "rand", lambda shape, generator: u)
     batch = Batch(ids, given, torch.full_like(ids[:, 0], ids.shape[1]))
-    loss = process.loss(Given(outputs), batch, generator(0))
+    loss = process.loss(Given(outputs), process.corrupt(batch, generator(0)))
     return loss.nats / loss.count, *process.seen
 
 
@@ -164,7 +162,7 @@ def test_likelihood_converges_to_the_bound(unbanned):
     rows = Batch(ids.expand_as(places), given.expand_as(places), places.sum(1))
     k = places.sum(1)
     chance = torch.tensor([1 / (n * math.comb(n, i)) for i in k.tolist()], dtype=torch.float64)
-    nats = process._nats(net, rows, places, n / k.double(), k.double())
+    nats = process.nats_by_row(net, process.noisy(rows, places, n / k.double(), k.double()))
     assert float(-(chance * nats).sum()) == pytest.approx(want, rel=1e-6)
     rng = generator(3)
     # in batches of n copies, all counts are equally frequent

@@ -160,7 +160,9 @@ def test_score_entropy(case):
     process = ScoreEntropy(case.graph, LogLinear(), scale_by_sigma=False)
     everywhere = torch.ones_like(x, dtype=torch.bool)
     net = Given(gold(name + "score"))
-    _, each, _, _ = process.entropy(net, x0, x, everywhere, sigma, torch.ones_like(sigma))
+    _, each, _, _ = process.score_entropy(
+        net, process.noisy(x0, x, everywhere, sigma, torch.ones_like(sigma))
+    )
     scored = x == case.graph.mask_id if case.name == "absorb" else everywhere
     ours = torch.zeros(x.shape).masked_scatter(scored, each)
     close(ours, name + "out", 2e-4, 2e-5)
@@ -181,7 +183,9 @@ def test_loss_and_gradients(case, noise):
     same(xt, name + "xt")
     case.net.zero_grad()
     written = torch.ones_like(x0, dtype=torch.bool)
-    nats, each, row, _ = process.entropy(case.net, x0, xt, written, sigma, rate)
+    nats, each, row, _ = process.score_entropy(
+        case.net, process.noisy(x0, xt, written, sigma, rate)
+    )
     close(torch.zeros(len(x0)).index_add_(0, row, each), name + "per_seq", 1e-4, 1e-5)
     close(nats / len(x0), name + "mean", 1e-4, 1e-5)
     (nats / len(x0)).backward()

@@ -191,7 +191,7 @@ def test_rows_without_a_beginning_are_refused():
     batch = batch_of([[0, 1]])
     open_rows = batch._replace(given=torch.zeros_like(batch.given))
     with pytest.raises(UserError, match="begin with a given token"):
-        Insertion(VOCAB, SPECIALS).loss(exact_ilm(), open_rows, generator(0))
+        Insertion(VOCAB, SPECIALS).corrupt(open_rows, generator(0))
     with pytest.raises(UserError, match="pad id"):
         Insertion(VOCAB, {})
 
@@ -214,7 +214,7 @@ def test_loss_is_the_mean_over_numbers_and_subsets():
             ce = -sum(logp[g, v] for g, v in pairs) / max(1, n)
             stop = -count[:2].log_softmax(0)[int(n > 0)] * 0.3 * (0.8 if n == 0 else 0.2)
             want += (ce + stop) / len(ways) / 4
-    loss = process.loss(net, batch_of([text] * 40000), generator(1))
+    loss = process.loss(net, process.corrupt(batch_of([text] * 40000), generator(1)))
     assert loss.count == 40000
     assert float(loss.nats.detach() / loss.count) == pytest.approx(float(want), rel=0.01)
 
@@ -572,7 +572,7 @@ def test_gradients_reach_every_parameter(name):
     options = {"noise": "geometric"} if name == "idlm" else {"time_input": False}
     net, process = network(options, name)
     texts = [TEXTS[i % len(TEXTS)] for i in range(64)]
-    loss = process.loss(net, batch_of(texts), generator(0))
+    loss = process.loss(net, process.corrupt(batch_of(texts), generator(0)))
     loss.nats.backward()
     for key, p in net.named_parameters():
         assert p.grad is not None and p.grad.isfinite().all() and p.grad.abs().sum() > 0, key
@@ -584,9 +584,13 @@ def test_rows_with_nothing_to_write_count_nothing(name):
     options = {"noise": "geometric"} if name == "idlm" else {}
     net, process = network(options, name)
     batch = batch_of([[0, 1, 2], [1, 2]])
-    both = process.loss(net, batch._replace(given=torch.ones_like(batch.given)), generator(0))
+    both = process.loss(
+        net, process.corrupt(batch._replace(given=torch.ones_like(batch.given)), generator(0))
+    )
     assert both.count == 0 and float(both.nats.detach()) == 0
-    empty = process.loss(net, batch_of([[], []]), generator(0))  # EOS alone: stop at once
+    empty = process.loss(
+        net, process.corrupt(batch_of([[], []]), generator(0))
+    )  # EOS alone: stop at once
     assert empty.count == 2 and float(empty.nats.detach()) > 0
     if process.bounded:
         assert process.bound(net, batch_of([[], []]), generator(0)).isfinite().all()

@@ -217,7 +217,7 @@ def test_what_is_given_is_never_noised_nor_open():
     batch.given[0] = True  # EOS as well
     seen, inner = [], net.features
     net.features = lambda ids, *a, **k: (seen.append(ids), inner(ids, *a, **k))[1]
-    loss = process.loss(net, batch, generator(0))
+    loss = process.loss(net, process.corrupt(batch, generator(0)))
     assert loss.count == process.longest
     for ids in seen:
         assert torch.equal(ids[0, :6], batch.ids[0]) and torch.equal(ids[1, :3], batch.ids[1, :3])
@@ -225,7 +225,7 @@ def test_what_is_given_is_never_noised_nor_open():
     assert not rows.open[0].any() and not rows.free[0].any()
     assert rows.open[1].tolist() == [False] * 3 + [True] * 3 + [False]
     one = Batch(*(x[:1] for x in batch))
-    loss = process.loss(net, one, generator(0))
+    loss = process.loss(net, process.corrupt(one, generator(0)))
     assert loss.count == 0 and float(loss.nats.detach()) == 0
     assert float(process.bound(net, one, generator(0))) == 0
 
@@ -243,7 +243,7 @@ def test_loss_by_hand(gap_loss):
     time = torch.tensor([0.3, 0.6, 0.2, 0.5], dtype=torch.float64)
     x = noised(rows, insert, unmask, time, process.mask_id, PAD)
     assert x.masked.any() and (x.gap > 1).any()
-    loss = process.row_loss(net, x, time, 4)
+    loss = process.loss(net, x._replace(asked=4))
     assert loss.count == 4 * 12
     grads = torch.autograd.grad(loss.nats, list(net.parameters()), allow_unused=True)
     total = 0.0
@@ -285,7 +285,10 @@ def test_rows_are_independent_and_seeds_decide():
     other = rows_of([[6, 7, 8], [8, 8, 6], [7]], [1, 1, 1], 6)
     a, b = (process.bound(net, x, generator(1), 2) for x in (batch, other))
     assert float(a[0]) == pytest.approx(float(b[0]), rel=1e-5) and float(a[1]) != float(b[1])
-    losses = [float(process.loss(net, batch, generator(i)).nats.detach()) for i in (1, 1, 2)]
+    losses = [
+        float(process.loss(net, process.corrupt(batch, generator(i))).nats.detach())
+        for i in (1, 1, 2)
+    ]
     assert losses[0] == losses[1] != losses[2]
 
 
@@ -479,7 +482,7 @@ def test_no_more_columns_than_positions():
     net, process = network(width=7, positions="both")
     assert net.place.num_embeddings == 7 + 1  # EOS, behind a row that has none
     full = rows_of([[6, 7, 8, 7, 6, 6]], [1], 7, ended=False)
-    assert process.loss(net, full, generator(0)).nats.isfinite()
+    assert process.loss(net, process.corrupt(full, generator(0))).nats.isfinite()
     net.place = nn.Embedding.from_pretrained(net.place.weight[:7])
     ids, given = canvas(torch.full((64,), 6), 7)
     last = run(process, net, ids, given, steps=20)[-1]
@@ -609,7 +612,7 @@ def test_refusals():
     net, process = network()
     batch = rows_of([[6, 7]], [0], 5)
     with pytest.raises(UserError, match="given"):
-        process.loss(net, batch, generator(0))
+        process.loss(net, process.corrupt(batch, generator(0)))
     ids, given = canvas(torch.tensor([6]), 5)
     with pytest.raises(UserError, match="sampler"):
         run(process, net, ids, given, sampler="serial")

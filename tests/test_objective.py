@@ -135,7 +135,7 @@ def test_training_loss_estimates_the_bound(objective):
     data = Distribution(3, 2)
     net = ExactNetwork(Distribution(3, 2, seed=5), objective)
     ids = data.draw(40000, generator(4))
-    loss = objective.loss(net, batch_of(ids), generator(5))
+    loss = objective.loss(net, objective.corrupt(batch_of(ids), generator(5)))
     if isinstance(objective, MaskedTokens):
         pytest.skip("its loss is a mean over the masked tokens")
     bound = objective.bound(net, batch_of(ids), generator(6)).mean()
@@ -149,7 +149,7 @@ def test_training_loss_estimates_the_bound(objective):
 @pytest.mark.parametrize("case", CASES, ids=names)
 def test_loss_and_gradients_are_finite_and_reach_every_parameter(case):
     net, objective = network(case, 7)
-    loss = objective.loss(net, batch_of(torch.randint(7, (16, 5))), generator(0))
+    loss = objective.loss(net, objective.corrupt(batch_of(torch.randint(7, (16, 5))), generator(0)))
     loss.nats.backward()
     for name, p in net.named_parameters():
         assert p.grad is not None and p.grad.isfinite().all(), name
@@ -161,17 +161,17 @@ def test_given_tokens_are_neither_corrupted_nor_scored(case):
     """All given: nothing to learn. One written: only its own row of the loss remains."""
     net, objective = network(case, 7)
     ids = torch.randint(7, (8, 5))
-    loss = objective.loss(net, batch_of(ids, prompt=5), generator(0))
+    loss = objective.loss(net, objective.corrupt(batch_of(ids, prompt=5), generator(0)))
     assert loss.count == 0 and float(loss.nats) == 0
     seen = []
     inner = net.features
 
-    def spy(x, *rest):
+    def spy(x, *rest, **more):
         seen.append(x.clone())
-        return inner(x, *rest)
+        return inner(x, *rest, **more)
 
     net.features = spy
-    count = objective.loss(net, batch_of(ids, prompt=4), generator(0)).count
+    count = objective.loss(net, objective.corrupt(batch_of(ids, prompt=4), generator(0))).count
     assert count == 8 if case[0] != "mlm" else 0 < count < 8  # the masked ones
     objective.bound(net, batch_of(ids, prompt=4), generator(0))
     for x in seen:
@@ -195,7 +195,9 @@ def test_rows_of_a_batch_are_independent(case):
 def test_same_generator_same_loss(case):
     net, objective = network(case, 7)
     batch = batch_of(torch.randint(7, (6, 5)))
-    first, again, other = (objective.loss(net, batch, generator(i)).nats for i in (1, 1, 2))
+    first, again, other = (
+        objective.loss(net, objective.corrupt(batch, generator(i))).nats for i in (1, 1, 2)
+    )
     assert first == again
     if case[1].get("block_length") != 1 and case[0] != "ar":  # where nothing is drawn
         assert first != other

@@ -363,7 +363,7 @@ def test_eight_answers_are_learnt_by_heart(tokenizer: HF):
     for step in range(250):
         for group in (g for o in optimizers for g in o.param_groups):
             group["lr"] = group["peak"] * min(1, 2 - step / 125)
-        loss = model.objective.loss(model.net, batch, generator(0, step))
+        loss = model.objective.loss(model.net, model.objective.corrupt(batch, generator(0, step)))
         (loss.nats / loss.count).backward()
         for optimizer in optimizers:
             optimizer.step()

@@ -396,9 +396,9 @@ def poison(monkeypatch: Any, step: int, how: str) -> None:
     """From update `step` on, one micro-batch has a loss or a gradient that is not finite."""
     real, calls = fsdp.LossModule.forward, [0]
 
-    def forward(self: Any, batch: Batch, rng: Any) -> Loss:
+    def forward(self: Any, noisy: Any) -> Loss:
         calls[0] += 1
-        loss = real(self, batch, rng)
+        loss = real(self, noisy)
         if calls[0] < step:
             return loss
         if how == "nan loss":
@@ -451,7 +451,7 @@ def test_nothing_masked_is_no_loss(normalize: bool):
     for given in (torch.ones(3, 6, dtype=torch.bool), torch.arange(6).expand(3, 6) < 5):
         batch = Batch(ids, given, torch.full((3,), 6))
         objective.noise = LogLinear(eps=1 - 1e-9)  # no noise at any time: nothing is masked
-        loss = objective.loss(net, batch, generator(0))
+        loss = objective.loss(net, objective.corrupt(batch, generator(0)))
         loss.nats.backward()
         assert loss.nats == 0 and loss.count == int((~given).sum())
         assert all(v.isfinite().all() for v in loss.metrics.values())
@@ -496,7 +496,7 @@ def test_tiny_vocabularies(name: str, noise: Any, normalize: bool):
     batch = Batch(torch.zeros(4, 6).long(), torch.zeros(4, 6).bool(), torch.full((4,), 6))
     optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
     for step in range(5):
-        loss = objective.loss(net, batch, generator(step))
+        loss = objective.loss(net, objective.corrupt(batch, generator(step)))
         loss.nats.backward()
         assert loss.nats.isfinite() and all(p.grad.isfinite().all() for p in net.parameters())
         optimizer.step()
@@ -518,7 +518,7 @@ def test_both_ends_of_time(graph: Any, noise: Any, dtype: torch.dtype, monkeypat
     for t in (0.0, 1.0):
         monkeypatch.setattr("diffusion.stratified", lambda B, rng, t=t: torch.full((B,), t))
         with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
-            loss = objective.loss(net, batch, generator(0))
+            loss = objective.loss(net, objective.corrupt(batch, generator(0)))
         net.zero_grad()
         loss.nats.backward()
         assert loss.nats.isfinite()

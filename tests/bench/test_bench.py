@@ -269,7 +269,7 @@ def test_no_objective_ever_makes_all_logits(name):
     given = torch.arange(T).expand(B, T) < 1
     batch = Batch(ids.masked_fill(given, V - 4), given, torch.full((B,), T))
     with Largest() as spy:
-        loss = objective.loss(net, batch, generator(1))
+        loss = objective.loss(net, objective.corrupt(batch, generator(1)))
         loss.nats.backward()
     assert net.head.weight.numel() <= spy.numel <= (256 + T + 2) * (V + 1)
     assert net.head.weight.grad.abs().max() > 0 and (256 + T + 2) * (V + 1) < B * T * V / 3
@@ -294,7 +294,9 @@ def test_widths_of_a_batch_are_few(name):
     net.embed.register_forward_hook(lambda module, args, out: seen.append(out.shape[1]))
     ids, given = torch.full((2, 70), 7), torch.arange(70).expand(2, 70) < 1
     for seed in range(30):
-        objective.loss(net, Batch(ids, given, torch.full((2,), 70)), generator(seed))
+        objective.loss(
+            net, objective.corrupt(Batch(ids, given, torch.full((2,), 70)), generator(seed))
+        )
     assert set(seen) <= {16, 32, 48, 64, 71} and len(set(seen)) > 1
 
 

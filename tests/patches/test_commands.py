@@ -406,7 +406,7 @@ def test_a_packed_row_is_its_samples(positions, marks):
     losses = []
     for pairs in (packed, apart):
         net.zero_grad()
-        loss = objective.loss(net, stacked(pairs, 12), generator(0))
+        loss = objective.loss(net, objective.corrupt(stacked(pairs, 12), generator(0)))
         loss.nats.backward()
         losses.append((loss, [p.grad.clone() for p in net.parameters() if p.grad is not None]))
     (one, grads), (other, wanted) = losses

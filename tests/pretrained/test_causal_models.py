@@ -219,7 +219,7 @@ def test_loss_is_theirs(pair):
     labels = ids.where((place >= prompt[:, None]) & (place < length[:, None]), -100)
     want = model(ids, labels=labels).loss
     want.backward()
-    loss = objective.loss(net, batch, generator(0))
+    loss = objective.loss(net, objective.corrupt(batch, generator(0)))
     (loss.nats / loss.count).backward()
     assert loss.count == 17 + 1 + 4
     torch.testing.assert_close(loss.nats / loss.count, want, rtol=1e-5, atol=1e-6)

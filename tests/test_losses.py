@@ -1,18 +1,16 @@
-"""The chunked loss against dense formulas under autograd; draws against their laws."""
+"""Losses in chunks against dense formulas under autograd; draws against their laws."""
 
 import pytest
 import torch
 
-import objective
-from diffusion import Coefficients, score_entropy_rule
+import model
+from model import chunked_cross_entropy, chunked_loss
 from objective import (
     SampleOptions,
     categorical,
-    cross_entropy_rule,
     draw_tokens,
     generator,
     race,
-    scored_rows,
     seed_of,
     sharpen,
     stratified,
@@ -21,20 +19,20 @@ from objective import (
 R, C, V = 700, 8, 11
 
 
-@pytest.fixture
-def head_and_rows(monkeypatch):
-    """A head and rows that take three chunks, the last one short."""
-    monkeypatch.setattr(objective, "CHUNK", 1)  # the least, 256 rows
+@pytest.fixture(params=[1, 256, 1000], ids="{}-rows".format)
+def head_and_rows(request, monkeypatch):
+    """A head and rows that take 700 chunks, three of which the last is short, or one."""
+    monkeypatch.setattr(model, "chunk_rows", lambda *_: request.param)
     torch.manual_seed(0)
     head = torch.nn.Linear(C, V)
     h = torch.randn(R, C, requires_grad=True)
     return head, h, torch.randint(V - 1, (R,)), torch.rand(R) + 0.1
 
 
-def compare(head, h, rule, dense):
-    """Loss and all three gradients of `rule` are those of `dense`, a function of all logits."""
+def compare(head, h, loss, dense):
+    """Loss and all three gradients of `loss()` are those of `dense`, a function of all logits."""
     scale = 1.7  # so that the factor of the backward pass counts
-    total, each = scored_rows(head, h, rule)
+    total, each = loss()
     (total * scale).backward()
     ours = [h.grad, head.weight.grad, head.bias.grad]
     for p in (h, head.weight, head.bias):
@@ -47,62 +45,81 @@ def compare(head, h, rule, dense):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("banned", [None, V - 1, 4])
-def test_cross_entropy(head_and_rows, banned):
-    head, h, target, scale = head_and_rows
-    if banned is not None:
-        target = torch.where(target == banned, 0, target)
-
-    def dense(z):
-        keep = torch.arange(V) != (-1 if banned is None else banned)
-        z = z.masked_fill(~keep, -1e30)
-        return scale * torch.nn.functional.cross_entropy(z, target, reduction="none")
-
-    compare(head, h, cross_entropy_rule(target, scale, banned), dense)
-
-
-@pytest.mark.parametrize("linear", [True, False])
-def test_score_entropy(head_and_rows, linear):
+@pytest.mark.parametrize("banned", [None, V - 1, 4, slice(8, None)])
+@pytest.mark.parametrize("fused", [True, False])
+def test_cross_entropy(head_and_rows, banned, fused, monkeypatch):
     head, h, target, weight = head_and_rows
-    rng = generator(1)
-    left_out = torch.where(torch.rand(R, generator=rng) < 0.3, target, V - 1)
-    a, b, c, d = (torch.rand(R, generator=rng, dtype=torch.float64) + 0.1 for _ in range(4))
-    if linear:  # where the token is its own target it has no score, and the graph says c = 0
-        c = torch.where(left_out == target, 0 * c, c)
-    else:
-        left_out = torch.full_like(target, V - 1)
-    terms = Coefficients(left_out, a, b if linear else None, c, d)
+    keep = torch.ones(V, dtype=torch.bool)
+    if banned is not None:
+        keep[banned] = False
+        target = torch.where(keep[target], target, 0)
+    if not fused:  # the plain code, which GPUs run
+        monkeypatch.setattr(model, "_CrossEntropyOnCPU", None)
+        monkeypatch.setattr(model, "fuses_cross_entropy", lambda h: False)
 
     def dense(z):
-        others = torch.ones_like(z).scatter(1, left_out[:, None], 0.0)
-        picked = z.gather(1, target[:, None])[:, 0]
-        total = a * (z.exp() * others).sum(1) + c * picked + d
-        return (weight * (total + (b * (z * others).sum(1) if linear else 0))).float()
+        z = z.masked_fill(~keep, -1e30)
+        return weight * torch.nn.functional.cross_entropy(z, target, reduction="none")
 
-    compare(head, h, score_entropy_rule(terms, target, weight.double(), None), dense)
+    compare(head, h, lambda: chunked_cross_entropy(head, h, target, weight, banned), dense)
+
+
+def test_any_loss_and_the_rows_that_it_is_told(head_and_rows):
+    """A loss that uses which rows it got, overwrites the logits, and has more than one term."""
+    head, h, target, weight = head_and_rows
+
+    def loss_fn(logits, part):
+        picked = logits[torch.arange(len(logits)), target[part]]
+        logits[:, 3] = -torch.inf
+        return weight[part] * (logits.exp().sum(1) - picked.sin())
+
+    def dense(z):
+        picked = z.gather(1, target[:, None])[:, 0]
+        return weight * (z.exp().sum(1) - z[:, 3].exp() - picked.sin())
+
+    compare(head, h, lambda: chunked_loss(head, h, loss_fn), dense)
 
 
 def test_nothing_scored_is_zero_with_zero_gradients():
     head = torch.nn.Linear(C, V)
     h = torch.zeros(0, C, requires_grad=True)
     none = torch.zeros(0, dtype=torch.int64)
-    total, each = scored_rows(head, h, cross_entropy_rule(none, none.float()))
-    total.backward()
-    assert float(total.detach()) == 0 and len(each) == 0
-    assert head.weight.grad.abs().max() == 0 and head.bias.grad.abs().max() == 0
+    both = chunked_cross_entropy(head, h, none, none.float()), chunked_loss(head, h, None)
+    for total, each in both:
+        head.zero_grad()
+        total.backward()
+        assert float(total.detach()) == 0 and len(each) == 0
+        assert head.weight.grad.abs().max() == 0 and head.bias.grad.abs().max() == 0
+
+
+def test_nothing_is_kept_where_nothing_is_learnt(head_and_rows):
+    head, h, target, weight = head_and_rows
+    with torch.no_grad():
+        total, each = chunked_cross_entropy(head, h, target, weight)
+    again, _ = chunked_cross_entropy(head, h, target, weight)
+    assert not total.requires_grad and again.requires_grad
+    torch.testing.assert_close(total, again.detach())
+    torch.testing.assert_close(total, each.sum())
 
 
 def test_bfloat16_loss_is_close_and_its_gradients_are_float32():
     torch.manual_seed(0)
     head, h = torch.nn.Linear(C, V), torch.randn(300, C, requires_grad=True)
-    target = torch.randint(V, (300,))
-    rule = cross_entropy_rule(target, torch.ones(300))
-    full, _ = scored_rows(head, h, rule)
-    with torch.autocast("cpu", torch.bfloat16):
-        half, _ = scored_rows(head, h, rule)
-    half.backward()
-    assert float(half.detach()) == pytest.approx(float(full.detach()), rel=1e-2)
-    assert head.weight.grad.dtype == h.grad.dtype == torch.float32
+    target, weight = torch.randint(V, (300,)), torch.ones(300)
+
+    def plain(logits, part):
+        return torch.nn.functional.cross_entropy(logits, target[part], reduction="none")
+
+    for loss in (
+        lambda: chunked_cross_entropy(head, h, target, weight),
+        lambda: chunked_loss(head, h, plain),
+    ):
+        full, _ = loss()
+        with torch.autocast("cpu", torch.bfloat16):
+            half, _ = loss()
+        half.backward()
+        assert float(half.detach()) == pytest.approx(float(full.detach()), rel=1e-2)
+        assert head.weight.grad.dtype == h.grad.dtype == torch.float32
 
 
 # ---- draws ---------------------------------------------------------------------------------------
