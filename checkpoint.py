@@ -55,7 +55,10 @@ from tokenizer import Tokenizer, tokenizer_from
 
 
 def schedule(cfg: Config) -> Noise:
-    """The noise schedule of a config."""
+    """The noise schedule of a config. Raises UserError for a name that is not in NOISES."""
+    if cfg.noise not in NOISES:
+        known = ", ".join(NOISES)
+        raise UserError(f"config error: noise must be one of {known}, got {cfg.noise!r}")
     bounded = cfg.noise in ("geometric", "exponential") or cfg.objective == "idlm"
     limits = (cfg.sigma_min, cfg.sigma_max) if bounded else ()
     return NOISES[cfg.noise](*limits)
@@ -79,12 +82,13 @@ def score_entropy(cfg: Config, vocab_size: int, specials: dict[str, int]) -> Sco
 
 def masked(cfg: Config, vocab_size: int, specials: dict[str, int]) -> Masked:
     """Masked diffusion with the book-keeping of the config."""
-    if cfg.importance and cfg.noise not in ("loglinear", "linear"):
-        raise UserError("importance=True needs noise=loglinear or linear")
+    noise = schedule(cfg)
+    if cfg.importance and not hasattr(noise, "at"):
+        raise UserError(f"importance=True needs a noise with a method `at`; {cfg.noise} has none")
     return Masked(
         vocab_size,
         specials.get("mask"),
-        schedule(cfg),
+        noise,
         zero_time=cfg.zero_time,
         loss_per=cfg.loss_per,
         padding=cfg.padding,

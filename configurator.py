@@ -30,10 +30,6 @@ from pathlib import Path
 from typing import Any, Callable, Literal, NoReturn
 
 ROOT = Path(__file__).resolve().parent
-Noises = Literal[
-    *("loglinear", "affine", "clamped", "linear", "cosine", "cosine_squared", "geometric"),
-    *("exponential", "square", "square_root", "log"),
-]
 
 
 class UserError(Exception):
@@ -80,7 +76,7 @@ class Config:
     demo: str = ""  # command run on the finished checkpoint, which is added as --ckpt=
     # the objective
     objective: str = "sedd"  # a name listed in checkpoint.py
-    noise: Noises = "loglinear"  # how many tokens are destroyed at time t: diffusion.py
+    noise: str = "loglinear"  # how many tokens are destroyed at time t: NOISES of diffusion.py
     sigma_min: float = 1e-4  # geometric noise at t = 0
     sigma_max: float = 20.0  # geometric noise at t = 1
     graph: Literal["uniform", "absorb"] = "absorb"  # sedd: noise takes a token to any, or to MASK

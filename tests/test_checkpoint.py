@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 import checkpoint
+import diffusion
 from checkpoint import Model, build_network, build_objective, load, load_weights, read, save
 from configurator import Config, UserError
 from objective import SampleOptions
@@ -353,6 +354,18 @@ def test_compiling_changes_no_name(small: Model):
     for block in small.net.blocks:
         block.compile()
     assert list(small.net.state_dict()) == before
+
+
+def test_a_noise_schedule_is_a_class_and_a_name(monkeypatch: pytest.MonkeyPatch):
+    """The config takes what NOISES has; nothing else knows their names."""
+    monkeypatch.setitem(diffusion.NOISES, "mine", lambda: diffusion.Power(3.0))
+    meta = {"vocab_size": 5, "specials": {}}
+    for name in ("masked", "sedd", "bd3", "mlm"):
+        cfg = replace(SMALL, objective=name, noise="mine", time_input=name != "mlm")
+        assert build_objective(cfg, meta).noise == diffusion.Power(3.0)
+    cfg = replace(SMALL, objective="masked", noise="mine", importance=True)
+    assert "noise" in told(build_objective, cfg, meta)  # it has no inverse
+    assert "mine" in told(build_objective, replace(cfg, noise="pink"), meta)
 
 
 def test_a_noise_level_needs_the_final_norm_that_it_shifts():

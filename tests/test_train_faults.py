@@ -414,6 +414,7 @@ MISTAKES = {
     "27 skip": (["--skip_nonfinite=-1"], ["skip_nonfinite", "at least 0"]),
     "49 cuda:7": (["--device=cuda:7"], ["'cuda:7' is not available", "cpu"]),
     "49 mps": (["--device=mps"], ["'mps' is not available", "cpu"]),
+    "no such noise": (["--noise=pink"], ["noise must be one of", "loglinear", "'pink'"]),
     "no such objective": (["--objective=magic"], ["objective must be one of", "'magic'"]),
     "no such file": (["config/absent.py"], ["no such config file: config/absent.py"]),
 }
