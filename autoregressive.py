@@ -27,14 +27,13 @@ from objective import (
     Loss,
     Objective,
     SampleOptions,
+    Sampler,
     bucket,
     choose_sampler,
-    draw_tokens,
     features_at,
     to_device,
 )
 from pretrained.causal import build_xlnet
-from viz import recorder
 
 
 class Prediction(NamedTuple):
@@ -142,7 +141,7 @@ class Ordered(Objective):
         raise NotImplementedError
 
 
-class Walk:
+class Walk(Sampler):
     """A canvas that is written token by token: x (B, S) int64 and its open places (B, S) bool, with
     START where it is needed. Given padding at the end of a row is none of its text."""
 
@@ -151,7 +150,8 @@ class Walk:
         for name, asked in wrong.items():
             if asked:
                 raise UserError(f"{name}: this model writes one token after another, for good")
-        self.process, self.rng, self.o, self.T = process, rng, o, ids.shape[1]
+        super().__init__(o, rng)
+        self.process, self.T = process, ids.shape[1]
         self.bare = ~given[:, :1]
         x = ids.masked_fill(~given, process.fill)
         self.x, self.open = process.begun(x, ~given, self.bare)
@@ -171,7 +171,7 @@ class Walk:
         settled = self.open.int().argmax(1) - self.shift
         length = torch.where(self.open.any(1), settled, whole)
         changed = torch.zeros_like(x, dtype=torch.bool) if before is None else x != before.ids
-        return Frame(x.clone(), length, changed)
+        return Frame(x.clone(), length, changed, self.take_draws())
 
     def draw(self, row: Tensor, col: Tensor, z: Tensor) -> None:
         """Write the places (R,) from logits (R, V); a row that ends is closed behind its end. Of a
@@ -180,14 +180,14 @@ class Walk:
         z = z.clone() if z.dtype == torch.float64 else z.float()
         z[:, list(self.o.banned)] = -torch.inf
         z[:, self.ends] = z[:, self.ends].masked_fill(self.awaited[row, col, None], -torch.inf)
-        token = draw_tokens(z, self.o, self.rng)
+        token = self.sample_categorical(z)
         self.x[row, col], self.open[row, col] = token, False
-        place = mate = col - self.shift[row]  # in a frame
+        columns = [col - self.shift[row]]  # in a frame
         if self.o.mirror is not None:
-            mate = self.o.mirror[row, place]
-            pair = row, mate + self.shift[row]
+            columns.append(self.o.mirror[row, columns[0]])
+            pair = row, columns[1] + self.shift[row]
             self.x[pair], self.open[pair] = token, False
-        recorder.wrote(row, place, mate)
+        self.place(row, *columns)
         ended = torch.isin(token, token.new_tensor(self.ends))
         self.open[row] &= ~ended[:, None]
 

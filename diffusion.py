@@ -41,8 +41,8 @@ from objective import (
     Loss,
     Objective,
     SampleOptions,
+    Sampler,
     choose_sampler,
-    draw_tokens,
     features_at,
     frames,
     mask_exactly,
@@ -50,7 +50,6 @@ from objective import (
     stratified,
     to_device,
 )
-from viz import recorder
 
 # ==================================================================================================
 # 1. Noise schedules: how many tokens are destroyed at time t, from 0 (text) to 1 (noise)
@@ -1237,7 +1236,7 @@ class At(NamedTuple):
         return At(*(getattr(self, name)[some] for name in self._fields))
 
 
-class Decoder:
+class Decoder(Sampler):
     """One run of a sampler: the canvas x (B, T), which steps change in place, and what they need.
 
     `process` is the objective: mask_id, noise, normalize, and condition(net, sigma, device), what
@@ -1246,7 +1245,8 @@ class Decoder:
     """
 
     def __init__(self, process: Any, net: Any, ids: Tensor, given: Tensor, rng: Any, o: Any):
-        self.process, self.net, self.given, self.rng, self.o = process, net, given, rng, o
+        super().__init__(o, rng)
+        self.process, self.net, self.given = process, net, given
         self.mask_id = process.mask_id
         self.x = torch.where(given, ids, self.start(ids))
         places = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)  # (B, T)
@@ -1314,7 +1314,7 @@ class Decoder:
     def write(self, at: At, token: Tensor) -> None:
         self.x[at.row, at.col] = token
         self.x[at.row, at.mate] = token
-        recorder.wrote(at.row, at.col, at.mate)
+        self.place(at.row, at.col, *([] if self.o.mirror is None else [at.mate]))
 
     # -- the network --
 
@@ -1385,7 +1385,7 @@ class Decoder:
         at, h = at[which], h[which]
         for part in self.parts(at):
             z = self.logits(h[part])
-            token = draw_tokens(z, self.o, self.rng)
+            token = self.sample_categorical(z)
             self.write(at[part], token)
             if self.o.remask == "conf":
                 sure = z.double().log_softmax(-1).gather(1, token[:, None])[:, 0].exp()
@@ -1629,7 +1629,7 @@ class Walk(Decoder):
         weights[:, list(self.o.banned)] = 0
         weights = weights.clamp(min=0)
         weights.scatter_add_(1, x[:, None], (weights.sum(1, keepdim=True) == 0).double())
-        return draw_tokens(weights.log(), self.o, self.rng)
+        return self.sample_categorical(weights.log())
 
 
 class MaskedWalk(Decoder):
@@ -1661,7 +1661,7 @@ class MaskedWalk(Decoder):
             z, shift = self.logits(h[part]), self.process.shift(sigma)
             mass = z.logsumexp(1).double() - (0 if shift is None else shift.item())
             fires = self.uniforms(len(z)) < gain * mass.exp()
-            self.write(at[part][fires], draw_tokens(z[fires], self.o, self.rng))
+            self.write(at[part][fires], self.sample_categorical(z[fires]))
 
 
 # ==================================================================================================

@@ -35,17 +35,16 @@ from objective import (
     Loss,
     Objective,
     SampleOptions,
+    Sampler,
     bucket,
     categorical,
     choose_sampler,
-    draw,
-    draw_tokens,
     features_at,
     metric,
+    sample_categorical,
     stratified,
     to_device,
 )
-from viz import recorder
 
 # ==================================================================================================
 # 1. How insertion models write: the one sampler of all that put tokens into gaps
@@ -70,7 +69,7 @@ from viz import recorder
 GROWTH = 16  # columns that a canvas grows by, so that shapes repeat
 
 
-class Inserter:
+class Inserter(Sampler):
     """One run of a sampler. `process` is the objective: cls_id, pad_id, eos_id (or -1), never (ids
     that are not written), and what its sampler asks of it.
 
@@ -80,7 +79,8 @@ class Inserter:
     """
 
     def __init__(self, process: Any, net: Any, ids: Tensor, given: Tensor, rng: Any, o: Any):
-        self.process, self.net, self.rng, self.o = process, net, rng, o
+        super().__init__(o, rng)
+        self.process, self.net = process, net
         if not given[:, 0].all():
             raise UserError("insertion begins with a given token, such as BOS")
         T = ids.shape[1]
@@ -137,11 +137,11 @@ class Inserter:
             here = torch.arange(W, device=x.device) == self.length[:, None]
             x = x.masked_fill(here, end)
         length = (self.length - 1 + (end >= 0)).clamp(max=self.width)
-        if recorder.active():  # draws are in the order of rows and columns; MASK is not drawn
+        if self.unplaced:  # draws are in the order of rows and columns; MASK is not drawn
             mask = -1 if self.process.mask_id is None else self.process.mask_id
             row, col = (fresh & (x != mask)).nonzero(as_tuple=True)
-            recorder.wrote(row, col - 1)
-        return Frame(x[:, 1:].clone(), length, fresh[:, 1:].clone())
+            self.place(row, col - 1)
+        return Frame(x[:, 1:].clone(), length, fresh[:, 1:].clone(), self.take_draws())
 
     # -- the network --
 
@@ -203,10 +203,12 @@ class Inserter:
             return self.choose_jointly(h, gaps)
         if o.gap is None:
             a = self.gap_logits(h, gaps, o.temperature)
-            gap = draw(a, SampleOptions(temperature=float(o.temperature > 0)), self.rng)
+            gap = sample_categorical(
+                a, SampleOptions(temperature=float(o.temperature > 0)), self.rng
+            )
         else:
-            gap = draw(self.gap_logits(h, gaps), o.gap, self.rng)
-        return gap, draw_tokens(self.logits(h[every, gap]), o, self.rng)
+            gap = sample_categorical(self.gap_logits(h, gaps), o.gap, self.rng)
+        return gap, self.sample_categorical(self.logits(h[every, gap]))
 
     def choose_jointly(self, h: Tensor, gaps: Tensor) -> tuple[Tensor, Tensor]:
         """As `choose`, from the most probable pairs of gap and token: rows in turn, since all of
@@ -217,10 +219,9 @@ class Inserter:
         for k in range(0, len(h), size):
             z = self.logits(h[k : k + size].flatten(0, 1)).view(-1, W, V)
             z = z.masked_fill(~gaps[k : k + size, :, None], -torch.inf)
-            found.append(draw(z.flatten(1), self.o, self.rng))
-            if recorder.active():  # the probability of a token given its gap
-                gap = found[-1] // V
-                recorder.drew(z[torch.arange(len(z), device=z.device), gap], found[-1] % V)
+            found.append(sample_categorical(z.flatten(1), self.o, self.rng))
+            gap = found[-1] // V  # what is kept is the probability of a token given its gap
+            self.keep(z[torch.arange(len(z), device=z.device), gap], found[-1] % V)
         pair = torch.cat(found)
         return pair // V, pair % V
 
@@ -326,7 +327,7 @@ class Inserter:
         more[row, col] = 1
         found = [row.new_empty(0)]
         for part in self.chunks(len(row)):
-            found.append(draw_tokens(self.logits(h[row[part], col[part]]), self.o, self.rng))
+            found.append(self.sample_categorical(self.logits(h[row[part], col[part]])))
         self.insert(rows, more, torch.cat(found))
 
     def steps(self) -> Iterator[None]:
@@ -1254,7 +1255,7 @@ class Leaper(Inserter):
         for part in self.chunks(len(row)):
             at = rows[row[part]], col[part] + 1
             z = self.logits(h[row[part], col[part]])
-            self.x[at], self.fresh[at] = draw_tokens(z, self.o, self.rng), True
+            self.x[at], self.fresh[at] = self.sample_categorical(z), True
 
     # -- inserting --
 

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from configurator import UserError, require
 from corpus import Batch
-from viz import recorder
 
 
 class Loss(NamedTuple):
@@ -36,6 +35,19 @@ class Frame(NamedTuple):
     ids: Tensor  # (B, T) int64
     length: Tensor  # (B,) int64
     changed: Tensor  # (B, T) bool: written in this step
+    draws: "Draws | None" = None  # what was drawn in it, where options.candidates asks for that
+
+
+class Draws(NamedTuple):
+    """Tokens and what they were drawn from: the sampler's distribution before temperature, top_k
+    and top_p, which hide what the network doubts."""
+
+    row: Tensor  # (D,) int64
+    col: Tensor  # (D,) int64
+    id: Tensor  # (D,) int64
+    p: Tensor  # (D,) float64
+    best: Tensor  # (D, K) int64: the most probable ids,
+    best_p: Tensor  # (D, K) float64: and their probabilities, falling
 
 
 class Objective:
@@ -230,6 +242,7 @@ class SampleOptions:
     delay: tuple[int, ...] = ()  # ids that are written after all others, in confidence order
     banned: tuple[int, ...] = ()  # ids that are never written
     strict_p: bool = False  # top_p leaves out the token that crosses it (ILM's code)
+    candidates: int = 0  # frames tell what tokens were drawn from: so many of the most probable
     gap: "SampleOptions | None" = None  # insertion: how a gap is chosen; None: with its token
     capacity: int = 0  # insertion: tokens of the longest text; 0: places of the canvas
     exact: bool = False  # insertion: every hole gets as many tokens as it has places
@@ -268,6 +281,44 @@ def choose_sampler(objective: Objective, options: SampleOptions) -> SampleOption
     return options
 
 
+class Sampler:
+    """What samplers share: they draw tokens, and where options.candidates asks for it, they keep
+    what from, for the next frame."""
+
+    def __init__(self, o: SampleOptions, rng: torch.Generator):
+        self.o, self.rng = o, rng
+        self.unplaced: list[tuple[Tensor, ...]] = []  # drawn, but not yet written
+        self.draws: list[Draws] = []
+
+    def sample_categorical(self, logits: Tensor) -> Tensor:
+        """logits (R, V) -> ids (R,) of tokens that are written next."""
+        ids = sample_categorical(logits, self.o, self.rng)
+        self.keep(logits, ids)
+        return ids
+
+    def keep(self, logits: Tensor, ids: Tensor) -> None:
+        """Tokens ids (R,) were drawn from logits (R, V)."""
+        if self.o.candidates:
+            p = logits.double().softmax(-1)
+            best = p.topk(min(self.o.candidates, p.shape[-1]))
+            self.unplaced.append((ids, p.gather(-1, ids[:, None])[:, 0], best.indices, best.values))
+
+    def place(self, row: Tensor, *columns: Tensor) -> None:
+        """What was drawn since the last call stands now at rows (R,) and columns (R,) of the
+        canvas, in the order of the draws. Further columns hold the same tokens: of a mirrored
+        pair."""
+        if self.unplaced:
+            parts = [torch.cat(part) for part in zip(*self.unplaced, strict=True)]
+            assert len(parts[0]) == len(row), (len(parts[0]), len(row))
+            self.draws += [Draws(row, col, *parts) for col in columns]
+            self.unplaced = []
+
+    def take_draws(self) -> Draws | None:
+        """What was written since the last call."""
+        taken, self.draws = self.draws, []
+        return Draws(*map(torch.cat, zip(*taken, strict=True))) if taken else None
+
+
 def frames(walk: Any) -> Iterator[Frame]:
     """The frames of a sampler that changes walk.x (B, T) and yields from walk.run()."""
     before = walk.x.clone()
@@ -277,7 +328,7 @@ def frames(walk: Any) -> Iterator[Frame]:
     yield Frame(before, length, torch.zeros_like(before, dtype=torch.bool))
     for _ in walk.run():
         after = walk.x.clone()
-        yield Frame(after, length, after != before)
+        yield Frame(after, length, after != before, walk.take_draws())
         before = after
 
 
@@ -301,16 +352,9 @@ def sharpen(logits: Tensor, o: SampleOptions) -> Tensor:
     return z
 
 
-def draw(logits: Tensor, o: SampleOptions, rng: torch.Generator) -> Tensor:
-    """logits (R, V) -> ids (R,) int64 from softmax(logits) as sharpened by the options."""
+def sample_categorical(logits: Tensor, o: SampleOptions, rng: torch.Generator) -> Tensor:
+    """logits (R, V) -> ids (R,) int64 from softmax(logits), processed as the options say."""
     plain = o.temperature == 1 and not o.top_k and o.top_p == 1
     z = logits if plain else sharpen(logits, o)
     u = torch.rand(len(z), generator=rng, device=z.device, dtype=torch.float64)
     return categorical((z - z.amax(-1, keepdim=True)).exp_(), u)
-
-
-def draw_tokens(logits: Tensor, o: SampleOptions, rng: torch.Generator) -> Tensor:
-    """`draw`, of tokens that are written next: a recorder is told, if there is one."""
-    ids = draw(logits, o, rng)
-    recorder.drew(logits, ids)
-    return ids

@@ -446,6 +446,7 @@ def sample_options(cfg: SamplerConfig, model: Model) -> SampleOptions:
         options,
         stop=special.get("eos") if cfg.chat else None,
         delay=ends if cfg.delay_eos else (),
+        candidates=Story.best if getattr(cfg, "html", "") else 0,
     )
 
 

@@ -15,7 +15,7 @@ from recorded import Recorded
 
 import diffusion
 from diffusion import Decoder, Masked, Power, above_threshold, doubt, quotas, ranks, within_factor
-from objective import SampleOptions, draw_tokens, generator
+from objective import SampleOptions, generator, sample_categorical
 
 RECORDED = Recorded("masked", "fast")
 ARRAYS, FACTS, USED = RECORDED.arrays, RECORDED.facts, RECORDED.used
@@ -42,7 +42,7 @@ def proposed():
     decoder = free(Masked(V, V - 1, Power()), Given(outputs), x, ~places, generator(0), options)
     at = decoder.undecided()
     h = decoder.visit(at, torch.ones(len(x)).double())
-    token = draw_tokens(decoder.logits(h), options, None)
+    token = sample_categorical(decoder.logits(h), options, None)
     same(x.index_put((at.row, at.col), token), "ti_x0")
     return at.row, decoder.scores(at, h)
 
@@ -177,7 +177,7 @@ def test_trust_is_kept(time, canvas, monkeypatch):
     wrote = after.isfinite()[at.row, at.col]
     gap = (p[at.row, at.col] - after[at.row, at.col][:, None]).abs()[wrote]
     assert (gap.amin(1) < 1e-6).all()  # each is the probability of a token: that was drawn
-    monkeypatch.setattr(diffusion, "draw_tokens", lambda *_: gap.argmin(1))
+    monkeypatch.setattr(Decoder, "sample_categorical", lambda *_: gap.argmin(1))
     h = canvas.visit(at, torch.full((len(masked),), 0.5).double())
     canvas.reveal(at, h, wrote)
     canvas.forget(~masked & after.isinf())

@@ -19,7 +19,7 @@ from recorded import Recorded
 import diffusion
 from corpus import Batch
 from diffusion import Affine, Decoder, Masked, answer_counts, quotas
-from objective import SampleOptions, draw_tokens, generator, race, sharpen
+from objective import SampleOptions, generator, race, sample_categorical, sharpen
 
 RECORDED = Recorded("masked", "llada")
 ARRAYS, FACTS, USED = RECORDED.arrays, RECORDED.facts, RECORDED.used
@@ -66,7 +66,7 @@ def test_draw_frequencies(name):
     z, options = gold("gumbel_dist_logits"), SampleOptions(temperature=float(name))
     close(sharpen(z[None], options).softmax(1)[0], f"gumbel_dist_softmax_T{name}")
     rows = 200_000
-    drawn = draw_tokens(z.expand(rows, -1), options, generator(1))
+    drawn = sample_categorical(z.expand(rows, -1), options, generator(1))
     found = torch.bincount(drawn, minlength=len(z)).double() / rows
     close(found, f"gumbel_dist_freq_T{name}", 0, 0.005)
 

@@ -8,9 +8,9 @@ from model import chunked_cross_entropy, chunked_loss
 from objective import (
     SampleOptions,
     categorical,
-    draw_tokens,
     generator,
     race,
+    sample_categorical,
     seed_of,
     sharpen,
     stratified,
@@ -185,10 +185,10 @@ def test_temperature_top_k_and_top_p():
     assert (law(top_p=0.64) > 0).tolist() == [False, False, False, True]
 
 
-def test_draw_tokens_never_draws_what_is_banned():
+def test_sample_categorical_never_draws_what_is_banned():
     z = torch.zeros(2000, 6)
     z[:, [0, 5]] = -torch.inf
-    assert set(draw_tokens(z, SampleOptions(), generator(0)).tolist()) == {1, 2, 3, 4}
+    assert set(sample_categorical(z, SampleOptions(), generator(0)).tolist()) == {1, 2, 3, 4}
 
 
 def test_seeds_differ_in_every_place():

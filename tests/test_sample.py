@@ -19,7 +19,7 @@ from checkpoint import Model, build_network, build_objective, load
 from configurator import Config, UserError
 from corpus import Corpus
 from diffusion import SAMPLERS
-from objective import Frame, SampleOptions, draw_tokens, generator, sharpen
+from objective import Frame, SampleOptions, generator, sample_categorical, sharpen
 from sample import Canvas, SampleConfig, canvas, canvases, framed, generate, read_prompt
 from tokenizer import Symbols
 
@@ -243,7 +243,7 @@ def test_sharpen():
 def test_draws_follow_the_weights():
     """20000 draws: within four standard deviations, and never a token of weight zero."""
     z = torch.tensor([1.0, 3.0, -torch.inf, 0.0]).expand(20000, 4)
-    counts = draw_tokens(z, SampleOptions(), generator(3)).bincount(minlength=4) / 20000
+    counts = sample_categorical(z, SampleOptions(), generator(3)).bincount(minlength=4) / 20000
     p = z[0].double().softmax(-1)
     assert counts[2] == 0 and ((counts - p).abs() < 4 * (p * (1 - p) / 20000).sqrt() + 1e-12).all()
 

@@ -1,7 +1,6 @@
 """Watching a sampler.
 
 view.py       frames as an animation in the terminal, or as a GIF
-recorder.py   what a sampler drew its tokens from, for whoever asks
-story.py      frames -> the life of every token
+story.py      frames -> the life of every token, and what it was drawn from
 page.py       such stories as one HTML page with a slider
 """

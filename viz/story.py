@@ -1,6 +1,7 @@
 """Frames of a sampler -> the life of every token, which is what viz/page.py shows.
 
     story = Story("stage 1", show_token, mask_id, grows=objective.grows)
+    options = replace(options, candidates=Story.best)  # frames then tell what tokens came from
     generate(model, canvases, options, watch=story.watch)
     page.write("sample.html", [story], "A title")
 
@@ -9,15 +10,33 @@ between (view.carry). Its history is what it was from which frame on.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Callable, Iterable, Iterator
+from typing import Any, Callable, Iterable, Iterator, NamedTuple
 
 from torch import Tensor
 
-from viz import recorder
-from viz.recorder import Drawn
 from viz.view import STAND_IN, Frame, ShowToken, carry
 
 GONE = -1  # id of a token that is not, or no longer, in the text
+
+
+class Drawn(NamedTuple):
+    """A token and what it was drawn from (objective.Draws)."""
+
+    id: int
+    p: float
+    best: list[tuple[int, float]]  # ids and probabilities, the most probable first
+
+
+def by_place(draws: Any, rows: int) -> dict[tuple[int, int], Drawn]:
+    """The draws of a frame, or None, by (row, column), of the first so many rows."""
+    if draws is None:
+        return {}
+    found = {}
+    for b, t, i, p, best, share in zip(*(part.tolist() for part in draws), strict=True):
+        if b < rows:
+            pairs = [(j, q) for j, q in zip(best, share, strict=True) if q > 0]
+            found[b, t] = Drawn(i, p, pairs)
+    return found
 
 
 @dataclass(eq=False)
@@ -41,9 +60,10 @@ class Story:
     """One run of a sampler: the first `rows` samples, without their first `skip` places.
 
     show_token: id -> text, empty for what is not to be seen. grows: tokens are inserted, and those
-    of the first frame are given. best: so many candidates of every draw. note: a sentence for the
-    reader of the page.
+    of the first frame are given. note: a sentence for the reader of the page.
     """
+
+    best = 5  # candidates of every draw
 
     def __init__(
         self,
@@ -54,11 +74,10 @@ class Story:
         grows: bool = False,
         rows: int = 8,
         skip: int = 0,
-        best: int = 5,
         note: str = "",
     ):
         self.name, self.show, self.mask_id, self.note = name, show_token, mask_id, note
-        self.grows, self.rows, self.skip, self.best = grows, rows, skip, best
+        self.grows, self.rows, self.skip = grows, rows, skip
         self.steps = 0
         self.lines: list[list[Token]] = []  # of each sample, the tokens in their order
         self.gone: list[list[Token]] = []  # those that fell off the end
@@ -70,13 +89,12 @@ class Story:
         then: Callable = lambda frames, given: frames,
     ) -> Iterator[Frame]:
         """As `generate` wants it: sees the frames pass, and hands them to `then`, a `watch` too."""
-        with recorder.recording(self.rows, self.best) as notes:
-            for frame in then(frames, given):
-                self.see(frame, given, notes.take())
-                yield frame
+        for frame in then(frames, given):
+            self.see(frame, given, by_place(frame.draws, self.rows))
+            yield frame
 
     def see(self, frame: Frame, given: Tensor, drawn: dict[tuple[int, int], Drawn]) -> None:
-        """One more frame; given (B, T) bool; `drawn` as `Recorder.take` gives it."""
+        """One more frame; given (B, T) bool; `drawn` as `by_place` gives it."""
         ids, length, changed, fixed = (
             part[: self.rows].tolist() for part in (frame.ids, frame.length, frame.changed, given)
         )

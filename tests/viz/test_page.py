@@ -17,8 +17,7 @@ import sample
 from configurator import UserError
 from objective import Frame
 from viz import page
-from viz.recorder import Drawn
-from viz.story import Story
+from viz.story import Drawn, Story
 
 MASK, END = 0, 1
 HOSTILE = [

@@ -1,4 +1,4 @@
-"""viz/story.py and viz/recorder.py: whose token is it, and what was it drawn from?"""
+"""viz/story.py and the draws of a frame: whose token is it, and what was it drawn from?"""
 
 import json
 import random
@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from checkpoint import build_network, build_objective
 from configurator import Config
 from objective import Frame, SampleOptions, generator
-from viz import recorder, view
-from viz.recorder import Drawn
-from viz.story import GONE, Story, readable
+from viz import view
+from viz.story import GONE, Drawn, Story, by_place, readable
 
 MASK, BOS, EOS, PAD, CLS = 0, 1, 2, 3, 4
 SPECIALS = {"mask": MASK, "bos": BOS, "eos": EOS, "pad": PAD, "cls": CLS}
@@ -226,30 +225,30 @@ def test_every_written_token_was_told_with_its_place(name: str) -> None:
     and who records changes nothing."""
     config, options = RUNS[name]
     net, objective = network(**config)
-    o, (ids, fixed) = SampleOptions(**options), canvas()
+    ids, fixed = canvas()
     rows, seen = 3, 0
 
-    def run() -> Any:
+    def run(**more: Any) -> Any:
+        o = SampleOptions(**options, **more)
         return objective.sample(net, ids, fixed, generator(7), o)
 
-    plain = list(run())
-    with recorder.recording(rows, best=4) as notes:
-        for old, frame in zip(plain, run(), strict=True):
-            drawn = notes.take()
-            assert torch.equal(frame.ids, old.ids)
-            changed = {(b, t) for b, t in frame.changed.nonzero().tolist() if b < rows}
-            changed = {place for place in changed if frame.ids[place] != objective.mask_id}
-            # what is drawn may be what stands there: any token, or the filling of what is to come
-            same = changed <= set(drawn) if name in ("uniform", "ar") else changed == set(drawn)
-            assert same, (frame, changed, set(drawn))
-            for place, d in drawn.items():
-                seen += 1
-                assert frame.ids[place] == d.id and 0 < d.p <= 1 + 1e-9
-                p = [q for _, q in d.best]
-                assert 1 <= len(p) <= 4 and p == sorted(p, reverse=True) and sum(p) < 1 + 1e-9
-                assert dict(d.best).get(d.id, d.p) == d.p and d.p <= p[0]
-                assert objective.mask_id not in dict(d.best)
-    assert seen > 5 and not recorder.active()
+    for old, frame in zip(run(), run(candidates=4), strict=True):
+        assert old.draws is None
+        drawn = by_place(frame.draws, rows)
+        assert torch.equal(frame.ids, old.ids)
+        changed = {(b, t) for b, t in frame.changed.nonzero().tolist() if b < rows}
+        changed = {place for place in changed if frame.ids[place] != objective.mask_id}
+        # what is drawn may be what stands there: any token, or the filling of what is to come
+        same = changed <= set(drawn) if name in ("uniform", "ar") else changed == set(drawn)
+        assert same, (frame, changed, set(drawn))
+        for place, d in drawn.items():
+            seen += 1
+            assert frame.ids[place] == d.id and 0 < d.p <= 1 + 1e-9
+            p = [q for _, q in d.best]
+            assert 1 <= len(p) <= 4 and p == sorted(p, reverse=True) and sum(p) < 1 + 1e-9
+            assert dict(d.best).get(d.id, d.p) == d.p and d.p <= p[0]
+            assert objective.mask_id not in dict(d.best)
+    assert seen > 5
 
 
 def rest_of(z: Tensor, never: list[int]) -> Tensor:
@@ -262,61 +261,47 @@ def rest_of(z: Tensor, never: list[int]) -> Tensor:
 def test_probabilities_are_those_of_the_network() -> None:
     """Recomputed from the frame before, whatever the temperature: of one masked place, of a gap,
     and of the next token."""
-    o = {"temperature": 0.5, "steps": 64, "stop_threshold": 1.0}
+    o = {"temperature": 0.5, "steps": 64, "stop_threshold": 1.0, "candidates": 5}
     for name, sampler in (("masked", "confidence"), ("ilm", "threshold"), ("ar", "left_to_right")):
         net, objective = network(**RUNS[name][0])
         ids, fixed = canvas()
         if name == "ar":
             fixed[1, 4] = False
         before, many = None, 0
-        with recorder.recording(B) as notes:
-            for frame in objective.sample(
-                net, ids, fixed, generator(3), SampleOptions(sampler=sampler, **o)
-            ):
-                for (b, t), d in notes.take().items():
-                    if name == "masked":
-                        z, never = net.logits(net.features(before.ids[b : b + 1], None))[:, t], [0]
-                    elif name == "ilm":
-                        text = before.ids[b : b + 1, : before.length[b] - 1]
-                        x = nn.functional.pad(text, (1, 0), value=objective.cls_id)
-                        z, never = net.logits(net.features(x, None))[:, t], objective.never
-                    else:
-                        z, never = (
-                            net.logits(net.features(frame.ids[b : b + 1, :t], None))[:, -1],
-                            [],
-                        )
-                        z = z[:, : objective.tokens]
-                    p = rest_of(z, never)[0]
-                    assert d.p == pytest.approx(float(p[d.id]), rel=1e-4)
-                    assert [q for _, q in d.best] == pytest.approx(
-                        p.topk(5).values.tolist(), rel=1e-4
+        for frame in objective.sample(
+            net, ids, fixed, generator(3), SampleOptions(sampler=sampler, **o)
+        ):
+            for (b, t), d in by_place(frame.draws, B).items():
+                if name == "masked":
+                    z, never = net.logits(net.features(before.ids[b : b + 1], None))[:, t], [0]
+                elif name == "ilm":
+                    text = before.ids[b : b + 1, : before.length[b] - 1]
+                    x = nn.functional.pad(text, (1, 0), value=objective.cls_id)
+                    z, never = net.logits(net.features(x, None))[:, t], objective.never
+                else:
+                    z, never = (
+                        net.logits(net.features(frame.ids[b : b + 1, :t], None))[:, -1],
+                        [],
                     )
-                    many += 1
-                before = frame
+                    z = z[:, : objective.tokens]
+                p = rest_of(z, never)[0]
+                assert d.p == pytest.approx(float(p[d.id]), rel=1e-4)
+                assert [q for _, q in d.best] == pytest.approx(p.topk(5).values.tolist(), rel=1e-4)
+                many += 1
+            before = frame
         assert many > 6
-
-
-def test_a_failing_sampler_leaves_nobody_recording() -> None:
-    def frames():
-        yield Frame(torch.zeros(1, 1).long(), torch.ones(1).long(), torch.zeros(1, 1).bool())
-        raise KeyError
-
-    with pytest.raises(KeyError):
-        list(Story("", show, MASK).watch(frames(), torch.zeros(1, 1).bool()))
-    assert not recorder.active()
-    recorder.drew(torch.zeros(1, 2), torch.zeros(1).long())  # heard by nobody
-    recorder.wrote(torch.zeros(1).long(), torch.zeros(1).long())
 
 
 @pytest.mark.parametrize("name", ["masked", "ar"])
 def test_both_places_of_a_mirrored_pair_tell_of_their_draw(name: str) -> None:
     net, objective = network(**RUNS[name][0])
     mirror = torch.arange(T).flip(0).expand(B, T)
-    o = SampleOptions(mirror=mirror, banned=(BOS, EOS, PAD))
+    o = SampleOptions(mirror=mirror, banned=(BOS, EOS, PAD), candidates=5)
     free = torch.zeros(B, T, dtype=torch.bool)
-    with recorder.recording(B) as notes:
-        frames = list(objective.sample(net, torch.zeros(B, T).long(), free, generator(2), o))
-        told = notes.take()
+    frames = list(objective.sample(net, torch.zeros(B, T).long(), free, generator(2), o))
+    told = {}
+    for frame in frames:
+        told |= by_place(frame.draws, B)
     assert set(told) == {(b, t) for b in range(B) for t in range(T)}
     for (b, t), d in told.items():
         assert d == told[b, T - 1 - t] and d.id == frames[-1].ids[b, t]
