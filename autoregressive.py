@@ -28,9 +28,9 @@ from objective import (
     Objective,
     SampleOptions,
     Sampler,
-    bucket,
     choose_sampler,
     features_at,
+    pad_to_multiple,
     to_device,
 )
 from pretrained.causal import build_xlnet
@@ -49,7 +49,7 @@ class Ordered(Objective):
     """What both have in common: where a row begins and ends, exact bounds, the sampler's frame."""
 
     samplers = ("left_to_right",)
-    exact = ragged = True
+    exact = crops_padding = True
     estimator = "exact likelihood, a sum of cross entropies from left to right"
 
     def __init__(self, vocab_size: int, specials: dict[str, int]):
@@ -59,7 +59,7 @@ class Ordered(Objective):
         self.pad = specials.get("pad")
         self.fill = specials.get("pad", specials.get("eos", 0))  # of places that nothing stands at
         rows = vocab_size if own else vocab_size + 1
-        self.needs = {"causal": False, "time": False, "vocab_size": rows}
+        self.network_kwargs = {"causal": False, "time": False, "vocab_size": rows}
 
     def written(self, batch: Batch) -> Tensor:
         return ~batch.given & (torch.arange(batch.ids.shape[1]) < batch.length[:, None])
@@ -79,7 +79,7 @@ class Ordered(Objective):
     def rows(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """The batch up to its longest row -> ids, scored places and tokens that may be seen, each
         (B, S), with START where it is needed."""
-        T = bucket(max(1, int(batch.length.max())), batch.ids.shape[1])
+        T = pad_to_multiple(max(1, int(batch.length.max())), batch.ids.shape[1])
         bare, written = ~batch.given[:, :1], self.written(batch)[:, :T]
         there = torch.arange(T) < batch.length[:, None]
         ids, scored = self.begun(batch.ids[:, :T], written, bare)
@@ -129,38 +129,38 @@ class Ordered(Objective):
         """From left to right, a frame per written place; temperature, top_k, top_p, banned and stop
         have their usual meaning. Behind EOS stands padding. It is not written before a given token:
         a text that holds a given word does not end before it."""
-        walk = Walk(self, ids, given, rng, choose_sampler(self, options))
+        walk = TokenByToken(self, ids, given, rng, choose_sampler(self, options))
         frame = walk.frame(None)
         yield frame
         for _ in self.write(net, walk):
             frame = walk.frame(frame)
             yield frame
 
-    def write(self, net: Any, walk: "Walk") -> Iterator[None]:
+    def write(self, net: Any, walk: "TokenByToken") -> Iterator[None]:
         """Draw every open place of the canvas; yields after each step."""
         raise NotImplementedError
 
 
-class Walk(Sampler):
+class TokenByToken(Sampler):
     """A canvas that is written token by token: x (B, S) int64 and its open places (B, S) bool, with
     START where it is needed. Given padding at the end of a row is none of its text."""
 
-    def __init__(self, process: Ordered, ids: Tensor, given: Tensor, rng: Any, o: SampleOptions):
+    def __init__(self, objective: Ordered, ids: Tensor, given: Tensor, rng: Any, o: SampleOptions):
         wrong = {"cfg": o.cfg != 0, "remask": o.remask != "none", "delay_eos": len(o.delay) > 0}
         for name, asked in wrong.items():
             if asked:
                 raise UserError(f"{name}: this model writes one token after another, for good")
         super().__init__(o, rng)
-        self.process, self.T = process, ids.shape[1]
+        self.objective, self.T = objective, ids.shape[1]
         self.bare = ~given[:, :1]
-        x = ids.masked_fill(~given, process.fill)
-        self.x, self.open = process.begun(x, ~given, self.bare)
+        x = ids.masked_fill(~given, objective.fill)
+        self.x, self.editable = objective.begun(x, ~given, self.bare)
         self.shift = (self.bare[:, 0] & (self.x.shape[1] > self.T)).long()  # (B,) for START
-        solid = self.open | (self.x != (-1 if process.pad is None else process.pad))
+        solid = self.editable | (self.x != (-1 if objective.pad is None else objective.pad))
         self.inside = solid.flip(1).cumsum(1).flip(1) > 0  # (B, S): not in the padding at the end
-        fixed = self.inside & ~self.open
+        fixed = self.inside & ~self.editable
         self.awaited = fixed.flip(1).cumsum(1).flip(1) > 0  # (B, S): a given token comes later
-        self.ends = [i for i in {process.end, o.stop} if i is not None]
+        self.ends = [i for i in {objective.end, o.stop} if i is not None]
 
     def frame(self, before: Frame | None) -> Frame:
         """The canvas without START; a row is as long as what is settled of it."""
@@ -168,28 +168,28 @@ class Walk(Sampler):
         if self.x.shape[1] > self.T:
             x = torch.where(self.bare, self.x[:, 1:], x)
         whole = x.new_full((len(x),), self.T) if self.o.length is None else self.o.length
-        settled = self.open.int().argmax(1) - self.shift
-        length = torch.where(self.open.any(1), settled, whole)
+        settled = self.editable.int().argmax(1) - self.shift
+        length = torch.where(self.editable.any(1), settled, whole)
         changed = torch.zeros_like(x, dtype=torch.bool) if before is None else x != before.ids
         return Frame(x.clone(), length, changed, self.take_draws())
 
     def draw(self, row: Tensor, col: Tensor, z: Tensor) -> None:
         """Write the places (R,) from logits (R, V); a row that ends is closed behind its end. Of a
         mirrored pair the first one is drawn and the other copies it."""
-        z = z[:, : self.process.tokens]
+        z = z[:, : self.objective.tokens]
         z = z.clone() if z.dtype == torch.float64 else z.float()
         z[:, list(self.o.banned)] = -torch.inf
         z[:, self.ends] = z[:, self.ends].masked_fill(self.awaited[row, col, None], -torch.inf)
         token = self.sample_categorical(z)
-        self.x[row, col], self.open[row, col] = token, False
+        self.x[row, col], self.editable[row, col] = token, False
         columns = [col - self.shift[row]]  # in a frame
         if self.o.mirror is not None:
             columns.append(self.o.mirror[row, columns[0]])
             pair = row, columns[1] + self.shift[row]
-            self.x[pair], self.open[pair] = token, False
+            self.x[pair], self.editable[pair] = token, False
         self.place(row, *columns)
         ended = torch.isin(token, token.new_tensor(self.ends))
-        self.open[row] &= ~ended[:, None]
+        self.editable[row] &= ~ended[:, None]
 
 
 class LeftToRight(Ordered):
@@ -198,7 +198,7 @@ class LeftToRight(Ordered):
 
     def __init__(self, vocab_size: int, specials: dict[str, int]):
         super().__init__(vocab_size, specials)
-        self.needs["causal"] = True
+        self.network_kwargs["causal"] = True
 
     def corrupt(self, batch: Batch, rng: torch.Generator | None) -> Prediction:
         ids, scored, _ = self.rows(batch)  # padding comes last, where no scored place looks
@@ -207,19 +207,19 @@ class LeftToRight(Ordered):
         row, col = ahead.nonzero(as_tuple=True)
         return Prediction(ids[:, :width], ahead, ids[row, col + 1], isolated(scored, width))
 
-    def write(self, net: Any, walk: Walk) -> Iterator[None]:
+    def write(self, net: Any, walk: TokenByToken) -> Iterator[None]:
         """A pass over one column for all rows that still have something to write, the keys and
         values of those before it kept; given columns in a row, as a prompt is, in one pass."""
         B, S = walk.x.shape
         cache, stored = Cache(B, S), 0
         for col in range(1, S):
-            if not walk.open[:, col].any():
+            if not walk.editable[:, col].any():
                 continue
-            live = walk.open[:, col:].any(1).nonzero()[:, 0]
+            live = walk.editable[:, col:].any(1).nonzero()[:, 0]
             cache.at, cache.visible = slice(stored, col), col
             cache.rows = None if len(live) == B else live
             h = net.features(walk.x[live, stored:col], None, cache=cache)[:, -1]
-            now, stored = walk.open[live, col], col
+            now, stored = walk.editable[live, col], col
             walk.draw(live[now], torch.full_like(live[now], col), net.logits(h[now]))
             yield
 
@@ -271,7 +271,7 @@ class RandomOrder(Ordered):
 
     def __init__(self, vocab_size: int, specials: dict[str, int]):
         super().__init__(vocab_size, specials)
-        self.needs["network"] = build_xlnet
+        self.network_kwargs["network"] = build_xlnet
 
     def corrupt(self, batch: Batch, rng: torch.Generator | None) -> Prediction:
         ids, scored, seen = self.rows(batch)
@@ -284,15 +284,15 @@ class RandomOrder(Ordered):
         how = {"mask": earlier(order) & seen[:, None], "columns": columns}
         return Prediction(ids, some, ids[row, columns[row, slot]], how)
 
-    def write(self, net: Any, walk: Walk) -> Iterator[None]:
+    def write(self, net: Any, walk: TokenByToken) -> Iterator[None]:
         """The next open place of every row; a pass over whole rows for each."""
         S = walk.x.shape[1]
         left_to_right = torch.arange(S, device=walk.x.device) / S
-        order = reading_order(walk.open, left_to_right.expand(walk.x.shape))
+        order = reading_order(walk.editable, left_to_right.expand(walk.x.shape))
         mask = earlier(order) & walk.inside[:, None]
-        while walk.open.any():
-            row = walk.open.any(1).nonzero()[:, 0]
-            col = walk.open[row].int().argmax(1)
+        while walk.editable.any():
+            row = walk.editable.any(1).nonzero()[:, 0]
+            col = walk.editable[row].int().argmax(1)
             h = net.features(walk.x[row], None, mask[row], col[:, None])[:, 0]
             walk.draw(row, col, net.logits(h))
             yield

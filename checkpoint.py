@@ -198,29 +198,29 @@ def build_objective(cfg: Config, meta: dict[str, Any]) -> Objective:
 
 def build_network(cfg: Config, objective: Objective) -> Transformer | MaskedLM:
     """The network that the objective needs, freshly initialised from torch's global generator."""
-    if "network" in objective.needs:
-        return objective.needs["network"](cfg, objective.needs["vocab_size"])
+    if "network" in objective.network_kwargs:
+        return objective.network_kwargs["network"](cfg, objective.network_kwargs["vocab_size"])
     if cfg.backbone:
         return build_backbone(cfg, objective)
-    timed = objective.needs["time"] and cfg.time_input
+    timed = objective.network_kwargs["time"] and cfg.time_input
     if timed and not cfg.final_norm:
         raise UserError("final_norm=False needs time_input=False: the noise level shifts that norm")
     net = Transformer(
-        vocab_size=objective.needs["vocab_size"],
+        vocab_size=objective.network_kwargs["vocab_size"],
         n_layer=cfg.n_layer,
         n_head=cfg.n_head,
         n_embd=cfg.n_embd,
         cond_dim=cfg.cond_dim if timed else 0,
         positions=cfg.positions,
-        block_size=cfg.block_size + objective.grows,  # and CLS
-        causal=objective.needs["causal"],
+        block_size=cfg.block_size + objective.inserts,  # and CLS
+        causal=objective.network_kwargs["causal"],
         dropout=cfg.dropout,
         n_inner=cfg.n_inner,
         norm_bias=cfg.norm_bias,
         activation=cfg.activation,
         final_norm=cfg.final_norm,
         rotary_dims=cfg.rotary_dims,
-        heads=objective.needs.get("heads"),
+        heads=objective.network_kwargs.get("heads"),
     )
     net.gradient_checkpointing = cfg.gradient_checkpointing
     return net
@@ -231,18 +231,18 @@ def build_backbone(cfg: Config, objective: Objective) -> MaskedLM:
     draws must be those of the run."""
     try:
         told = json.loads(cfg.backbone)
-        name, rows = told["model_type"], objective.needs["vocab_size"]
+        name, rows = told["model_type"], objective.network_kwargs["vocab_size"]
         told["vocab_size"] = int(told["vocab_size"])
     except (ValueError, KeyError, TypeError) as e:
         raise UserError(f"backbone: {cfg.backbone[:60]!r} is no JSON of a model") from e
     causal = name in CAUSAL
-    if objective.needs["causal"] and not causal:
+    if objective.network_kwargs["causal"] and not causal:
         raise UserError(f"objective={cfg.objective} reads from left to right, {name} cannot")
-    if causal and not objective.needs["causal"]:
+    if causal and not objective.network_kwargs["causal"]:
         raise UserError(f"{name} reads from left to right: add --objective=ar")
     if cfg.objective == "bd3":
         raise UserError(f"objective=bd3 samples with a cache of keys and values, {name} has none")
-    if cfg.time_input and objective.needs["time"]:
+    if cfg.time_input and objective.network_kwargs["time"]:
         raise UserError(f"{name} has no input for the noise level: add --time_input=False")
     if told["vocab_size"] != rows and not (causal and told["vocab_size"] > rows):
         raise UserError(f"{name} has {told['vocab_size']} tokens, this objective needs {rows}")
@@ -501,7 +501,7 @@ def with_backbone(cfg: Config, origins: dict[str, str], corpus: Corpus, backbone
     if cfg.time_input:
         fixed, source = {"time_input": False, "zero_time": False}, "the backbone"
         cfg = inherit(cfg, origins, fixed, source)
-    rows = build_objective(cfg, corpus.meta).needs["vocab_size"]
+    rows = build_objective(cfg, corpus.meta).network_kwargs["vocab_size"]
     text = published.resolve_backbone(backbone, rows, corpus.specials)
     return dataclasses.replace(cfg, backbone=text)
 

@@ -541,13 +541,13 @@ def _mix(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-def dealt(
+def length_bucketed_rows(
     corpus: Corpus, split: str, seed: int, number: int, size: int, parts: int, block: int
 ) -> np.ndarray:
     """Rows (size,) of micro-batch `number` of a shuffled reading. The rows of a step, which takes
     `parts` micro-batches, are dealt to them by length: those of short rows are narrow, and the sum
-    that the step takes is the same. For `ragged` objectives only: where the padding of a batch is
-    learnt, its width would come to tell how long a text is."""
+    that the step takes is the same. For `crops_padding` objectives only: where the padding of a
+    batch is learnt, its width would come to tell how long a text is."""
     step, part = divmod(number, parts)
     places = np.arange(step * parts * size, (step + 1) * parts * size)
     rows = shuffled(places, corpus.windows(split, block), seed)
@@ -557,7 +557,7 @@ def dealt(
     return rows[np.sort(by_length[part * size : (part + 1) * size])]  # within it, still shuffled
 
 
-class Ahead:
+class Prefetcher:
     """Batches by number, made in a thread of its own: the next one while this one is used."""
 
     def __init__(self, read: Callable[[int], Any]):

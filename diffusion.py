@@ -45,9 +45,9 @@ from objective import (
     choose_sampler,
     features_at,
     frames,
-    mask_exactly,
+    low_discrepancy_uniform,
+    mask_k_tokens,
     metric,
-    stratified,
     to_device,
 )
 
@@ -70,7 +70,7 @@ SAMPLE_EPS = 1e-5  # smallest t of the sampling grid, where the denoiser takes o
 class Noise:
     """A schedule given by its total noise and its rate."""
 
-    lowest = 1e-3  # smallest t in training (SEDD, MDLM)
+    t_min = 1e-3  # smallest t in training (SEDD, MDLM)
 
     def total(self, t: Tensor) -> Tensor:
         raise NotImplementedError
@@ -203,7 +203,7 @@ class Affine(Shares):
     those whose weight is 1 / t."""
 
     eps: float = 1e-3
-    lowest = 0.0
+    t_min = 0.0
 
     def masked(self, t: Tensor) -> Tensor:
         return self.eps + (1 - self.eps) * t
@@ -217,7 +217,7 @@ class Clamped(Shares):
     """share = max(t, eps), weight 1 / share (the usual guard against t = 0)."""
 
     eps: float = 1e-5
-    lowest = 0.0
+    t_min = 0.0
 
     def masked(self, t: Tensor) -> Tensor:
         return t.clamp(min=self.eps)
@@ -251,7 +251,7 @@ class Log(Shares):
         return 1 / ((1 + t) * torch.log1p(t))
 
 
-def told(noise: Noise, sigma: Tensor) -> Tensor:
+def clamp_sigma(noise: Noise, sigma: Tensor) -> Tensor:
     """sigma (B,) -> float32 (B,) within the range that a network sees in training."""
     low, high = noise.total(torch.tensor([SAMPLE_EPS, 1.0])).tolist()
     return sigma.float().clamp(low, high if math.isfinite(high) else -math.log(1e-3))
@@ -478,7 +478,7 @@ class ScoreEntropy(Objective):
         self.graph, self.noise = graph, noise
         self.scaled, self.normalize = scale_by_sigma and graph.absorbing, normalize
         self.mask_id = graph.mask_id if graph.absorbing else None
-        self.needs = {"causal": False, "time": True, "vocab_size": graph.states}
+        self.network_kwargs = {"causal": False, "time": True, "vocab_size": graph.states}
         self.samplers = ("analytic", "euler", *(SAMPLERS if graph.absorbing else ()))
         way = "k of n tokens masked" if graph.absorbing else "and the entropy of its noise at t = 1"
         self.estimator = f"variational bound of score entropy (SEDD, theorem 3.6), {way}"
@@ -487,8 +487,8 @@ class ScoreEntropy(Objective):
 
     def corrupt(self, batch: Batch, rng: torch.Generator) -> Noisy:
         """One t per row, low-discrepancy; given places stay."""
-        x0, written, low = batch.ids, ~batch.given, self.noise.lowest
-        t = low + (1 - low) * stratified(len(x0), rng)
+        x0, written, low = batch.ids, ~batch.given, self.noise.t_min
+        t = low + (1 - low) * low_discrepancy_uniform(len(x0), rng)
         sigma, rate = self.noise.total(t), self.noise.rate(t)
         xt = self.perturb(x0, batch.given, sigma, rng)
         return self.noisy(x0, xt, written, sigma, rate)
@@ -548,7 +548,7 @@ class ScoreEntropy(Objective):
         level beyond those of the sampling grid."""
         if net.time is None:
             return None
-        return to_device(told(self.noise, sigma), device)
+        return to_device(clamp_sigma(self.noise, sigma), device)
 
     def shift(self, sigma: Tensor) -> Tensor | None:
         """What is taken off the network's output to make it a log-score; None for nothing."""
@@ -572,7 +572,7 @@ class ScoreEntropy(Objective):
         count = written.sum(1)
         pick = (i + torch.rand(len(x0), generator=rng, dtype=torch.float64)) / samples
         if self.graph.absorbing:
-            masked, k, m = mask_exactly(written, pick, rng)
+            masked, k, m = mask_k_tokens(written, pick, rng)
             xt = x0.masked_fill(masked, self.mask_id)
             weight, extra = count / k.double() * m / (1 - m), torch.zeros(len(x0)).double()
         else:
@@ -599,7 +599,13 @@ class ScoreEntropy(Objective):
         grids = options.sampler in ("analytic", "euler")
         if grids:
             refuse_unused(options)
-        walk = Walk if not self.graph.absorbing else MaskedWalk if grids else Decoder
+        walk = (
+            UniformSampler
+            if not self.graph.absorbing
+            else AbsorbingSampler
+            if grids
+            else MaskedSampler
+        )
         yield from frames(walk(self, net, ids, given, rng, options))
 
     def log_score(self, net: Any, h: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
@@ -682,7 +688,7 @@ class Masked(Objective):
         self.noise, self.zero_time = noise, zero_time
         self.loss_per, self.padding = loss_per, padding
         self.random_length, self.by_importance = random_length, by_importance
-        self.needs = {"causal": False, "time": True, "vocab_size": grown}
+        self.network_kwargs = {"causal": False, "time": True, "vocab_size": grown}
 
     @property
     def samplers(self) -> tuple[str, ...]:
@@ -715,8 +721,8 @@ class Masked(Objective):
 
     def times(self, B: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """t (B,), one in each of B strata of the schedule's range, and the weights (B,) there."""
-        low = self.noise.lowest
-        t = low + (1 - low) * stratified(B, rng)
+        low = self.noise.t_min
+        t = low + (1 - low) * low_discrepancy_uniform(B, rng)
         if not self.by_importance:
             return t, self.noise.weight(t)
         t, weight = importance(self.noise, t)
@@ -768,7 +774,7 @@ class Masked(Objective):
             return None
         if self.zero_time:
             return torch.zeros(len(sigma), device=device)
-        return to_device(told(self.noise, sigma), device)
+        return to_device(clamp_sigma(self.noise, sigma), device)
 
     # -- bound --
 
@@ -779,7 +785,7 @@ class Masked(Objective):
         batch, bounds = self.cut(batch, None), []
         for i in range(samples):
             u = torch.rand(len(batch.ids), generator=rng, dtype=torch.float64)
-            masked, k, share = mask_exactly(self.written(batch), (i + u) / samples, rng)
+            masked, k, share = mask_k_tokens(self.written(batch), (i + u) / samples, rng)
             weight = self.written(batch).sum(1) / k.double()
             noisy = self.noisy(batch, masked, weight, -torch.log1p(-share))
             bounds.append(self.nats_by_row(net, noisy))
@@ -854,7 +860,7 @@ class Masked(Objective):
     ) -> Iterator[Frame]:
         """diffusion.py says what the options do."""
         options = choose_sampler(self, options)
-        yield from frames(Decoder(self, net, ids, given, rng, options))
+        yield from frames(MaskedSampler(self, net, ids, given, rng, options))
 
 
 class MaskedTokens(Masked):
@@ -864,7 +870,7 @@ class MaskedTokens(Masked):
 
     def __init__(self, vocab_size: int, mask_id: int | None, noise: Noise, **options: Any):
         super().__init__(vocab_size, mask_id, noise, **options)
-        self.needs["time"] = False
+        self.network_kwargs["time"] = False
 
     def corrupt(self, batch: Batch, rng: torch.Generator) -> Noisy:
         noisy = super().corrupt(batch, rng)
@@ -924,7 +930,7 @@ def cells(batch: Batch, length: int) -> Cells:
     return Cells(ids.view(-1, size), given.view(-1, size), own.flatten(), batch)
 
 
-class Beside:
+class NoisyAndClean:
     """A network that is shown noised blocks and sees each with the clean blocks before it, in one
     pass over 2T positions, 0 to T - 1 twice. Clean tokens are told `still`, the lowest level, but
     for a network that is told the same everywhere (`per_row`)."""
@@ -991,15 +997,18 @@ class BlockDiffusion(Masked):
     def times(self, B: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """One time in each of B strata of [low, high], in random order: a block's time must not
         depend on where it stands in the row."""
-        low = max(self.low, self.noise.lowest)
-        t = low + (self.high - low) * stratified(B, rng)[torch.randperm(B, generator=rng)]
+        low = max(self.low, self.noise.t_min)
+        t = (
+            low
+            + (self.high - low) * low_discrepancy_uniform(B, rng)[torch.randperm(B, generator=rng)]
+        )
         return t, self.noise.weight(t)
 
     def noisy(self, batch: Cells, *args: Any) -> Noisy:
         return super().noisy(batch, *args)._replace(clean=batch.rows.ids)
 
     def features(self, net: Any, noisy: Noisy) -> tuple[Tensor, Tensor, Tensor]:
-        beside = Beside(net, noisy.clean, self.still(net), self.zero_time)
+        beside = NoisyAndClean(net, noisy.clean, self.still(net), self.zero_time)
         return super().features(beside, noisy)
 
     def still(self, net: Any) -> Tensor | None:
@@ -1025,11 +1034,11 @@ class BlockDiffusion(Masked):
         """Ranges of t by the spread of a block's loss in them, least first: (variance of the nats
         per written token, low, high). All widths are judged by the same blocks, each with a time
         from the whole range (after BD3's search for clipped schedules)."""
-        lowest, times, losses = self.noise.lowest, [], []
+        t_min, times, losses = self.noise.t_min, [], []
         for batch in batches:
             batch = self.cut(batch, None)
             written, u = self.written(batch), torch.rand(batch.ids.shape, generator=rng)
-            t = lowest + (1 - lowest) * torch.rand(len(batch.ids), generator=rng)
+            t = t_min + (1 - t_min) * torch.rand(len(batch.ids), generator=rng)
             masked = written & (u < self.noise.masked(t)[:, None])
             noisy = self.noisy(batch, masked, self.noise.weight(t), self.noise.total(t))
             nats = self.nats_by_row(net, noisy)
@@ -1037,7 +1046,7 @@ class BlockDiffusion(Masked):
             times.append(t[some])
             losses.append((nats / written.sum(1).clamp(min=1))[some])
         t, loss = torch.cat(times), torch.cat(losses)
-        ranges = [(lowest, 1.0)]
+        ranges = [(t_min, 1.0)]
         for width in WIDTHS:
             ranges += [(k / 20, k / 20 + width) for k in range(round(20 * (1 - width)) + 1)]
         return sorted((float(loss[(t >= a) & (t <= b)].var()), a, b) for a, b in ranges)
@@ -1046,9 +1055,9 @@ class BlockDiffusion(Masked):
     def sample(
         self, net: Any, ids: Tensor, given: Tensor, rng: torch.Generator, options: SampleOptions
     ) -> Iterator[Frame]:
-        """diffusion.py says what the options do, within each block; see `BlockDecoder`."""
+        """diffusion.py says what the options do, within each block; see `BlockSampler`."""
         options = choose_sampler(self, options)
-        yield from frames(BlockDecoder(self, net, ids, given, rng, options))
+        yield from frames(BlockSampler(self, net, ids, given, rng, options))
 
 
 # ==================================================================================================
@@ -1089,7 +1098,7 @@ SCHEDULES: dict[str, Callable[[Tensor, int, int], Tensor]] = {
 }
 
 
-def quotas(count: Tensor, steps: int, schedule: str) -> Tensor:
+def num_transfer_tokens(count: Tensor, steps: int, schedule: str) -> Tensor:
     """count (B,) masked places -> (B, steps) int64: how many are written in each step."""
     left, parts = count, []
     for step in range(steps):
@@ -1154,20 +1163,20 @@ ORDERS: dict[str, Callable[[Tensor], Tensor] | None] = {
 # ---- doubt -------------------------------------------------------------------------------------
 
 
-class Doubt(NamedTuple):
+class RemaskStep(NamedTuple):
     """ReMDM: shares of text at the ends of a step, and the probability of masking it again."""
 
     alpha_t: float
     alpha_s: float
     sigma: Tensor  # (B, T) float64
 
-    def reveal(self) -> Tensor:
+    def unmask_prob(self) -> Tensor:
         """Probability (B, T) that a masked place is written in this step (ReMDM, eq. 4)."""
         kept = (1 - self.sigma) * self.alpha_t
         return (self.alpha_s - kept) / (1 - self.alpha_t)
 
 
-def doubt(kind: str, t: float, s: float, eta: float, trust: Tensor) -> Doubt:
+def remask_step(kind: str, t: float, s: float, eta: float, trust: Tensor) -> RemaskStep:
     """One step from t to s, the share of text 1 - t. trust (B, T) float64: the probability that
     each token had when it was written, infinite where it is MASK or given; eta scales."""
     if kind == "loop":
@@ -1181,13 +1190,13 @@ def doubt(kind: str, t: float, s: float, eta: float, trust: Tensor) -> Doubt:
         sigma += eta * most
     elif kind == "conf":
         sigma = trust.neg().softmax(1).nan_to_num() * most
-    return Doubt(alpha_t, alpha_s, sigma)
+    return RemaskStep(alpha_t, alpha_s, sigma)
 
 
 LOOP_ON, LOOP_OFF, LOOP_ALPHA = 0.55, 0.05, 0.9  # ReMDM's loop on OpenWebText
 
 
-def _loop(t: float, s: float, eta: float, trust: Tensor) -> Doubt:
+def _loop(t: float, s: float, eta: float, trust: Tensor) -> RemaskStep:
     """Write down to a share of 0.9, then doubt and rewrite at that share, then finish."""
 
     def alpha(time: float) -> float:
@@ -1197,7 +1206,7 @@ def _loop(t: float, s: float, eta: float, trust: Tensor) -> Doubt:
 
     looping = LOOP_OFF < t <= LOOP_ON
     sigma = torch.full_like(trust, eta if looping else 0.0)
-    return Doubt(alpha(t), LOOP_ALPHA if looping else alpha(s), sigma)
+    return RemaskStep(alpha(t), LOOP_ALPHA if looping else alpha(s), sigma)
 
 
 ETA = {"cap": 0.008, "rescale": 0.015, "conf": 0.0, "loop": 0.02}  # ReMDM's choices
@@ -1225,43 +1234,43 @@ ETA = {"cap": 0.008, "rescale": 0.015, "conf": 0.0, "loop": 0.02}  # ReMDM's cho
 # ==================================================================================================
 
 
-class At(NamedTuple):
+class Positions(NamedTuple):
     """Places of the canvas: row, column, and column of the mirrored partner, (R,) each."""
 
     row: Tensor
     col: Tensor
     mate: Tensor
 
-    def __getitem__(self, some: Any) -> "At":
-        return At(*(getattr(self, name)[some] for name in self._fields))
+    def __getitem__(self, some: Any) -> "Positions":
+        return Positions(*(getattr(self, name)[some] for name in self._fields))
 
 
-class Decoder(Sampler):
+class MaskedSampler(Sampler):
     """One run of a sampler: the canvas x (B, T), which steps change in place, and what they need.
 
-    `process` is the objective: mask_id, noise, normalize, and condition(net, sigma, device), what
+    `objective` has: mask_id, noise, normalize, and condition(net, sigma, device), what
     the network is told of the noise. Every sampler is a method that yields after each step. A
     mirrored pair is decided once, with the mean of both distributions, and written at both places.
     """
 
-    def __init__(self, process: Any, net: Any, ids: Tensor, given: Tensor, rng: Any, o: Any):
+    def __init__(self, objective: Any, net: Any, ids: Tensor, given: Tensor, rng: Any, o: Any):
         super().__init__(o, rng)
-        self.process, self.net, self.given = process, net, given
-        self.mask_id = process.mask_id
+        self.objective, self.net, self.given = objective, net, given
+        self.mask_id = objective.mask_id
         self.x = torch.where(given, ids, self.start(ids))
         places = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)  # (B, T)
         self.mirror = places if o.mirror is None else o.mirror
-        self.open = ~given & (places <= self.mirror)  # one of each pair
+        self.editable = ~given & (places <= self.mirror)  # one of each pair
         self.inside = None  # (B, 1, T): rows of unequal length do not look beyond their ends
         if o.length is not None and bool((o.length < ids.shape[1]).any()):
             self.inside = (places < o.length[:, None])[:, None]
         self.first = torch.where(given, ids.shape[1], places).amin(1, keepdim=True)  # (B, 1)
         width = o.block_length or ids.shape[1]
         self.block = (places - self.first).clamp(min=0) // width  # (B, T)
-        self.blocks = int(torch.where(self.open, self.block, 0).max()) + 1
-        self.reach = self.blocks - 1  # the last block that may be written
+        self.blocks = int(torch.where(self.editable, self.block, 0).max()) + 1
+        self.current_block = self.blocks - 1  # the last block that may be written
         self.cache: Cache | None = None
-        self.trust = torch.full(ids.shape, torch.inf, device=ids.device, dtype=torch.float64)
+        self.confidence = torch.full(ids.shape, torch.inf, device=ids.device, dtype=torch.float64)
         self._check()
 
     def _check(self) -> None:
@@ -1295,36 +1304,38 @@ class Decoder(Sampler):
     def uniforms(self, *shape: int) -> Tensor:
         return torch.rand(shape, generator=self.rng, device=self.x.device, dtype=torch.float64)
 
-    def at(self, where: Tensor) -> At:
+    def at(self, where: Tensor) -> Positions:
         row, col = where.nonzero(as_tuple=True)
-        return At(row, col, self.mirror[row, col])
+        return Positions(row, col, self.mirror[row, col])
 
-    def undecided(self) -> At:
+    def masked_positions(self) -> Positions:
         """Places that still hold MASK, up to the present block, in row order."""
-        return self.at(self.open & (self.x == self.mask_id) & (self.block <= self.reach))
+        return self.at(
+            self.editable & (self.x == self.mask_id) & (self.block <= self.current_block)
+        )
 
-    def left(self, at: At) -> Tensor:
+    def left(self, at: Positions) -> Tensor:
         """(B,) how many places of each row are among `at`."""
         return torch.bincount(at.row, minlength=len(self.x))
 
-    def parts(self, at: At) -> Iterator[slice]:
+    def parts(self, at: Positions) -> Iterator[slice]:
         weight = self.net.head.weight
         return chunks(len(at.row), len(weight), weight.device)
 
-    def write(self, at: At, token: Tensor) -> None:
+    def write(self, at: Positions, token: Tensor) -> None:
         self.x[at.row, at.col] = token
         self.x[at.row, at.mate] = token
         self.place(at.row, at.col, *([] if self.o.mirror is None else [at.mate]))
 
     # -- the network --
 
-    def visit(self, at: At, share: Tensor) -> Tensor:
+    def forward(self, at: Positions, share: Tensor) -> Tensor:
         """Run the network on the rows that `at` (in row order) touches, told that a share (B,) of
         the present block is masked -> features (R, G, M, C): G = 2 with guidance (the prompt seen,
         and masked), M = 2 with a mirror (the place, and its partner)."""
         rows, slot = torch.unique_consecutive(at.row, return_inverse=True)
         sigma = -torch.log1p(-self.overall(share)[rows])
-        time = self.process.condition(self.net, sigma, rows.device)
+        time = self.objective.condition(self.net, sigma, rows.device)
         h, first = self.look(rows, time)  # (G r, W, C)
         h = h.unflatten(0, (-1, len(rows)))  # (G, r, W, C)
         places = [at.col] if self.o.mirror is None else [at.col, at.mate]
@@ -1334,9 +1345,9 @@ class Decoder(Sampler):
         """Share (B,) of the present block -> share of all written places that are masked."""
         if self.blocks == 1:
             return share
-        later = (self.open & (self.block > self.reach)).sum(1)
-        here = (self.open & (self.block == self.reach)).sum(1)
-        return (later + here * share) / self.open.sum(1).clamp(min=1)
+        later = (self.editable & (self.block > self.current_block)).sum(1)
+        here = (self.editable & (self.block == self.current_block)).sum(1)
+        return (later + here * share) / self.editable.sum(1).clamp(min=1)
 
     def look(self, rows: Tensor, time: Tensor | None) -> tuple[Tensor, int]:
         """Features (G r, W, C) of a window of the canvases, and the column where it begins."""
@@ -1347,16 +1358,16 @@ class Decoder(Sampler):
             mask = None if mask is None else torch.cat([mask, mask])
             rows = torch.cat([rows, rows + len(self.x)])
         if self.o.cache != "none":
-            return self.look_back(x, rows, time)
+            return self.forward_cached(x, rows, time)
         return self.net.features(x, time, *([] if mask is None else [mask])), 0
 
-    def look_back(self, x: Tensor, rows: Tensor, time: Tensor | None) -> tuple[Tensor, int]:
+    def forward_cached(self, x: Tensor, rows: Tensor, time: Tensor | None) -> tuple[Tensor, int]:
         """The first look of a block runs all columns and keeps their keys and values; those after
         it run the columns from the block on (prefix), or the block alone (dual), against what was
         kept of the others. An approximation: what was kept does not see what is written since
         (Fast-dLLM, section 3.2)."""
         T, width = x.shape[1], self.o.block_length or x.shape[1]
-        first = int(self.first[0]) + self.reach * width
+        first = int(self.first[0]) + self.current_block * width
         end = min(first + width, T) if self.o.cache == "dual" else T
         if self.cache is None:
             self.cache, first, end = Cache(len(self.x) * (2 if self.o.cfg else 1), T), 0, T
@@ -1370,7 +1381,7 @@ class Decoder(Sampler):
         z = z if z.dtype == torch.float64 else z.float()
         z = z[:, 1] + (1 + self.o.cfg) * (z[:, 0] - z[:, 1]) if self.o.cfg else z[:, 0]
         z[..., self.never()] = -torch.inf  # (r, M, V)
-        if self.process.normalize:
+        if self.objective.normalize:
             z = z.log_softmax(-1)
         return z[:, 0] if z.shape[1] == 1 else z.logsumexp(1) - math.log(2)
 
@@ -1380,7 +1391,7 @@ class Decoder(Sampler):
 
     # -- steps --
 
-    def reveal(self, at: At, h: Tensor, which: Tensor) -> None:
+    def unmask(self, at: Positions, h: Tensor, which: Tensor) -> None:
         """Draw and write tokens at the places that `which` (R,) bool selects; project no others."""
         at, h = at[which], h[which]
         for part in self.parts(at):
@@ -1389,9 +1400,9 @@ class Decoder(Sampler):
             self.write(at[part], token)
             if self.o.remask == "conf":
                 sure = z.double().log_softmax(-1).gather(1, token[:, None])[:, 0].exp()
-                self.trust[at.row[part], at.col[part]] = sure
+                self.confidence[at.row[part], at.col[part]] = sure
 
-    def scores(self, at: At, h: Tensor) -> Tensor:
+    def scores(self, at: Positions, h: Tensor) -> Tensor:
         """How sure the network is of each place, (R,) in [0, 1]. A place whose best token is to be
         delayed is below 0, the leftmost lowest, and no other counts that token's probability."""
         score, late = ORDERS[self.o.sampler], torch.tensor(self.o.delay, device=at.col.device)
@@ -1407,20 +1418,20 @@ class Decoder(Sampler):
                 found.append(score(z.log_softmax(-1)))
         return torch.cat(found)
 
-    def doubted(self, step: int, steps: int) -> tuple[Tensor | None, Doubt | None]:
+    def remasked(self, step: int, steps: int) -> tuple[Tensor | None, RemaskStep | None]:
         """Places (B, T) of the present block that become MASK again in this step, if any may."""
         if self.o.remask == "none":
             return None, None
         t, s = 1 - step / steps, 1 - (step + 1) / steps
         eta = ETA[self.o.remask] if self.o.eta is None else self.o.eta
-        found = doubt(self.o.remask, t, s, eta, self.trust)
-        written = self.open & (self.x != self.mask_id) & (self.block == self.reach)
-        doubted = written & (self.uniforms(*self.x.shape) < found.sigma)
-        return doubted & (step < steps - 1), found  # the last step leaves no MASK
+        found = remask_step(self.o.remask, t, s, eta, self.confidence)
+        written = self.editable & (self.x != self.mask_id) & (self.block == self.current_block)
+        remasked = written & (self.uniforms(*self.x.shape) < found.sigma)
+        return remasked & (step < steps - 1), found  # the last step leaves no MASK
 
-    def forget(self, places: Tensor | None) -> None:
+    def remask_places(self, places: Tensor | None) -> None:
         if places is not None:
-            self.trust.masked_fill_(places, torch.inf)
+            self.confidence.masked_fill_(places, torch.inf)
             at = self.at(places)
             self.write(at, torch.full_like(at.col, self.mask_id))
 
@@ -1432,61 +1443,61 @@ class Decoder(Sampler):
         of its own events to the next: T (1 - (1 - 1/T)^L) calls per row instead of T (MDLM skips
         a call when the whole batch is idle)."""
         if self.o.remask != "none":
-            yield from self.doubting(steps)
+            yield from self.remasking(steps)
             return
         done = torch.arange(int(steps.max()) + 1, device=steps.device) / steps[:, None].double()
         times = 1 - (1 - SAMPLE_EPS) * done.clamp(max=1)  # (B, S + 1)
-        moved = self.process.noise.masked(times)  # share of masked places
-        due = self.due(moved)
-        while len((at := self.undecided()).row):
-            mine = due[at.row, at.col]
-            soonest = due.amax(1).scatter_reduce(0, at.row, mine, "amin")
-            h = self.visit(at, moved.gather(1, soonest[:, None])[:, 0])
-            self.reveal(at, h, mine == soonest[at.row])
+        moved = self.objective.noise.masked(times)  # share of masked places
+        unmask_step = self.unmask_step(moved)
+        while len((at := self.masked_positions()).row):
+            mine = unmask_step[at.row, at.col]
+            soonest = unmask_step.amax(1).scatter_reduce(0, at.row, mine, "amin")
+            h = self.forward(at, moved.gather(1, soonest[:, None])[:, 0])
+            self.unmask(at, h, mine == soonest[at.row])
             yield
 
-    def due(self, moved: Tensor) -> Tensor:
+    def unmask_step(self, moved: Tensor) -> Tensor:
         """moved (B, S + 1) falling -> (B, T) int64: the step that reveals each place, which is the
         one that takes the share below a uniform level; those below all of them, the last."""
         level = self.uniforms(*self.x.shape) * moved[:, :1]
         return moved.shape[1] - 1 - torch.searchsorted(moved.flip(1), level)
 
-    def doubting(self, steps: Tensor) -> Iterator[None]:
+    def remasking(self, steps: Tensor) -> Iterator[None]:
         """The reverse process with remasking (ReMDM, eq. 4): a step at a time."""
         most = int(steps.max())
         for step in range(most):
-            at, (places, found) = self.undecided(), self.doubted(step, most)
+            at, (places, found) = self.masked_positions(), self.remasked(step, most)
             if len(at.row):
-                share = torch.full_like(self.trust[:, 0], 1 - found.alpha_t)
-                h = self.visit(at, share.clamp(max=float(self.most())))
-                fires = self.uniforms(len(at.row)) < found.reveal()[at.row, at.col]
-                self.reveal(at, h, fires | (step == most - 1))
-            self.forget(places)
+                share = torch.full_like(self.confidence[:, 0], 1 - found.alpha_t)
+                h = self.forward(at, share.clamp(max=float(self.most())))
+                fires = self.uniforms(len(at.row)) < found.unmask_prob()[at.row, at.col]
+                self.unmask(at, h, fires | (step == most - 1))
+            self.remask_places(places)
             yield
 
     def most(self) -> Tensor:
         """() share of masked places at t = 1."""
-        return self.process.noise.masked(torch.ones((), dtype=torch.float64))
+        return self.objective.noise.masked(torch.ones((), dtype=torch.float64))
 
     def first_hitting(self, steps: Tensor) -> Iterator[None]:
         """The continuous-time limit of the grid, one place per step (FHS, Prop. 4.1): with k places
         masked, the share of masked ones falls by a factor u^(1/k) until the next reveal."""
         share = self.most().to(self.x.device).repeat(len(self.x))
-        while len((at := self.undecided()).row):
+        while len((at := self.masked_positions()).row):
             left = self.left(at)
             share = share * self.uniforms(len(share)) ** (1 / left.clamp(min=1))
-            h = self.visit(at, share)
-            self.reveal(at, h, ranks(at.row, self.uniforms(len(at.row))) == 0)
+            h = self.forward(at, share)
+            self.unmask(at, h, ranks(at.row, self.uniforms(len(at.row))) == 0)
             yield
 
     def ordered(self, steps: Tensor) -> Iterator[None]:
         """So many places per step, the best first, and what is doubted besides. A network with time
         is told the share of masked places at which as many are left."""
-        begun, most = self.left(self.undecided()), int(steps.max())
+        begun, most = self.left(self.masked_positions()), int(steps.max())
         plan = self.plan(begun, steps) if self.o.schedule in SCHEDULES else None
-        low, high = float(self.process.noise.masked(torch.tensor(SAMPLE_EPS))), float(self.most())
+        low, high = float(self.objective.noise.masked(torch.tensor(SAMPLE_EPS))), float(self.most())
         for step in range(most) if plan is not None else iter(int, 1):
-            at, (places, _) = self.undecided(), self.doubted(step, most)
+            at, (places, _) = self.masked_positions(), self.remasked(step, most)
             if len(at.row) == 0 and places is None:
                 return
             left, want = self.left(at), None if plan is None else plan[:, step]
@@ -1494,21 +1505,21 @@ class Decoder(Sampler):
                 want = left if step == most - 1 else want + places.sum(1)
             if len(at.row) and (want is None or bool((want[at.row] > 0).any())):
                 share = (left / begun.clamp(min=1)).double().clamp(low, high)
-                self.choose(at, self.visit(at, share), want)
-            self.forget(places)
+                self.choose(at, self.forward(at, share), want)
+            self.remask_places(places)
             yield
 
     def plan(self, begun: Tensor, steps: Tensor) -> Tensor:
         """begun, steps (B,) -> (B, S): how many places each row writes in each step."""
         parts = begun.new_zeros(len(begun), int(steps.max()))
         for n in steps.unique().tolist():
-            parts[steps == n, :n] = quotas(begun[steps == n], n, self.o.schedule)
+            parts[steps == n, :n] = num_transfer_tokens(begun[steps == n], n, self.o.schedule)
         return parts
 
-    def choose(self, at: At, h: Tensor, want: Tensor | None) -> None:
+    def choose(self, at: Positions, h: Tensor, want: Tensor | None) -> None:
         """Write the best `want` (B,) places of each row, or as many as the schedule admits."""
         if self.o.sampler == "random":
-            self.reveal(at, h, ranks(at.row, self.uniforms(len(at.row))) < want[at.row])
+            self.unmask(at, h, ranks(at.row, self.uniforms(len(at.row))) < want[at.row])
             return
         score = self.scores(at, h)
         if want is not None:
@@ -1517,7 +1528,7 @@ class Decoder(Sampler):
             which = above_threshold(at.row, score, self.o.threshold)
         else:
             which = within_factor(at.row, score, self.o.factor)
-        self.reveal(at, h, which)
+        self.unmask(at, h, which)
 
     # -- all blocks --
 
@@ -1525,10 +1536,10 @@ class Decoder(Sampler):
         """Every block in turn; yields after each step. `steps` are shared out among the blocks that
         a row has: it does not depend on its neighbours."""
         sampler, steps = SAMPLERS[self.o.sampler], self.o.steps
-        own = torch.where(self.open, self.block + 1, 0).amax(1).clamp(min=1)  # (B,)
+        own = torch.where(self.editable, self.block + 1, 0).amax(1).clamp(min=1)  # (B,)
         for k in range(self.blocks):
-            self.reach, self.cache = k, None
-            self.trust.fill_(torch.inf)  # what stands in other blocks is settled
+            self.current_block, self.cache = k, None
+            self.confidence.fill_(torch.inf)  # what stands in other blocks is settled
             mine = (steps * (k + 1) // own - steps * k // own).clamp(min=1)
             for _ in sampler(self, mine):
                 if self.o.remask == "none":
@@ -1553,10 +1564,10 @@ class Decoder(Sampler):
 
 
 # steps (B,) int64: how many of them the present block of each row has
-SAMPLERS: dict[str, Callable[[Decoder, Tensor], Iterator[None]]] = {
-    "ancestral": Decoder.ancestral,
-    "first_hitting": Decoder.first_hitting,
-    **dict.fromkeys(ORDERS, Decoder.ordered),
+SAMPLERS: dict[str, Callable[[MaskedSampler, Tensor], Iterator[None]]] = {
+    "ancestral": MaskedSampler.ancestral,
+    "first_hitting": MaskedSampler.first_hitting,
+    **dict.fromkeys(ORDERS, MaskedSampler.ordered),
 }
 
 
@@ -1579,7 +1590,7 @@ def refuse_unused(options: SampleOptions) -> None:
             raise UserError(f"sampler={options.sampler} has no use for {key}={value}")
 
 
-class Walk(Decoder):
+class UniformSampler(MaskedSampler):
     """Samplers of the uniform graph: any place may change in any step, so all of them are
     projected, a chunk at a time. Euler or analytic steps, then the denoiser."""
 
@@ -1587,16 +1598,16 @@ class Walk(Decoder):
         """Random text, equal in both of a mirrored pair."""
         places = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         mirror = places if self.o.mirror is None else self.o.mirror
-        allowed = [i for i in range(self.process.graph.n) if i not in self.o.banned]
+        allowed = [i for i in range(self.objective.graph.n) if i not in self.o.banned]
         noise = torch.randint(len(allowed), ids.shape, generator=self.rng, device=ids.device)
         noise = torch.tensor(allowed, device=ids.device)[noise]
         return noise.gather(1, torch.minimum(places, mirror))
 
     def run(self) -> Iterator[None]:
-        times, at = grid(self.o.steps), self.at(self.open)
+        times, at = grid(self.o.steps), self.at(self.editable)
         if len(at.row) == 0:
             return
-        noise = self.process.noise
+        noise = self.objective.noise
         total = noise.total(times)
         for i in range(self.o.steps + 1):
             if i == self.o.steps:
@@ -1605,7 +1616,7 @@ class Walk(Decoder):
                 step, dsigma = euler_weights, (times[i] - times[i + 1]) * noise.rate(times[i])
             else:
                 step, dsigma = analytic_weights, total[i] - total[i + 1]
-            h = self.visit(at, -torch.expm1(-total[i]).expand(len(self.x)))
+            h = self.forward(at, -torch.expm1(-total[i]).expand(len(self.x)))
             drawn = []
             for part in self.parts(at):
                 x = self.x[at.row, at.col][part]
@@ -1620,8 +1631,8 @@ class Walk(Decoder):
     ) -> Tensor:
         """Weights (r, V) float64 of the next state, from features h (r, C) and states x (r,)."""
         each = sigma.to(x.device).expand(len(x))
-        score = self.process.log_score(self.net, h, x, each).double().exp()
-        return step(self.process.graph, x, score, dsigma.to(x.device).expand(len(x)))
+        score = self.objective.log_score(self.net, h, x, each).double().exp()
+        return step(self.objective.graph, x, score, dsigma.to(x.device).expand(len(x)))
 
     def draw(self, weights: Tensor, x: Tensor) -> Tensor:
         """Step weights (r, V) -> ids (r,); temperature, top-k and top-p act on the whole row. Where
@@ -1632,7 +1643,7 @@ class Walk(Decoder):
         return self.sample_categorical(weights.log())
 
 
-class MaskedWalk(Decoder):
+class AbsorbingSampler(MaskedSampler):
     """Samplers of the absorbing graph whose events depend on the scores: Euler or analytic steps,
     then the denoiser. In a step, a masked place is revealed with probability gain * (sum of its
     scores), clipped to 1: the total weight of all moves in `analytic_weights` (gain = e^dsigma - 1)
@@ -1640,15 +1651,15 @@ class MaskedWalk(Decoder):
     as a draw over all V states, and only what is still MASK is projected."""
 
     def run(self) -> Iterator[None]:
-        times, noise = grid(self.o.steps), self.process.noise
+        times, noise = grid(self.o.steps), self.objective.noise
         total = noise.total(times)
         for i in range(self.o.steps + 1):
-            at = self.undecided()
+            at = self.masked_positions()
             if len(at.row) == 0:
                 return
-            h = self.visit(at, -torch.expm1(-total[i]).expand(len(self.x)))
+            h = self.forward(at, -torch.expm1(-total[i]).expand(len(self.x)))
             if i == self.o.steps:
-                self.reveal(at, h, torch.ones_like(at.row, dtype=torch.bool))
+                self.unmask(at, h, torch.ones_like(at.row, dtype=torch.bool))
             else:
                 gain = torch.expm1(total[i] - total[i + 1])
                 if self.o.sampler == "euler":
@@ -1656,9 +1667,9 @@ class MaskedWalk(Decoder):
                 self.step(at, h, total[i], gain.item())
             yield
 
-    def step(self, at: At, h: Tensor, sigma: Tensor, gain: float) -> None:
+    def step(self, at: Positions, h: Tensor, sigma: Tensor, gain: float) -> None:
         for part in self.parts(at):
-            z, shift = self.logits(h[part]), self.process.shift(sigma)
+            z, shift = self.logits(h[part]), self.objective.shift(sigma)
             mass = z.logsumexp(1).double() - (0 if shift is None else shift.item())
             fires = self.uniforms(len(z)) < gain * mass.exp()
             self.write(at[part][fires], self.sample_categorical(z[fires]))
@@ -1669,7 +1680,7 @@ class MaskedWalk(Decoder):
 # ==================================================================================================
 
 
-class BlockDecoder(Decoder):
+class BlockSampler(MaskedSampler):
     """Any sampler within a block. Keys and values of finished blocks are kept, so that a step is a
     pass over one block; the first step of a block also stores the one before it, and the first of
     all the prompt, under the mask of training: what a step computes is what training computed.
@@ -1677,11 +1688,11 @@ class BlockDecoder(Decoder):
     among all of them, given ones included: a row does not depend on its neighbours' prompts."""
 
     def __init__(
-        self, process: BlockDiffusion, net: Any, ids: Tensor, given: Tensor, rng: Any, o: Any
+        self, objective: BlockDiffusion, net: Any, ids: Tensor, given: Tensor, rng: Any, o: Any
     ):
-        super().__init__(process, net, ids, given, rng, o)
+        super().__init__(objective, net, ids, given, rng, o)
         B, T = ids.shape
-        self.size = min(process.length or T, T)
+        self.size = min(objective.length or T, T)
         self.block = torch.arange(T, device=ids.device).expand_as(ids) // self.size
         self.blocks = (T - 1) // self.size + 1
         self.kept, self.stored = Cache(B, T), 0  # clean columns below `stored` are in the cache
@@ -1689,8 +1700,8 @@ class BlockDecoder(Decoder):
             raise UserError("cfg: block diffusion has no guidance, its prompt lies in the cache")
         if o.mirror is not None and self.size < T:
             raise UserError("mirror: this model writes from left to right, in several blocks")
-        if o.block_length not in (0, process.length):
-            raise UserError(f"block_length: this model was trained with {process.length}")
+        if o.block_length not in (0, objective.length):
+            raise UserError(f"block_length: this model was trained with {objective.length}")
 
     def overall(self, share: Tensor) -> Tensor:
         """Every block has a noise level of its own."""
@@ -1699,7 +1710,7 @@ class BlockDecoder(Decoder):
     def look(self, rows: Tensor, time: Tensor | None) -> tuple[Tensor, int]:
         """Features (r, W, C) of the present block, and the column where it begins."""
         T, kept, device = self.x.shape[1], self.kept, rows.device
-        start = self.reach * self.size
+        start = self.current_block * self.size
         kept.at = slice(self.stored, min(start + self.size, T))
         kept.visible, clean, self.stored = kept.at.stop, start - self.stored, start
         every = torch.arange(len(self.x), device=device) if clean else rows
@@ -1717,8 +1728,8 @@ class BlockDecoder(Decoder):
     def levels(self, rows: Tensor, time: Tensor, start: int) -> Tensor:
         """What the network is told of the columns of this pass: time (r,) of the present block,
         and the others that they are clean."""
-        still, width = self.process.still(self.net), self.kept.visible - self.kept.at.start
-        if self.process.zero_time:
+        still, width = self.objective.still(self.net), self.kept.visible - self.kept.at.start
+        if self.objective.zero_time:
             return still.repeat(len(self.x))
         levels = still.repeat(len(self.x), width)
         levels[rows, start - self.kept.at.start :] = time[:, None]

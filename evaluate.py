@@ -37,7 +37,7 @@ from model import autocast, pick_device
 from objective import Objective, SampleOptions, generator
 from prepare_sft import records
 from sample import (
-    Canvas,
+    Prompt,
     SampleConfig,
     SamplerConfig,
     answer_canvas,
@@ -340,7 +340,7 @@ def greedy_options(
     """The surest token first, one at a time (and with it those of which the model is certain);
     None where what is written depends on chance. scale: of the guidance."""
     names = model.objective.samplers
-    if "confidence" in names and not model.objective.grows:
+    if "confidence" in names and not model.objective.inserts:
         how = {"sampler": "confidence", "temperature": 0.0, "schedule": "factor", "factor": 0.0}
         return SampleOptions(**how, stop=stop, cfg=scale)
     own = next((name for name in ("left_to_right", "threshold") if name in names), None)
@@ -365,7 +365,7 @@ def are_greedy(
         batch = answer_batch(model, *row, ends)
         written = model.objective.written(batch)[0]
         place = slice(int(written.nonzero().max()) + 1)
-        begun.append(Canvas(batch.ids[0, place], ~written[place], torch.arange(place.stop)))
+        begun.append(Prompt(batch.ids[0, place], ~written[place], torch.arange(place.stop)))
     made = generate(model, begun, options, 0, batch_size, dtype=dtype)
     both = (written_ids(model, ids, begun) for ids in (made.ids, [one.ids for one in begun]))
     found, wanted = (closed(model, ids) for ids in both)
@@ -651,7 +651,7 @@ def sampled(cfg: EvaluateConfig, model: Model, corpus: Corpus, split: str, usual
 def answer_room(model: Model) -> int:
     """Places of an answer: those of the longest one where a canvas is no more than room to grow;
     else 0, the rest of the block, as in training."""
-    return model.meta.get("longest_answer", 0) if model.objective.grows else 0
+    return model.meta.get("longest_answer", 0) if model.objective.inserts else 0
 
 
 def describe_cost(speed: dict[str, float], told: dict[str, Any] | None = None) -> None:

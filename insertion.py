@@ -36,13 +36,13 @@ from objective import (
     Objective,
     SampleOptions,
     Sampler,
-    bucket,
     categorical,
     choose_sampler,
     features_at,
+    low_discrepancy_uniform,
     metric,
+    pad_to_multiple,
     sample_categorical,
-    stratified,
     to_device,
 )
 
@@ -69,36 +69,36 @@ from objective import (
 GROWTH = 16  # columns that a canvas grows by, so that shapes repeat
 
 
-class Inserter(Sampler):
-    """One run of a sampler. `process` is the objective: cls_id, pad_id, eos_id (or -1), never (ids
-    that are not written), and what its sampler asks of it.
+class InsertionSampler(Sampler):
+    """One run of a sampler. `objective` has cls_id, pad_id, eos_id (or -1), never (ids that are not
+    written), and what its sampler asks of it.
 
     x (B, W) is CLS and the text so far, length (B,) columns of it; hole (B, W) the number of the
     hole that the gap behind a token belongs to, or -1; room (B, H) what still fits into each hole,
     and left (B,) into each row.
     """
 
-    def __init__(self, process: Any, net: Any, ids: Tensor, given: Tensor, rng: Any, o: Any):
+    def __init__(self, objective: Any, net: Any, ids: Tensor, given: Tensor, rng: Any, o: Any):
         super().__init__(o, rng)
-        self.process, self.net = process, net
+        self.objective, self.net = objective, net
         if not given[:, 0].all():
             raise UserError("insertion begins with a given token, such as BOS")
         T = ids.shape[1]
         column = torch.arange(T, device=ids.device)
         # what stands at the end by itself is no text: EOS, and padding behind a shorter canvas
-        frame = given & ((ids == process.pad_id) | (ids == process.eos_id))
+        frame = given & ((ids == objective.pad_id) | (ids == objective.eos_id))
         text = ~frame.flip(1).long().cumprod(1).flip(1).bool()
         kept, hole = given & text, ~given & text
         number = (hole & ~F.pad(hole[:, :-1], (1, 0))).long().cumsum(1) - 1  # of the run
         behind = torch.where(F.pad(hole[:, 1:], (0, 1)), F.pad(number[:, 1:], (0, 1)), -1)
         order = (~kept).long().argsort(dim=1, stable=True)
         size, beyond = kept.sum(1), column >= kept.sum(1)[:, None]
-        self.x = self.framed(ids.gather(1, order).masked_fill(beyond, process.pad_id))
+        self.x = self.framed(ids.gather(1, order).masked_fill(beyond, objective.pad_id))
         self.hole = self.framed(behind.gather(1, order).masked_fill(beyond, -1), -1)
         self.fresh = torch.zeros_like(self.x, dtype=torch.bool)
         self.length = size + 1
         self.width = max(T, o.capacity)
-        ended = (~text & (ids == process.eos_id)).any(1) & (process.eos_id != process.pad_id)
+        ended = (~text & (ids == objective.eos_id)).any(1) & (objective.eos_id != objective.pad_id)
         self.end = torch.full_like(size, o.capacity) if o.capacity else text.sum(1) + ended
         self.room, self.left = self.spaces(size, number, hole)
         self.alive = self.left > 0
@@ -106,7 +106,7 @@ class Inserter(Sampler):
 
     def framed(self, x: Tensor, first: int | None = None) -> Tensor:
         """CLS, or `first`, in front of x (B, T)."""
-        return F.pad(x, (1, 0), value=self.process.cls_id if first is None else first)
+        return F.pad(x, (1, 0), value=self.objective.cls_id if first is None else first)
 
     def spaces(self, size: Tensor, number: Tensor, hole: Tensor) -> tuple[Tensor, Tensor]:
         """What fits into each hole (B, H), and into each row (B,); size (B,) tokens are kept."""
@@ -115,7 +115,7 @@ class Inserter(Sampler):
         places.scatter_add_(1, number.clamp(min=0), hole.long())
         if self.o.exact:
             return places, places.sum(1)
-        left = self.end - int(self.process.eos_id >= 0) - size
+        left = self.end - int(self.objective.eos_id >= 0) - size
         if (hole.any(1) & (left < 0)).any():
             raise UserError(f"{int(size.max())} given tokens do not fit into {self.width} places")
         return torch.full_like(places, self.width), torch.where(hole.any(1), left, 0)
@@ -130,15 +130,15 @@ class Inserter(Sampler):
             self.fresh.zero_()
 
     def frame(self) -> Frame:
-        W, end = self.width + 1, self.process.eos_id
-        x = F.pad(self.x, (0, max(0, W - self.x.shape[1])), value=self.process.pad_id)[:, :W]
+        W, end = self.width + 1, self.objective.eos_id
+        x = F.pad(self.x, (0, max(0, W - self.x.shape[1])), value=self.objective.pad_id)[:, :W]
         fresh = F.pad(self.fresh, (0, max(0, W - self.fresh.shape[1])))[:, :W]
         if end >= 0:
             here = torch.arange(W, device=x.device) == self.length[:, None]
             x = x.masked_fill(here, end)
         length = (self.length - 1 + (end >= 0)).clamp(max=self.width)
         if self.unplaced:  # draws are in the order of rows and columns; MASK is not drawn
-            mask = -1 if self.process.mask_id is None else self.process.mask_id
+            mask = -1 if self.objective.mask_id is None else self.objective.mask_id
             row, col = (fresh & (x != mask)).nonzero(as_tuple=True)
             self.place(row, col - 1)
         return Frame(x[:, 1:].clone(), length, fresh[:, 1:].clone(), self.take_draws())
@@ -161,19 +161,19 @@ class Inserter(Sampler):
         """Features (R, C) -> (R, V), ids that are never written at -inf."""
         z = self.net.logits(h)
         z = z if z.dtype == torch.float64 else z.float()
-        z[:, [*self.process.never, *self.o.banned]] = -torch.inf
+        z[:, [*self.objective.never, *self.o.banned]] = -torch.inf
         return z
 
     def going(self, cls: Tensor) -> Tensor:
         """Features at CLS (r, C) -> (r,) bool: is the text to go on?"""
         if self.o.exact:
             return torch.ones(len(cls), dtype=torch.bool, device=cls.device)
-        z = self.net.heads[self.process.stop](cls).double()
+        z = self.net.heads[self.objective.stop](cls).double()
         p = (z / max(self.o.stop_temperature, 1e-9)).softmax(-1)[:, 0]
         if self.o.sampler == "ancestral":
             return self.uniforms(len(p)) >= p
         sure = self.o.stop_threshold
-        return p < ((0.9 if self.process.stop == "stop" else 0.5) if sure is None else sure)
+        return p < ((0.9 if self.objective.stop == "stop" else 0.5) if sure is None else sure)
 
     def uniforms(self, *shape: int) -> Tensor:
         return torch.rand(shape, generator=self.rng, device=self.x.device, dtype=torch.float64)
@@ -236,7 +236,7 @@ class Inserter(Sampler):
         W, need = self.x.shape[1], int(self.length[rows].max())
         if need > W:
             added = (0, -(-need // GROWTH) * GROWTH - W)
-            self.x = F.pad(self.x, added, value=self.process.pad_id)
+            self.x = F.pad(self.x, added, value=self.objective.pad_id)
             self.hole, self.fresh = F.pad(self.hole, added, value=-1), F.pad(self.fresh, added)
             W += added[1]
         more = F.pad(more, (0, W - more.shape[1]))
@@ -248,7 +248,7 @@ class Inserter(Sampler):
         new = start + torch.arange(len(start), device=rows.device)
         row, hole = row.repeat_interleave(times), hole.repeat_interleave(times)
         place = place.clamp(max=W)  # padding falls off the end
-        blank = {"x": self.process.pad_id, "hole": -1, "fresh": False}
+        blank = {"x": self.objective.pad_id, "hole": -1, "fresh": False}
         for name, value in (("x", token), ("hole", hole), ("fresh", True)):
             state = getattr(self, name)
             moved = state.new_full((len(rows), W + 1), blank[name])
@@ -267,7 +267,7 @@ class Inserter(Sampler):
         while len(rows := self.alive.nonzero()[:, 0]):
             h = self.look(rows)
             gaps = self.gaps(rows, h.shape[1])
-            if self.process.stop == "slots":
+            if self.objective.stop == "slots":
                 gaps &= ~self.finished(h, gaps)
                 on = gaps.any(1)
             else:
@@ -282,13 +282,13 @@ class Inserter(Sampler):
         done, found = torch.zeros_like(gaps), [gaps.new_empty(0)]
         if self.o.exact:
             return done
-        never = [i for i in self.process.never if i != self.process.eos_id]
+        never = [i for i in self.objective.never if i != self.objective.eos_id]
         for part in self.chunks(len(some := h[gaps])):
             z = self.net.logits(some[part]).float()
             z[:, [*never, *self.o.banned]] = -torch.inf
-            found.append(z.argmax(1) == self.process.eos_id)
+            found.append(z.argmax(1) == self.objective.eos_id)
             if self.o.stop_threshold is not None:
-                p = z.softmax(1)[:, self.process.eos_id]
+                p = z.softmax(1)[:, self.objective.eos_id]
                 found[-1] = p > self.o.stop_threshold
         done[gaps] = torch.cat(found)
         return done
@@ -307,7 +307,7 @@ class Inserter(Sampler):
     def parallel(self) -> Iterator[None]:
         """A token in each of several gaps, as far as there is room for them."""
         for rows, h, gaps in self.running():
-            alike = self.process.stop == "slots"  # what is not finished lacks something
+            alike = self.objective.stop == "slots"  # what is not finished lacks something
             score = torch.zeros_like(gaps, dtype=torch.float64)
             self.insert_many(rows, h, gaps, score if alike else self.gap_logits(h, gaps))
             yield
@@ -340,8 +340,8 @@ class Inserter(Sampler):
             if not len(rows):
                 return
             time = torch.full((len(rows),), 1 - k * dt, dtype=torch.float64, device=rows.device)
-            h = self.look(rows, self.process.condition(self.net, time))
-            p = dt * self.process.insertion_rate(self.net, h[:, 0], time, ~begun[rows], self.o)
+            h = self.look(rows, self.objective.condition(self.net, time))
+            p = dt * self.objective.insertion_rate(self.net, h[:, 0], time, ~begun[rows], self.o)
             fires = self.uniforms(len(rows)) < p
             rows, h = rows[fires], h[fires]
             begun[rows] = True
@@ -369,7 +369,7 @@ class Rows(NamedTuple):
     time: Tensor | None = None  # (B,) float64, where there is one
 
 
-def compact(ids: Tensor, droppable: Tensor, length: Tensor, drop: Tensor, pad_id: int) -> Rows:
+def drop_tokens(ids: Tensor, droppable: Tensor, length: Tensor, drop: Tensor, pad_id: int) -> Rows:
     """Drop the places `drop` (B, T) bool of ids (B, T), CLS in column 0, rows `length` (B,) long.
 
     Open are the gaps beside places that may be dropped; of a row that has none, none.
@@ -380,7 +380,7 @@ def compact(ids: Tensor, droppable: Tensor, length: Tensor, drop: Tensor, pad_id
     row, place = (drop & inside).nonzero(as_tuple=True)
     col = (keep.long().cumsum(1) - 1)[row, place]
     kept = keep.sum(1)
-    W = bucket(int(kept.max()), T)
+    W = pad_to_multiple(int(kept.max()), T)
     order = (~keep).long().argsort(dim=1, stable=True)[:, :W]  # (B, W): kept places, in order
     behind = torch.arange(W) >= kept[:, None]
     gaps = (droppable | F.pad(droppable[:, 1:], (0, 1))).gather(1, order) & ~behind
@@ -457,7 +457,7 @@ class Insertion(Objective):
     always do. Raises UserError for tokenizers without a pad id.
     """
 
-    grows = ragged = True
+    inserts = crops_padding = True
     samplers = ("threshold", "ancestral", "parallel")
     estimator = "bound of insertion (ILM) over all orders of the tokens, n of L missing"
 
@@ -480,7 +480,7 @@ class Insertion(Objective):
         self.never = [i for k, i in specials.items() if k in names] + [self.cls_id]
         self.stop, self.stop_weight, self.class_weight = stop, stop_weight, class_weight
         self.close_prompt = close_prompt
-        self.needs = {
+        self.network_kwargs = {
             "causal": False,
             "time": False,
             "vocab_size": max(vocab_size, self.cls_id + 1),
@@ -512,7 +512,7 @@ class Insertion(Objective):
         """n of a row's L tokens dropped, n uniform on 0..L."""
         ids, droppable, length = self.framed(batch)
         n = (torch.rand(len(ids), generator=rng) * (droppable.sum(1) + 1)).long()
-        rows = compact(ids, droppable, length, pick(droppable, n, rng), self.pad_id)
+        rows = drop_tokens(ids, droppable, length, pick(droppable, n, rng), self.pad_id)
         return rows._replace(asked=self.written(batch).any(1))
 
     # -- the network --
@@ -591,14 +591,14 @@ class Insertion(Objective):
         """
         ids, droppable, length = self.framed(batch)
         L = droppable.sum(1)
-        full = compact(ids, droppable, length, torch.zeros_like(droppable), self.pad_id)
+        full = drop_tokens(ids, droppable, length, torch.zeros_like(droppable), self.pad_id)
         cls = self.look(net, full, None, full.gaps)[0]
         nats = -self.complete(net, cls)[:, 0].double().cpu()
         for i in range(samples):
             u = (i + torch.rand(len(ids), generator=rng, dtype=torch.float64)) / samples
             n = 1 + (u * L).long().clamp(max=(L - 1).clamp(min=0))
             drop = pick(droppable, n, rng)
-            rows = compact(ids, droppable, length, drop, self.pad_id)
+            rows = drop_tokens(ids, droppable, length, drop, self.pad_id)
             mean, cls = self.mean_missing(net, rows, None)
             cost = mean - self.complete(net, cls)[:, 1].double().cpu() - n.double().log()
             nats += torch.where(L > 0, L * cost, 0.0) / samples
@@ -627,7 +627,9 @@ class Insertion(Objective):
         self, net: Any, ids: Tensor, given: Tensor, rng: torch.Generator, options: SampleOptions
     ) -> Iterator[Frame]:
         """insertion.py says what the options do."""
-        yield from Inserter(self, net, ids, given, rng, choose_sampler(self, options)).frames()
+        yield from InsertionSampler(
+            self, net, ids, given, rng, choose_sampler(self, options)
+        ).frames()
 
 
 def _norms(
@@ -667,7 +669,7 @@ class InsertionTransformer(Insertion):
         if self.eos_id < 0:
             raise UserError("objective=it needs a tokenizer with an eos id")
         self.eos_weight, self.stop = eos_weight, "slots"
-        del self.needs["heads"]
+        del self.network_kwargs["heads"]
 
     def loss(self, net: Any, rows: Rows) -> Loss:
         gaps = torch.arange(rows.ids.shape[1]) < rows.length[:, None]
@@ -765,7 +767,7 @@ class IDLM(Insertion):
         super().__init__(
             vocab_size, specials, stop="length", close_prompt=close_prompt, longest=longest
         )
-        self.needs["time"] = True
+        self.network_kwargs["time"] = True
         self.noise, self.longest = noise, longest
         self.ce_weight, self.length_loss_weight = ce_weight, length_loss_weight
         self.length_loss, self.by_n = length_loss, use_n_drops_for_ce
@@ -773,7 +775,7 @@ class IDLM(Insertion):
         self.weigh_length = use_diffusion_weight_for_length_loss
         self.factor, self.send_t = use_incomplete_gamma_factor, send_t_to_model
         self.upstream = upstream_rules
-        self.bounded, self.epsilon = not upstream_rules, noise.lowest
+        self.bounded, self.epsilon = not upstream_rules, noise.t_min
 
     # -- the process --
 
@@ -793,8 +795,8 @@ class IDLM(Insertion):
 
     def times(self, B: int, rng: torch.Generator) -> Tensor:
         """(B,) float64 times in [1e-3, 1), one in each of B strata."""
-        low = self.noise.lowest
-        return low + (1 - low) * stratified(B, rng).double()
+        low = self.noise.t_min
+        return low + (1 - low) * low_discrepancy_uniform(B, rng).double()
 
     def corrupt(self, batch: Batch, rng: torch.Generator) -> Rows:
         """One time per row; `at_time`."""
@@ -805,7 +807,7 @@ class IDLM(Insertion):
         ids, droppable, length = self.framed(batch)
         drawn = torch.poisson(self.noise.total(time), generator=rng).long()
         n = torch.minimum(drawn, droppable.sum(1))
-        rows = compact(ids, droppable, length, pick(droppable, n, rng), self.pad_id)
+        rows = drop_tokens(ids, droppable, length, pick(droppable, n, rng), self.pad_id)
         return rows._replace(asked=self.written(batch).any(1), time=time)
 
     def mean_missing_count(self, net: Any, cls: Tensor, temperature: float = 1.0) -> Tensor:
@@ -865,7 +867,7 @@ class IDLM(Insertion):
         missing where r_d = 1 / s is large.
         """
         ids, droppable, length = self.framed(batch)
-        L, ends = droppable.sum(1), torch.tensor([self.noise.lowest, 1.0], dtype=torch.float64)
+        L, ends = droppable.sum(1), torch.tensor([self.noise.t_min, 1.0], dtype=torch.float64)
         begun, whole = self.noise.total(ends)
         nats = torch.zeros(len(ids), dtype=torch.float64)
         for i in range(samples):
@@ -874,7 +876,7 @@ class IDLM(Insertion):
             step = 2 * (whole - begun) * u / samples  # ds, for each of the samples
             time = self.noise.time_of(begun + s)
             n = self.missing_before_the_end(L, s, whole - begun, rng)
-            rows = compact(ids, droppable, length, pick(droppable, n, rng), self.pad_id)
+            rows = drop_tokens(ids, droppable, length, pick(droppable, n, rng), self.pad_id)
             cost, cls = self.mean_missing(net, rows, self.condition(net, time))
             rho = self.insertion_rate(net, cls, time, rows.n == L).double().cpu()
             rho = rho / self.noise.rate(time)  # for each unit of s
@@ -985,7 +987,7 @@ def noised(
     keep = (torch.arange(T) < rows.length[:, None]) & ~(rows.free & (t < insert))
     hidden = rows.free & keep & (t < unmask)
     length = keep.sum(1)
-    W = bucket(int(length.max()), T)
+    W = pad_to_multiple(int(length.max()), T)
     order = (~keep).long().argsort(dim=1, stable=True)[:, :W]  # (B, W): kept places, in order
     behind = torch.arange(W) >= length[:, None]
     target = rows.ids.gather(1, order).masked_fill(behind, pad_id)
@@ -1013,7 +1015,7 @@ class FlexMDM(Objective):
     expectation or distribution. Raises UserError for tokenizers without an eos id or a pad id that
     is another."""
 
-    grows = ragged = True
+    inserts = crops_padding = True
     samplers = ("ancestral", "confidence", "tau")
     estimator = "bound of FlexMDM, relative entropy of the paths of its sampler"
     epsilon = 1 - END
@@ -1034,7 +1036,7 @@ class FlexMDM(Objective):
         names = ("cls", "bos", "eos", "pad")
         self.never = [i for k, i in specials.items() if k in names] + [self.mask_id]
         self.longest, self.gap_loss = longest, gap_loss
-        self.needs = {
+        self.network_kwargs = {
             "causal": False,
             "time": True,
             "vocab_size": max(vocab_size, self.mask_id + 1),
@@ -1107,7 +1109,7 @@ class FlexMDM(Objective):
     def corrupt(self, batch: Batch, rng: torch.Generator) -> Noised:
         """One time per row, low-discrepancy."""
         rows = self.framed(batch)
-        time = LATEST * stratified(len(rows.ids), rng).double()
+        time = LATEST * low_discrepancy_uniform(len(rows.ids), rng).double()
         x = noised(rows, *self.times(rows, rng), time, self.mask_id, self.pad_id)
         return x._replace(asked=int(self.written(batch).any(1).sum()))
 
@@ -1188,10 +1190,10 @@ class FlexMDM(Objective):
         that ends at END, and a step that unmasks what is left."""
         if (given & (ids == self.mask_id)).any():
             raise UserError("MASK is not text: it cannot be given")
-        yield from Leaper(self, net, ids, given, rng, choose_sampler(self, options)).frames()
+        yield from FlexSampler(self, net, ids, given, rng, choose_sampler(self, options)).frames()
 
 
-class Leaper(Inserter):
+class FlexSampler(InsertionSampler):
     """One run of a sampler. The gap behind column c of x, CLS in column 0, is the one to the left
     of column c of what the network sees: x without CLS, and with EOS."""
 
@@ -1200,31 +1202,31 @@ class Leaper(Inserter):
         steps = self.o.steps + 1
         for k in range(steps):
             time = END * k / steps
-            rows = ((self.left > 0) | (self.x == self.process.mask_id).any(1)).nonzero()[:, 0]
+            rows = ((self.left > 0) | (self.x == self.objective.mask_id).any(1)).nonzero()[:, 0]
             if not len(rows):
                 return
             self.leap(rows, time, END / steps / (1 - time), k == steps - 1)
             yield
-        rows = (self.x == self.process.mask_id).any(1).nonzero()[:, 0]
+        rows = (self.x == self.objective.mask_id).any(1).nonzero()[:, 0]
         if len(rows):
             h, masked = self.look_at(rows, END)
             self.unmask(rows, h, masked)
             yield
 
-    confidence = tau = ancestral  # other answers to `due` and `arrivals`
+    confidence = tau = ancestral  # other answers to `unmask_step` and `arrivals`
 
     def leap(self, rows: Tensor, time: float, chance: float, last: bool) -> None:
         """Events of rows (r,), each with `chance`: the length of the leap / (1 - time)."""
         h, masked = self.look_at(rows, time)
         more = self.arrivals(rows, h, chance, last)
-        self.unmask(rows, h, self.due(h, masked, chance))
-        self.insert(rows, more, self.process.mask_id)
+        self.unmask(rows, h, self.unmask_step(h, masked, chance))
+        self.insert(rows, more, self.objective.mask_id)
 
     # -- the network --
 
     def look_at(self, rows: Tensor, time: float) -> tuple[Tensor, Tensor]:
         """Features (r, W, C) of some rows (r,), and which of their columns are MASK (r, W)."""
-        length, p = self.length[rows], self.process
+        length, p = self.length[rows], self.objective
         W = -(-int(length.max()) // GROWTH) * GROWTH
         W = min(W, self.longest, self.x.shape[1])
         text = F.pad(self.x[rows], (0, 1), value=p.pad_id)[:, 1 : W + 1]
@@ -1236,7 +1238,7 @@ class Leaper(Inserter):
 
     # -- unmasking --
 
-    def due(self, h: Tensor, masked: Tensor, chance: float) -> Tensor:
+    def unmask_step(self, h: Tensor, masked: Tensor, chance: float) -> Tensor:
         """(r, W) bool: which of the masked columns (r, W) are unmasked in this leap."""
         p = chance * math.exp(-chance) if self.o.sampler == "tau" else chance
         fires = masked & (self.uniforms(*masked.shape) < p)
@@ -1263,7 +1265,7 @@ class Leaper(Inserter):
         """(r, W) int64: how many MASK tokens go into each gap of rows (r,)."""
         gaps = self.gaps(rows, h.shape[1]) & (self.left[rows] > 0)[:, None]
         mean = torch.zeros(gaps.shape, dtype=torch.float64, device=h.device)
-        mean[gaps] = self.process.lacking(self.net, h[gaps]).double()
+        mean[gaps] = self.objective.lacking(self.net, h[gaps]).double()
         if self.o.exact:
             return self.share_out(rows, mean, 1.0 if last else chance)
         mean *= chance

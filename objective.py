@@ -51,18 +51,20 @@ class Draws(NamedTuple):
 
 
 class Objective:
-    """The contract. `needs` says what the network must have: causal, time (the conditioning is
-    allowed), vocab_size (its rows, extra symbols included)."""
+    """The contract. `network_kwargs` says what the network must have: causal, time (the
+    conditioning is allowed), vocab_size (its rows, extra symbols included)."""
 
-    needs: dict[str, Any]
+    network_kwargs: dict[str, Any]
     mask_id: int | None = None  # never left in a finished sample
     samplers: tuple[str, ...] = ()  # names that `sample` knows, the default first
     bounded: bool = True  # is there a bound on the likelihood?
     exact: bool = False  # is `bound` the likelihood itself, the same for any number of samples?
     estimator: str = "variational bound"  # what `bound` estimates, in words
     epsilon: float = 0.0  # share of the time that it leaves out at its ends
-    grows: bool = False  # are tokens inserted: places of a canvas, holes of unknown length?
-    ragged: bool = False  # does a row end where its text does, whatever is beside it in the batch?
+    inserts: bool = False  # are tokens inserted: places of a canvas, holes of unknown length?
+    crops_padding: bool = (
+        False  # does a row end where its text does, whatever is beside it in the batch?
+    )
 
     @property
     def criterion(self) -> str:
@@ -117,12 +119,12 @@ def generator(*integers: int, device: str | torch.device = "cpu") -> torch.Gener
     return torch.Generator(device=device).manual_seed(seed_of(*integers))
 
 
-def stratified(B: int, rng: torch.Generator) -> Tensor:
+def low_discrepancy_uniform(B: int, rng: torch.Generator) -> Tensor:
     """(B,) uniforms in [0, 1), one in each of B equal strata (MDLM's low-discrepancy sampler)."""
     return (torch.arange(B) + torch.rand(B, generator=rng)) / B
 
 
-def mask_exactly(
+def mask_k_tokens(
     written: Tensor, pick: Tensor, rng: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Which of the written places (B, T) to mask, how many, and at which share of masked ones.
@@ -173,7 +175,7 @@ def features_at(
     return h.flatten(0, 1)[places], row, col
 
 
-def bucket(width: int, most: int) -> int:
+def pad_to_multiple(width: int, most: int) -> int:
     """Columns of a batch whose longest row is `width` long, at most `most`: 32 widths at most, all
     multiples of 16. If every step had a shape of its own, bfloat16 on a CPU would keep kernels for
     each (`_spare`), and a compiled network would be compiled for each."""
@@ -213,7 +215,7 @@ def _invert(sums: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     return place[..., 0], ((level - before) / (sums.gather(-1, place) - before))[..., 0]
 
 
-def race(weights: Tensor, u: Tensor) -> Tensor:
+def gumbel_argmax(weights: Tensor, u: Tensor) -> Tensor:
     """Draw as SEDD's code does: argmax of weights / Exp(1), u uniforms of the shape of weights.
 
     The same law as `categorical` with V times the noise; it replays recorded runs.
@@ -332,7 +334,7 @@ def frames(walk: Any) -> Iterator[Frame]:
         before = after
 
 
-def sharpen(logits: Tensor, o: SampleOptions) -> Tensor:
+def process_logits(logits: Tensor, o: SampleOptions) -> Tensor:
     """logits (R, V) -> float64 log-weights (R, V) under temperature, top-k and top-p."""
     z = logits.double()
     if o.temperature == 0:
@@ -355,6 +357,6 @@ def sharpen(logits: Tensor, o: SampleOptions) -> Tensor:
 def sample_categorical(logits: Tensor, o: SampleOptions, rng: torch.Generator) -> Tensor:
     """logits (R, V) -> ids (R,) int64 from softmax(logits), processed as the options say."""
     plain = o.temperature == 1 and not o.top_k and o.top_p == 1
-    z = logits if plain else sharpen(logits, o)
+    z = logits if plain else process_logits(logits, o)
     u = torch.rand(len(z), generator=rng, device=z.device, dtype=torch.float64)
     return categorical((z - z.amax(-1, keepdim=True)).exp_(), u)

@@ -38,7 +38,7 @@ from model import autocast, pick_device, pick_dtype
 from objective import Frame, SampleOptions, choose_sampler, generator, seed_of
 from tokenizer import ASSISTANT, USER, Message, decode_answer, encode_chat
 from viz import page, view
-from viz.story import Story
+from viz.story import Trace
 
 # ==================================================================================================
 # Text from a model: what is given and what is to be written, then batches of samples
@@ -52,7 +52,7 @@ from viz.story import Story
 SAMPLING = 5  # stream of randomness; 0 to 4 are those of training
 
 
-class Canvas(NamedTuple):
+class Prompt(NamedTuple):
     """One sample before it is written."""
 
     ids: Tensor  # (T,) int64
@@ -109,14 +109,14 @@ def canvas(
     length: int = 0,
     max_length: int = 0,
     mirrored: bool = False,
-) -> Canvas:
+) -> Prompt:
     """The canvas of one sample. prompt: text that it begins with. infill: the whole text, in which
     [3] is a hole of three tokens, and [*], for insertion models, one of any length. length: exactly
     so many tokens of text. max_length: at most so many; 0 is as many as the block holds. mirrored:
     the text, whose length must be known, mirrors itself. Raises UserError for what does not fit."""
     parts = list(_template(model, infill)) if infill else model.tokenizer.encode(prompt)
     frame, special = framed(model), model.meta["specials"]
-    known = not (mirrored and model.objective.grows)
+    known = not (mirrored and model.objective.inserts)
     _require(known, "palindrome: no axis is known while tokens are inserted")
     if model.meta.get("task") in PUZZLES:
         _require(not infill, "infill: this model answers questions; ask one with --prompt")
@@ -141,22 +141,22 @@ def canvas(
         parts += [special["pad"] if fixed or max_length else None] * (block - len(parts))
     _mirror_given(parts, mirror.tolist(), model)
     ids = torch.tensor([0 if p is None else p for p in parts])
-    return Canvas(ids, torch.tensor([p is not None for p in parts]), mirror)
+    return Prompt(ids, torch.tensor([p is not None for p in parts]), mirror)
 
 
-def _open_canvas(parts: list[int | None]) -> Canvas:
+def _open_canvas(parts: list[int | None]) -> Prompt:
     """A whole text whose holes are of unknown length, one place each."""
     ids = torch.tensor([0 if p is None else p for p in parts])
-    return Canvas(ids, torch.tensor([p is not None for p in parts]), torch.arange(len(ids)))
+    return Prompt(ids, torch.tensor([p is not None for p in parts]), torch.arange(len(ids)))
 
 
-def chat_canvas(model: Model, messages: list[Message], length: int = 0) -> Canvas:
+def chat_canvas(model: Model, messages: list[Message], length: int = 0) -> Prompt:
     """A conversation with room for `length` tokens of the next answer; 0: to the end of the block.
     Raises UserError if they do not fit."""
     return answer_canvas(model, encode_chat(model.tokenizer, messages, reply=True), length)
 
 
-def answer_canvas(model: Model, ids: list[int], length: int = 0) -> Canvas:
+def answer_canvas(model: Model, ids: list[int], length: int = 0) -> Prompt:
     """The ids of a conversation with room for `length` tokens after them, as `chat_canvas`."""
     block = canvas_end(model, len(ids) + max(1, length))
     room = block - len(ids)
@@ -168,14 +168,14 @@ def answer_canvas(model: Model, ids: list[int], length: int = 0) -> Canvas:
     length = length or room
     given = torch.arange(len(ids) + length) < len(ids)
     canvas = torch.tensor(ids + [0] * length)
-    return Canvas(canvas, given, torch.arange(len(canvas)))
+    return Prompt(canvas, given, torch.arange(len(canvas)))
 
 
 def _template(model: Model, text: str) -> Iterator[int | None]:
     """`s[3]s` -> ids, with None for each place in a hole; `s[*]s` with one None for the hole."""
     most = model.config.block_size + 1  # enough to be refused
     holes = re.findall(r"\[(\d+|\*)\]", text)
-    if "*" in holes and not model.objective.grows:
+    if "*" in holes and not model.objective.inserts:
         raise UserError("infill: only insertion models fill holes of unknown length; write [3]")
     if 0 < holes.count("*") < len(holes):
         raise UserError("infill: holes are either all of unknown length, [*], or none of them is")
@@ -211,7 +211,7 @@ def read_prompt(text: str) -> str:
 
 def generate(
     model: Model,
-    canvases: list[Canvas],
+    canvases: list[Prompt],
     options: SampleOptions,
     seed: int = 0,
     batch_size: int = 64,
@@ -262,19 +262,19 @@ def text_of(model: Model, ids: list[int]) -> str:
     return "\n\n".join(filter(None, map(model.tokenizer.decode, parts)))
 
 
-def written_ids(model: Model, ids: Tensor, canvases: list[Canvas]) -> list[list[int]]:
+def written_ids(model: Model, ids: Tensor, canvases: list[Prompt]) -> list[list[int]]:
     """ids (N, T) of samples -> of each what was written, not what was given: all of it where the
     model was trained on a stream, else up to the first EOS, which is among it if it was written."""
     eos = -1 if is_stream(model) else model.meta["specials"].get("eos", -1)
     pairs = zip(ids, canvases, strict=True)
-    if model.objective.grows:
+    if model.objective.inserts:
         found = [_inserted(row.tolist(), begun) for row, begun in pairs]
     else:
         found = [row[: len(begun.ids)][~begun.given].tolist() for row, begun in pairs]
     return [row[: row.index(eos) + 1] if eos in row else row for row in found]
 
 
-def _inserted(row: list[int], begun: Canvas) -> list[int]:
+def _inserted(row: list[int], begun: Prompt) -> list[int]:
     """A row without the given ids, which stand in it in their order: of several ways to find them,
     the one that finds each as early as possible."""
     given = begun.ids[begun.given].tolist()[::-1]
@@ -287,10 +287,10 @@ def _inserted(row: list[int], begun: Canvas) -> list[int]:
     return found
 
 
-def _even(canvases: list[Canvas], T: int, pad: int) -> list[Canvas]:
+def _even(canvases: list[Prompt], T: int, pad: int) -> list[Prompt]:
     """All of T places: behind a shorter canvas stands given padding."""
     return [
-        Canvas(
+        Prompt(
             F.pad(c.ids, (0, T - len(c.ids)), value=pad),
             F.pad(c.given, (0, T - len(c.given)), value=True),
             torch.cat([c.mirror, torch.arange(len(c.mirror), T)]),
@@ -421,7 +421,7 @@ class SampleConfig(SamplerConfig):
 Configured = TypeVar("Configured", bound=SamplerConfig)
 
 
-def canvases(cfg: SampleConfig, model: Model) -> list[Canvas]:
+def canvases(cfg: SampleConfig, model: Model) -> list[Prompt]:
     """One per sample; the lengths of palindromes are drawn from SHORTEST to the longest."""
     prompt = read_prompt(cfg.prompt)
     free = canvas(model, prompt, cfg.infill, 0, cfg.max_length, mirrored=False)
@@ -440,13 +440,13 @@ def sample_options(cfg: SamplerConfig, model: Model) -> SampleOptions:
     options = SampleOptions(**{name: getattr(cfg, name) for name in names})
     special = model.meta["specials"]
     ends = tuple(special[name] for name in ("eos", "eot") if name in special)
-    if model.objective.grows:
+    if model.objective.inserts:
         options = insertion_options(cfg, model, options)
     return dataclasses.replace(
         options,
         stop=special.get("eos") if cfg.chat else None,
         delay=ends if cfg.delay_eos else (),
-        candidates=Story.best if getattr(cfg, "html", "") else 0,
+        candidates=Trace.best if getattr(cfg, "html", "") else 0,
     )
 
 
@@ -474,7 +474,7 @@ def insertion_options(cfg: SamplerConfig, model: Model, options: SampleOptions) 
 def settings(cfg: SamplerConfig, model: Model) -> dict[str, Any]:
     """All that decides how samples come out."""
     options = dataclasses.asdict(choose_sampler(model.objective, sample_options(cfg, model)))
-    if model.objective.grows:
+    if model.objective.inserts:
         names = ("steps", "temperature", "top_k", "top_p", "threshold", *INSERTION)
         shown = {"sampler": options["sampler"], **{name: getattr(cfg, name) for name in names}}
     else:
@@ -524,7 +524,7 @@ def watcher(cfg: SampleConfig, model: Model, kept: list[Shown]) -> Callable:
     """What `generate` hands the frames to: the animation, and the list for the GIF."""
 
     def watch(frames: Iterable[Frame], given: Tensor) -> Iterator[Frame]:
-        if model.objective.grows:  # into any column
+        if model.objective.inserts:  # into any column
             given = torch.zeros(len(given), model.config.block_size, dtype=torch.bool)
         width = shown_width(given)
         part = (slice(SHOWN), slice(width))
@@ -534,7 +534,7 @@ def watcher(cfg: SampleConfig, model: Model, kept: list[Shown]) -> Callable:
         )
         if cfg.show:
             mask = model.objective.mask_id
-            grows = model.objective.grows
+            grows = model.objective.inserts
             few = view.terminal(few, show_token(model), mask, given[part], SHOWN, grows=grows)
         for frame in few:
             if cfg.gif:
@@ -666,18 +666,18 @@ def write_texts(cfg: SampleConfig, model: Model) -> None:
         print(palindrome_report(texts, model))
 
 
-def write_gif(cfg: SampleConfig, model: Model, kept: list[Shown], begun: list[Canvas]) -> None:
+def write_gif(cfg: SampleConfig, model: Model, kept: list[Shown], begun: list[Prompt]) -> None:
     given = torch.stack([c.given for c in begun[:SHOWN]])
     given = given[:, : shown_width(given)]
     try:
         show, objective = show_token(model), model.objective
-        view.gif(cfg.gif, kept, show, objective.mask_id, given, SHOWN, grows=objective.grows)
+        view.gif(cfg.gif, kept, show, objective.mask_id, given, SHOWN, grows=objective.inserts)
     except (ModuleNotFoundError, OSError) as e:
         raise UserError(f"gif={cfg.gif}: {e}") from e
     print(f"wrote {cfg.gif}")
 
 
-def tell(model: Model, name: str = "", skip: int = 0) -> Story:
+def tell(model: Model, name: str = "", skip: int = 0) -> Trace:
     """What is to become a page, or a stage on one, of samples without their first `skip` places."""
     objective, note = model.objective, ""
     if "euler" in objective.samplers and objective.mask_id is None:
@@ -686,10 +686,10 @@ def tell(model: Model, name: str = "", skip: int = 0) -> Story:
             "what it was is the most probable."
         )
     show, mask, rows = show_token(model), objective.mask_id, SHOWN
-    return Story(name, show, mask, grows=objective.grows, rows=rows, skip=skip, note=note)
+    return Trace(name, show, mask, grows=objective.inserts, rows=rows, skip=skip, note=note)
 
 
-def write_page(path: str, stories: list[Story], name: str, facts: dict[str, Any]) -> None:
+def write_page(path: str, stories: list[Trace], name: str, facts: dict[str, Any]) -> None:
     try:
         page.write(path, stories, f"Samples of {name}", facts)
     except OSError as e:

@@ -32,7 +32,7 @@ from tqdm import tqdm
 import checkpoint
 from checkpoint import build_network, build_objective
 from configurator import Config, UserError, describe, load, optional, run, run_command, save_json
-from corpus import Ahead, Batch, Corpus, dealt, sole_writer
+from corpus import Batch, Corpus, Prefetcher, length_bucketed_rows, sole_writer
 from model import autocast, gemm_peak, wants_compile
 from objective import Objective, generator, seed_of, to_device
 from parallel import fsdp
@@ -230,13 +230,13 @@ def listening() -> Iterator[list[int]]:
     They do nothing else, so that a save is never cut short; but a second SIGINT ends the process
     at once. One that is ignored (by nohup) stays so. Outside of the main thread nothing is heard.
     """
-    heard: list[int] = []
+    signals: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield heard
+        yield signals
         return
 
     def hear(number: int, _: Any) -> None:
-        heard.append(number)
+        signals.append(number)
         if number == signal.SIGINT:  # by the system, as Python may be waiting for another process
             signal.signal(number, signal.SIG_DFL)
 
@@ -245,7 +245,7 @@ def listening() -> Iterator[list[int]]:
     try:
         for number in before:
             signal.signal(number, hear)
-        yield heard
+        yield signals
     finally:
         for number, old in before.items():
             signal.signal(number, old)
@@ -263,14 +263,14 @@ def listening() -> Iterator[list[int]]:
 REPLACED = 0.3  # of the tokens of a spoilt prefix
 
 
-def changed_prefix(batch: Batch, shuffle: bool, noise: float, rng: torch.Generator) -> Batch:
+def augment_prompt(batch: Batch, shuffle: bool, noise: float, rng: torch.Generator) -> Batch:
     """The batch as one training step sees it. Draws nothing where nothing is asked for."""
     if noise:
-        batch = spoilt_prefix(batch, noise, rng)
-    return shuffled_prefix(batch, rng) if shuffle else batch
+        batch = corrupt_prompt(batch, noise, rng)
+    return shuffle_prompt(batch, rng) if shuffle else batch
 
 
-def shuffled_prefix(batch: Batch, rng: torch.Generator) -> Batch:
+def shuffle_prompt(batch: Batch, rng: torch.Generator) -> Batch:
     """The given ids of every row in an order of its own. As attention looks both ways and knows a
     place by its number only, this is the same as giving the prefix its numbers in that order."""
     return batch._replace(ids=batch.ids.gather(1, permutation(batch.given, rng)))
@@ -285,7 +285,7 @@ def permutation(given: Tensor, rng: torch.Generator) -> Tensor:
     return torch.where(given, draws, 1.0 + places).argsort(1)
 
 
-def spoilt_prefix(batch: Batch, share: float, rng: torch.Generator) -> Batch:
+def corrupt_prompt(batch: Batch, share: float, rng: torch.Generator) -> Batch:
     """In a `share` of the rows, REPLACED of the given ids become given ids of anywhere in the
     batch. That is what a generated prefix has: likely words that do not belong to its text."""
     rows = torch.rand(len(batch.ids), 1, generator=rng) < share
@@ -348,11 +348,11 @@ class Run:
     best: float = math.inf
     skipped: int = 0  # steps that were not finite
     last: float = math.nan  # loss of the last step that was
-    heard: list[int] = field(default_factory=list)  # signals that have come to this process
+    signals: list[int] = field(default_factory=list)  # signals that have come to this process
     stopping: bool = False  # a signal has come to some process: all of them agree on the step
 
     def __post_init__(self):
-        self.ahead = Ahead(self.noisy)
+        self.prefetcher = Prefetcher(self.noisy)
 
     def state(self) -> dict[str, Any]:
         return {
@@ -396,9 +396,9 @@ class Run:
     def batch(self, split: str, order: int, number: int) -> Batch:
         """Micro-batch `number` of an endless shuffled reading of a split."""
         size, block = self.cfg.batch_size, self.cfg.block_size
-        some = split == "train" and self.objective.ragged
+        some = split == "train" and self.objective.crops_padding
         parts = self.cfg.gradient_accumulation_steps if some else 1
-        rows = dealt(self.corpus, split, order, number, size, parts, block)
+        rows = length_bucketed_rows(self.corpus, split, order, number, size, parts, block)
         return self.corpus.batch(split, rows, block)
 
     def noisy(self, number: int) -> Any:
@@ -407,7 +407,7 @@ class Run:
         cfg = self.cfg
         batch = self.batch("train", seed_of(cfg.seed, ORDER), number)
         rng = generator(cfg.seed, NOISE, *divmod(number, cfg.gradient_accumulation_steps))
-        batch = changed_prefix(batch, cfg.prefix_shuffle, cfg.prefix_noise, rng)
+        batch = augment_prompt(batch, cfg.prefix_shuffle, cfg.prefix_noise, rng)
         return pinned(self.objective.corrupt(batch, rng), self.world.device)
 
 
@@ -489,7 +489,7 @@ def train_step(job: Run) -> dict[str, float]:
     for i in range(per_rank):
         micro = i * world.size + world.rank  # over the whole job
         number = job.step * cfg.gradient_accumulation_steps + micro
-        noisy = job.ahead.get(number, number + world.size)
+        noisy = job.prefetcher.get(number, number + world.size)
         if cfg.dropout:
             torch.manual_seed(seed_of(cfg.seed, DROPOUT, job.step, micro))
         # whole gradients are exchanged after the last one; parts at once, as only parts are kept
@@ -502,7 +502,7 @@ def train_step(job: Run) -> dict[str, float]:
         count = to_device(torch.tensor(float(loss.count)), world.device)
         mine = torch.cat([torch.stack([loss.nats.detach(), count]), *loss.metrics.values()])
         totals = mine if totals is None else totals + mine
-    asked = torch.tensor([float(len(job.heard))], dtype=torch.float64).to(world.device)
+    asked = torch.tensor([float(len(job.signals))], dtype=torch.float64).to(world.device)
     totals = world.sum(torch.cat([totals.double(), asked]))
     norm = scale_gradients(job.net.parameters(), world.size / totals[1].clamp(min=1), cfg.grad_clip)
     vitals = torch.cat([totals, norm.double()[None]]).tolist()  # the one wait of the step
@@ -688,12 +688,12 @@ def perform(
     elif job.step >= cfg.max_iters:
         print(f"nothing to do: step {job.step} of max_iters={cfg.max_iters} is done")
     else:
-        with listening() as job.heard:
+        with listening() as job.signals:
             loop(job)
     if job.step >= cfg.max_iters or not job.stopping:
         return None
     kept = f"saved at step {job.step}" if cfg.always_save_checkpoint else "the best is kept"
-    number = job.heard[0] if job.heard else signal.SIGTERM
+    number = job.signals[0] if job.signals else signal.SIGTERM
     return Interrupted(number, f"{kept}; go on with --init_from=resume")
 
 

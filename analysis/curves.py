@@ -67,7 +67,7 @@ def ways(model: Model, every: bool = False) -> dict[str, list[tuple[float, dict[
 def usual_ways(model: Model) -> dict[str, list[tuple[float, dict[str, Any]]]]:
     """Those of the figure in the README."""
     names, order = model.objective.samplers, {"sampler": "confidence"}
-    if "confidence" in names and not model.objective.grows:
+    if "confidence" in names and not model.objective.inserts:
         found = {
             "equal shares of --steps": [(n, {**order, "steps": n}) for n in STEPS],
             "--schedule=threshold": [
@@ -80,7 +80,7 @@ def usual_ways(model: Model) -> dict[str, list[tuple[float, dict[str, Any]]]]:
     if "parallel" in names and model.objective.bounded:
         some = [(r, {"sampler": "parallel", "threshold": r}) for r in RATIOS]
         return {"one gap": [(1, {})], "--sampler=parallel": some}
-    stepped = model.objective.grows and names[0] in ("steps", "ancestral")
+    stepped = model.objective.inserts and names[0] in ("steps", "ancestral")
     return {names[0]: grid(names[0]) if stepped else [(1, {})]}
 
 

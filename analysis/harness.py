@@ -32,7 +32,7 @@ from evaluate import (
 )
 from model import pick_device
 from objective import SampleOptions
-from sample import Canvas, canvas, chat_canvas, framed, generate, written_ids
+from sample import Prompt, canvas, chat_canvas, framed, generate, written_ids
 from tokenizer import USER
 
 LENGTH = 256  # tokens to write where a task does not say how many; the harness's own
@@ -121,7 +121,7 @@ def generate_texts(
     return [_before(text.removeprefix("\n") if chat else text, until) for text in texts]
 
 
-def _prompt_canvas(model: Model, prompt: str, length: int, chat: bool) -> Canvas:
+def _prompt_canvas(model: Model, prompt: str, length: int, chat: bool) -> Prompt:
     if chat:
         return chat_canvas(model, [(USER, prompt)], length)
     if length and model.meta.get("task") not in PUZZLES:

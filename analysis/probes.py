@@ -21,9 +21,9 @@ from autoregressive import Ordered
 from checkpoint import Model
 from corpus import Batch
 from diffusion import BlockDiffusion, Masked, ScoreEntropy, denoise_weights
-from insertion import IDLM, FlexMDM, Insertion, InsertionTransformer, compact, noised, pick
+from insertion import IDLM, FlexMDM, Insertion, InsertionTransformer, drop_tokens, noised, pick
 from model import chunks
-from objective import Objective, features_at, generator, mask_exactly
+from objective import Objective, features_at, generator, mask_k_tokens
 
 PROBE = 7  # stream of randomness; train.py, sample.py, evaluate.py and evaluate.py have others
 LEVELS = 10
@@ -70,7 +70,7 @@ def probe_masked(model: Model, batch: Batch, i: int, rng: torch.Generator) -> Gu
     o: Masked = model.objective
     batch = o.cut(batch, None)
     written = o.written(batch)
-    masked, k, share = mask_exactly(written, levels_of(len(batch.ids), i, rng), rng)
+    masked, k, share = mask_k_tokens(written, levels_of(len(batch.ids), i, rng), rng)
     noisy = o.noisy(batch, masked, torch.ones(len(k)), -torch.log1p(-share))
     h, row, col = o.features(model.net, noisy)
     found = judge_logits(model, h, batch.ids[row, col], o.mask_id)
@@ -82,7 +82,7 @@ def probe_scores(model: Model, batch: Batch, i: int, rng: torch.Generator) -> Gu
     o: ScoreEntropy = model.objective
     x0, written, level = batch.ids, ~batch.given, levels_of(len(batch.ids), i, rng)
     if o.graph.absorbing:
-        scored, k, share = mask_exactly(written, level, rng)
+        scored, k, share = mask_k_tokens(written, level, rng)
         level, sigma = k / written.sum(1).clamp(min=1), -torch.log1p(-share)
         xt = x0.masked_fill(scored, o.mask_id)
     else:
@@ -109,10 +109,10 @@ def probe_insertion(model: Model, batch: Batch, i: int, rng: torch.Generator) ->
     ids, droppable, length = o.framed(batch)
     L = droppable.sum(1)
     n = 1 + (levels_of(len(ids), i, rng) * L).long().clamp(max=(L - 1).clamp(min=0))
-    rows = compact(ids, droppable, length, pick(droppable, n, rng), o.pad_id)
+    rows = drop_tokens(ids, droppable, length, pick(droppable, n, rng), o.pad_id)
     time, told = None, None
     if isinstance(o, IDLM):  # when so many are missing on average
-        ends = o.noise.total(torch.tensor([o.noise.lowest, 1.0], dtype=torch.float64))
+        ends = o.noise.total(torch.tensor([o.noise.t_min, 1.0], dtype=torch.float64))
         time = o.noise.time_of(n.double().clamp(float(ends[0]), float(ends[1])))
         told = o.condition(model.net, time)
     _, h, number = o.look(model.net, rows, told, rows.gaps)

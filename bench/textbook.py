@@ -17,9 +17,9 @@ from torch import Tensor
 
 from diffusion import LogLinear, grid
 from insertion import Rows
-from objective import generator, stratified
+from objective import generator, low_discrepancy_uniform
 
-NOISE, LOW = LogLinear(), LogLinear.lowest
+NOISE, LOW = LogLinear(), LogLinear.t_min
 
 
 def textbook_weights(named: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -130,7 +130,7 @@ class Textbook:
     def replayed(self, seed: int) -> Tensor:
         """The sum () that our loss of the batch is, with the same draws."""
         rng = generator(seed)
-        t, u = stratified(len(self.x0), rng), torch.rand(self.x0.shape, generator=rng)
+        t, u = low_discrepancy_uniform(len(self.x0), rng), torch.rand(self.x0.shape, generator=rng)
         t, u = (LOW + (1 - LOW) * t).to(self.x0.device), u.to(self.x0.device)
         return self.loss(self.x0, t, u)
 

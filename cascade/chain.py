@@ -39,7 +39,7 @@ from evaluate import Judge, describe_judged, judged
 from model import pick_device
 from objective import Frame, SampleOptions, seed_of
 from sample import (
-    Canvas,
+    Prompt,
     SamplerConfig,
     Samples,
     generate,
@@ -51,7 +51,7 @@ from sample import (
     write_page,
 )
 from viz import view
-from viz.story import Story
+from viz.story import Trace
 
 SHOWN = 2  # samples in the animation
 LINE = {"bytes": 64, "symbols": 64}  # tokens in one of its lines; 16 of other tokenizers
@@ -128,7 +128,7 @@ def places(given: int, written: int) -> Tensor:
     return ((torch.arange(given) + 0.5) * written / max(given, 1)).long()
 
 
-def stage_canvas(stage: Stage, prefix: Tensor, clamp: bool) -> Canvas:
+def stage_canvas(stage: Stage, prefix: Tensor, clamp: bool) -> Prompt:
     """prefix (given,) -> the canvas of one sample: the prefix and room for the text."""
     assert len(prefix) == stage.given, (len(prefix), stage)
     ids = F.pad(prefix, (0, stage.written))
@@ -136,7 +136,7 @@ def stage_canvas(stage: Stage, prefix: Tensor, clamp: bool) -> Canvas:
     if clamp and stage.given:
         where = stage.given + places(stage.given, stage.written)
         ids[where], given[where] = prefix, True
-    return Canvas(ids, given, torch.arange(len(ids)))
+    return Prompt(ids, given, torch.arange(len(ids)))
 
 
 def unwatched(frames: Iterable[Frame], given: Tensor) -> Iterable[Frame]:
@@ -256,7 +256,7 @@ def write_texts(folder: Path, name: str, texts: list[str]) -> None:
 # ---- the chain -----------------------------------------------------------------------------------
 
 
-def sample_chain(cfg: CascadeConfig, stages: list[Stage], stories: list[Story]) -> list[Samples]:
+def sample_chain(cfg: CascadeConfig, stages: list[Stage], stories: list[Trace]) -> list[Samples]:
     """What every stage wrote, each from what the one before it wrote; a story of each is added for
     --html."""
     prefixes, done = torch.zeros(cfg.num_samples, 0, dtype=torch.int64), []
@@ -333,7 +333,7 @@ def main(argv: list[str]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise UserError(f"output_dir={folder} cannot be written: {e.strerror}") from e
-    stories: list[Story] = []
+    stories: list[Trace] = []
     done = sample_chain(cfg, stages, stories)
     for stage, made in zip(stages, done, strict=True):
         texts = [text_of(stage.model, ids) for ids in made.ids.tolist()]

@@ -27,7 +27,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from configurator import load, optional, run
-from objective import SampleOptions, generator, sharpen
+from objective import SampleOptions, generator, process_logits
 
 VOCAB = 50_257  # GPT-2's
 STEPS = (1, 4, 16, 64, 256, 1024)
@@ -60,7 +60,7 @@ def entropy(p: Tensor) -> float:
 def temperature(nats: float) -> float:
     """The temperature, in hundredths, at which the true law has about so much entropy."""
     laws = ((t, SampleOptions(temperature=t / 100)) for t in range(100, 70, -1))
-    found = ((t, sharpen(ZIPF.log()[None], how).softmax(1)[0]) for t, how in laws)
+    found = ((t, process_logits(ZIPF.log()[None], how).softmax(1)[0]) for t, how in laws)
     return next(t for t, p in found if entropy(p) <= nats + 0.02) / 100
 
 

@@ -32,7 +32,7 @@ from patches.patch import (
 )
 from patches.rows import (
     HUNKS,
-    Prompt,
+    PatchPrompt,
     Sample,
     judge_patch,
     nearest_patch,
@@ -41,7 +41,7 @@ from patches.rows import (
     split_sample,
 )
 from sample import (
-    Canvas,
+    Prompt,
     SampleConfig,
     SamplerConfig,
     answer_canvas,
@@ -71,7 +71,7 @@ def patch_options(cfg: SamplerConfig, model: Model) -> SampleOptions:
     return dataclasses.replace(sample_options(cfg, model), stop=stop)
 
 
-def patch_canvas(cfg: SamplerConfig, model: Model, ids: list[int]) -> Canvas:
+def patch_canvas(cfg: SamplerConfig, model: Model, ids: list[int]) -> Prompt:
     """The ids of a prompt and room for a patch."""
     block, least = model.config.block_size, max(1, cfg.max_length)
     if len(ids) + least > block:
@@ -136,7 +136,7 @@ def file_prompt(cfg: SampleConfig, model: Model, shown: Excerpt) -> list[int]:
     """What the model is given, as ids."""
     if not cfg.message.strip():
         raise UserError("message: say what the patch is to do")
-    prompt = Prompt(Path(cfg.file).name, shown.text, cfg.message.strip())
+    prompt = PatchPrompt(Path(cfg.file).name, shown.text, cfg.message.strip())
     return prompt_ids(model.tokenizer, prompt)
 
 
@@ -194,7 +194,7 @@ def samples(corpus: Corpus, split: str, block: int) -> Iterator[Sample]:
                 yield found
 
 
-def rivals(asked: list[Sample], known: list[Sample]) -> dict[str, list[str]]:
+def baselines(asked: list[Sample], known: list[Sample]) -> dict[str, list[str]]:
     """Patches that need no model: that of the commit, none, and that of the most similar prompt
     among `known` samples, the sample itself left out."""
     others = ([one for one in known if one != sample] for sample in asked)
@@ -207,7 +207,7 @@ def rivals(asked: list[Sample], known: list[Sample]) -> dict[str, list[str]]:
 
 
 def evaluate(cfg: EvaluateConfig, model: Model, corpus: Corpus) -> dict[str, Any]:
-    """Patches for some samples of each split, and what they are worth beside those of `rivals`."""
+    """Patches for some samples of each split, and their worth beside those of `baselines`."""
     most = count(cfg, TEXTS)
     block = model.config.block_size
     known = list(islice(samples(corpus, "train", block), KNOWN))
@@ -223,7 +223,7 @@ def evaluate(cfg: EvaluateConfig, model: Model, corpus: Corpus) -> dict[str, Any
             name: rates(
                 judge_patch(s.prompt, s.hunks, p) for s, p in zip(asked, texts, strict=True)
             )
-            for name, texts in {"model": made.texts, **rivals(asked, known)}.items()
+            for name, texts in {"model": made.texts, **baselines(asked, known)}.items()
         }
         table["model"]["ended"] = sum(made.ended) / len(asked)
         report[split] = {**table, "speed": made.speed}

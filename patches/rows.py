@@ -26,7 +26,7 @@ NAME, BEFORE, MESSAGE, HUNKS = MARKERS
 NEW_FILE = "ADDFILE"
 
 
-class Prompt(NamedTuple):
+class PatchPrompt(NamedTuple):
     """What a patch is asked for."""
 
     name: str  # of the file, without its folder
@@ -37,14 +37,14 @@ class Prompt(NamedTuple):
 class Sample(NamedTuple):
     """A prompt and its patch."""
 
-    prompt: Prompt
+    prompt: PatchPrompt
     hunks: str
 
 
 # ---- text --------------------------------------------------------------------------------------
 
 
-def prompt_text(prompt: Prompt) -> str:
+def prompt_text(prompt: PatchPrompt) -> str:
     """The given part of a sample; `split_prompt` reads it. Raises Refused for a name that is none
     and for what could not be told from the format: the message's fault, or the file's."""
     name, before, message = prompt
@@ -62,7 +62,7 @@ def target_text(hunks: str) -> str:
     return HUNKS + hunks
 
 
-def split_prompt(text: str) -> Prompt:
+def split_prompt(text: str) -> PatchPrompt:
     """The given part of a sample -> what is in it. Raises Refused if a marker is missing."""
     first, last = text.find("\n" + BEFORE), text.rfind("\n" + MESSAGE)
     if not text.startswith(NAME) or first < 0 or last <= first + len(BEFORE):
@@ -70,7 +70,7 @@ def split_prompt(text: str) -> Prompt:
     body = text[first + 1 + len(BEFORE) : last]
     message = text[last + 1 + len(MESSAGE) :].removesuffix("\n")
     name = check_name(text[len(NAME) : first])
-    return Prompt(name, None if body == NEW_FILE else body, message)
+    return PatchPrompt(name, None if body == NEW_FILE else body, message)
 
 
 def split_sample(text: str) -> Sample:
@@ -81,7 +81,7 @@ def split_sample(text: str) -> Sample:
     return Sample(split_prompt(text[: at + 1]), text[at + 1 + len(HUNKS) :])
 
 
-def prompt_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
+def prompt_ids(tokenizer: Any, prompt: PatchPrompt) -> list[int]:
     """Ids of the given part. It is encoded by itself, so that a row is cut at the marker whatever
     the tokenizer would merge there."""
     return tokenizer.encode(prompt_text(prompt))
@@ -100,7 +100,7 @@ class Judged(NamedTuple):
     parses: bool | None  # applied, and Python; None: the wanted file is no Python
 
 
-def judge_patch(prompt: Prompt, gold: str, written: str) -> Judged:
+def judge_patch(prompt: PatchPrompt, gold: str, written: str) -> Judged:
     """A patch that a model wrote, beside the one of the commit. What does not apply leaves the
     file as it was. Raises Refused if the gold patch itself does not apply."""
     before = prompt.before or ""
@@ -148,11 +148,11 @@ def rates(found: Iterable[Judged]) -> dict[str, float]:
     }
 
 
-def nearest_patch(prompt: Prompt, known: list[Sample]) -> str:
+def nearest_patch(prompt: PatchPrompt, known: list[Sample]) -> str:
     """The patch of the known sample whose name and message share the most words with the prompt's
     (Jaccard); the first of equals."""
 
-    def words(p: Prompt) -> set[str]:
+    def words(p: PatchPrompt) -> set[str]:
         return set(re.findall(r"\w+", f"{p.name} {p.message}".lower()))
 
     asked = words(prompt)

@@ -21,7 +21,7 @@ from typing import Any, Callable, Iterator, NamedTuple
 from configurator import UserError, optional
 from patches.history import Commit, changes, commits
 from patches.patch import Refused, apply_patch, check_path, make_hunks, window
-from patches.rows import Prompt, prompt_text, split_prompt, split_sample
+from patches.rows import PatchPrompt, prompt_text, split_prompt, split_sample
 from prepare.texts import Hub, open_dataset
 
 PATH = ("path", "new_file", "tgt_file")  # names of the field; the first one found counts
@@ -41,7 +41,7 @@ class Source(NamedTuple):
 class Change(NamedTuple):
     """A usable change of one file."""
 
-    prompt: Prompt
+    prompt: PatchPrompt
     after: str
     hunks: str
 
@@ -178,7 +178,7 @@ def changes_of(record: dict, limits: Limits) -> list[Change]:
     return [_change(prompt, after, limits.window) for after in afters]
 
 
-def _change(prompt: Prompt, after: str, lines: int) -> Change:
+def _change(prompt: PatchPrompt, after: str, lines: int) -> Change:
     if lines and prompt.before is not None:
         before, after, _ = window(prompt.before, after, lines)
         prompt = prompt._replace(before=before)
@@ -201,7 +201,7 @@ def _require_text(text: str, most: int) -> None:
         raise Refused(f"over {most:,} bytes")
 
 
-def _from_text(record: dict) -> tuple[Prompt, str]:
+def _from_text(record: dict) -> tuple[PatchPrompt, str]:
     if not isinstance(record["text"], str):
         raise Refused("a field is no text")
     try:
@@ -218,7 +218,7 @@ def _patched(before: str | None, hunks: str) -> str:
     return found.text
 
 
-def _from_fields(record: dict) -> tuple[Prompt, str]:
+def _from_fields(record: dict) -> tuple[PatchPrompt, str]:
     path, before, after, message = (_first(record, k) for k in (PATH, BEFORE, AFTER, MESSAGE))
     if record.get("status") == "D" or (after is None and any(k in record for k in AFTER)):
         raise Refused("deleted")
@@ -234,7 +234,7 @@ def _from_fields(record: dict) -> tuple[Prompt, str]:
     except Refused as e:
         raise Refused("a hostile name") from e
     after = _patched(before, hunks) if after is None else after
-    return Prompt(name, before, message.strip()), after
+    return PatchPrompt(name, before, message.strip()), after
 
 
 def usable(source: Source, limits: Limits, dropped: Counter) -> Iterator[tuple[Commit, Change]]:

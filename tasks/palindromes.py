@@ -113,7 +113,7 @@ def evaluate(cfg: Any, model: Any, corpus: Any) -> dict[str, Any]:
         runs.insert(1, ("confidence order", "confidence", False))
     if cfg.sampler != "auto":
         runs = [("samples", cfg.sampler, False), ("mirrored", cfg.sampler, True)]
-    if model.objective.grows:  # no place is the mirror image of another before the text is whole
+    if model.objective.inserts:  # no place is the mirror image of another before the text is whole
         runs = [("samples", cfg.sampler, False)]
     reports = {}
     for name, sampler, mirrored in runs:

@@ -46,7 +46,7 @@ class ExactNetwork(nn.Module):
         self.start, self.next = getattr(process, "start", None), 0
         self.mask_id = getattr(self.graph, "mask_id", None)
         if self.start is not None:  # START tells nothing, as MASK; a causal network is one ahead
-            self.mask_id, self.next = self.start, int(process.needs["causal"])
+            self.mask_id, self.next = self.start, int(process.network_kwargs["causal"])
         self.time = nn.Identity() if self.mask_id is None else None
         V = data.n + (self.mask_id is not None)
         self.head = nn.Linear(V, V, dtype=torch.float64)

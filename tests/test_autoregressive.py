@@ -242,7 +242,7 @@ def test_rows_with_and_without_a_prompt_in_one_batch(kind):
 def test_start(kind, specials, start):
     """BOS, else EOS, else a row of the network's own, which is never a token."""
     objective, net = network(kind, specials)
-    assert objective.start == start and objective.needs["vocab_size"] == max(V, start + 1)
+    assert objective.start == start and objective.network_kwargs["vocab_size"] == max(V, start + 1)
     batch = batch_of([[0, 1, 3], [3, 3, 1]], [0, 0])
     before = objective.bound(net, batch, generator(0))
     if start == V:
@@ -469,7 +469,7 @@ def test_loss_of_masked_tokens():
     """The mean over masked tokens of their cross entropy, rows with many and with few alike; as
     many are masked as the schedule says."""
     process = MaskedTokens(3, None, LogLinear())
-    assert not process.needs["time"]
+    assert not process.network_kwargs["time"]
     net = Constant(torch.tensor([0.0, 1.0, 2.0, 9.0]))
     ids = torch.tensor([[0] * 6, [2] * 6] * 500)
     loss = process.loss(net, process.corrupt(batch_of(ids.tolist(), [0] * 1000), generator(0)))

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 import corpus as corpus_module
 from configurator import UserError
-from corpus import Ahead, Corpus, CorpusWriter, check_specials, shuffled
+from corpus import Corpus, CorpusWriter, Prefetcher, check_specials, shuffled
 from tokenizer import Bytes, Symbols
 
 SLOW_DISK = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
@@ -202,7 +202,7 @@ def test_batches_are_read_ahead(folder: Path):
         reads.append((number, threading.get_ident()))
         return found.batch("train", np.array([number]), 12)
 
-    ahead = Ahead(read)
+    ahead = Prefetcher(read)
     for number in (0, 1, 2, 1, 2):
         batch = ahead.get(number, number + 1)
         assert torch.equal(batch.ids, found.batch("train", np.array([number]), 12).ids)

@@ -19,10 +19,10 @@ from corpus import Batch
 from diffusion import (
     SAMPLERS,
     Affine,
-    Beside,
-    BlockDecoder,
     BlockDiffusion,
+    BlockSampler,
     LogLinear,
+    NoisyAndClean,
     Power,
     block_mask,
     cells,
@@ -58,7 +58,7 @@ def noised(x0, share, seed=0):
 def decoder(objective, net, x, **options):
     """A sampler with the canvas x, all of it given."""
     rest = (generator(0), SampleOptions(**options))
-    return BlockDecoder(objective, net, x, torch.ones_like(x, dtype=torch.bool), *rest)
+    return BlockSampler(objective, net, x, torch.ones_like(x, dtype=torch.bool), *rest)
 
 
 def run(objective, net, ids, given, seed=0, **options):
@@ -136,12 +136,12 @@ def test_cached_logits_are_those_of_training(time, T, length, begin, positions, 
     told = objective.condition(net, sigma, torch.device("cpu"))
     with torch.no_grad():
         shown = cells(full(xt), length).ids
-        beside = Beside(net, x0, objective.still(net), objective.zero_time)
+        beside = NoisyAndClean(net, x0, objective.still(net), objective.zero_time)
         h = beside.features(shown, told)
         want = net.logits(h.view(3, -1, h.shape[-1])[:, :T])
         walk = decoder(objective, net, x0.clone())
         for block in range(min(begin, walk.blocks - 1), walk.blocks):
-            walk.reach = block
+            walk.current_block = block
             here = slice(block * walk.size, min((block + 1) * walk.size, T))
             walk.x[:, here] = xt[:, here]
             for rows in (torch.tensor([0, 2]), torch.tensor([1]), torch.arange(3)):
@@ -156,7 +156,7 @@ def test_clean_tokens_are_told_that_they_are_clean():
     """With a time input, a change of one block's noise level changes that block alone."""
     net, objective = network(8), process(3)
     x0 = torch.randint(V, (2, 9))
-    beside = Beside(net, x0, objective.still(net), per_row=False)
+    beside = NoisyAndClean(net, x0, objective.still(net), per_row=False)
     level = torch.full((6,), 0.5)
     with torch.no_grad():
         one = beside.features(noised(x0, 0.5).view(6, 3), level)
@@ -436,7 +436,7 @@ def test_config_reaches_the_objective():
         Config(objective="bd3", **options), {"vocab_size": V, "specials": {"mask": 3}}
     )
     assert (built.length, built.low, built.high, built.zero_time) == (4, 0.3, 0.8, True)
-    assert built.mask_id == 3 and built.needs["vocab_size"] == V
+    assert built.mask_id == 3 and built.network_kwargs["vocab_size"] == V
 
 
 def test_commands(trained, capsys):

@@ -12,9 +12,9 @@ from corpus import Batch
 from diffusion import (
     STEPS,
     Absorbing,
+    AbsorbingSampler,
     Geometric,
     LogLinear,
-    MaskedWalk,
     ScoreEntropy,
     Uniform,
     analytic_weights,
@@ -245,10 +245,10 @@ def test_where_then_what_is_the_dense_step(sampler, normalize):
     process = ScoreEntropy(graph, noise, normalize=normalize)
     x = torch.full((1, 3), graph.mask_id)
     net = Given(torch.randn(1, 3, 7, generator=generator(3)))
-    walk = MaskedWalk(process, net, x, x < 0, generator(0), SampleOptions(sampler=sampler))
+    walk = AbsorbingSampler(process, net, x, x < 0, generator(0), SampleOptions(sampler=sampler))
     times = grid(8)
     total = noise.total(times)
-    h = walk.visit(walk.undecided(), -torch.expm1(-total[2]).expand(1))
+    h = walk.forward(walk.masked_positions(), -torch.expm1(-total[2]).expand(1))
     z = walk.logits(h).double()
     if sampler == "analytic":
         gain, dsigma = torch.expm1(total[2] - total[3]), total[2] - total[3]

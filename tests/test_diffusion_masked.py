@@ -141,8 +141,8 @@ def expected(process, ids, prompts, repeats=300):
 
 def covered(noise):
     """Integral of weight times share over the times of training: 1 but for the ends."""
-    t = noise.lowest + (1 - noise.lowest) * (torch.arange(100_000).double() + 0.5) / 100_000
-    return float((noise.weight(t) * noise.masked(t)).mean()) * (1 - noise.lowest)
+    t = noise.t_min + (1 - noise.t_min) * (torch.arange(100_000).double() + 0.5) / 100_000
+    return float((noise.weight(t) * noise.masked(t)).mean()) * (1 - noise.t_min)
 
 
 TEXTS = torch.tensor([[0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 2]])  # six are written, and a 2

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import diffusion
 from configurator import UserError
-from diffusion import SAMPLERS, Absorbing, LogLinear, Masked, MaskedWalk, ScoreEntropy, grid
+from diffusion import SAMPLERS, Absorbing, AbsorbingSampler, LogLinear, Masked, ScoreEntropy, grid
 from model import Transformer
 from objective import SampleOptions, generator
 
@@ -296,7 +296,7 @@ def test_cache_is_exact_where_nothing_is_stale(kind, cfg, cond_dim):
 @pytest.mark.parametrize("kind", ["prefix", "dual"])
 def test_cache_is_an_approximation(kind, monkeypatch):
     """Features of a block whose surroundings are kept are close to those computed anew."""
-    own, far = diffusion.Decoder.look, []
+    own, far = diffusion.MaskedSampler.look, []
 
     def both(self, rows, time):
         cache, first = own(self, rows, time)
@@ -305,7 +305,7 @@ def test_cache_is_an_approximation(kind, monkeypatch):
         widths.append(cache.shape[1])
         return cache, first
 
-    monkeypatch.setattr(diffusion.Decoder, "look", both)
+    monkeypatch.setattr(diffusion.MaskedSampler, "look", both)
     ids, known = canvas([4, 4], 16)
     widths, options = [], {"sampler": "confidence", "temperature": 0.0, "cache": kind}
     sample(network(1, scale=0.2), ids, known, block_length=4, steps=9, **options)
@@ -351,10 +351,10 @@ def test_the_step_of_a_place(steps):
     levels, the frequency of each step is the share that it reveals."""
     ids, known = canvas([0], 100_000)
     process = Masked(V, V - 1, LogLinear())
-    made = diffusion.Decoder(process, NETS[0], ids, known, None, SampleOptions())
+    made = diffusion.MaskedSampler(process, NETS[0], ids, known, None, SampleOptions())
     made.uniforms = lambda *shape: (torch.arange(shape[1]).double() + 0.5)[None] / shape[1]
     moved = process.noise.masked(torch.linspace(1, 1e-5, steps + 1).double())
-    found = torch.bincount(made.due(moved[None])[0], minlength=steps + 1) / 100_000
+    found = torch.bincount(made.unmask_step(moved[None])[0], minlength=steps + 1) / 100_000
     share = torch.cat([moved[:-1] - moved[1:], moved[-1:]]) / moved[0]
     torch.testing.assert_close(found.double(), share, rtol=0, atol=1.1e-5)
 
@@ -401,13 +401,13 @@ def test_unmask_rate_at_a_large_vocabulary(monkeypatch):
     """1,000 steps over 50,257 nearly equal tokens: in float32, a race of all tokens against MASK
     reveals 0.15 of the places that it should in a step, and the rest at the end, and lowers the
     entropy of tokens (Zheng et al. 2024). Ours is within 3 standard errors in both."""
-    kept, own = [], diffusion.Decoder.due
+    kept, own = [], diffusion.MaskedSampler.unmask_step
 
     def due(self, moved):
         kept.append(own(self, moved))
         return kept[-1]
 
-    monkeypatch.setattr(diffusion.Decoder, "due", due)
+    monkeypatch.setattr(diffusion.MaskedSampler, "due", due)
     ids, net = torch.zeros(60, 16, dtype=torch.int64), Wide(N + 1, 2.0)
     options = SampleOptions(sampler="ancestral", steps=1000)
     *_, last = Masked(N, None, LogLinear()).sample(net, ids, ids > 0, generator(1), options)
@@ -429,11 +429,11 @@ def test_unmask_rate_of_scores(step):
     levels that many, to a place."""
     rows = 2000
     net, process, ids, options = analytic(rows)
-    walk = MaskedWalk(process, net, ids, ids > 0, generator(2), options)
+    walk = AbsorbingSampler(process, net, ids, ids > 0, generator(2), options)
     levels = iter((torch.arange(rows).double() + 0.5) / rows)
     walk.uniforms = lambda count: torch.stack([next(levels) for _ in range(count)])
-    total, at = process.noise.total(grid(1000)), walk.undecided()
-    h = walk.visit(at, torch.ones(1).double())
+    total, at = process.noise.total(grid(1000)), walk.masked_positions()
+    h = walk.forward(at, torch.ones(1).double())
     walk.step(at, h, total[step], float(torch.expm1(total[step] - total[step + 1])))
     assert abs(int((walk.x != N).sum()) - rows / (1000 - step)) <= 1
 

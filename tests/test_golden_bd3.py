@@ -13,9 +13,18 @@ from recorded import Recorded
 
 from checkpoint import load_weights
 from corpus import Batch
-from diffusion import Beside, BlockDecoder, BlockDiffusion, Cosine, Log, Power, block_mask, cells
+from diffusion import (
+    BlockDiffusion,
+    BlockSampler,
+    Cosine,
+    Log,
+    NoisyAndClean,
+    Power,
+    block_mask,
+    cells,
+)
 from model import Transformer
-from objective import SampleOptions, generator, sharpen
+from objective import SampleOptions, generator, process_logits
 from pretrained.published import from_sedd
 
 RECORDED = Recorded("masked", "bd3")
@@ -68,11 +77,11 @@ def process(low=0.0, high=1.0):
 def decoder(net, x):
     """A sampler in the middle of its work on the canvas x."""
     everywhere = torch.ones_like(x, dtype=torch.bool)
-    return BlockDecoder(process(), net, x, everywhere, generator(0), SampleOptions())
+    return BlockSampler(process(), net, x, everywhere, generator(0), SampleOptions())
 
 
 def look(walk, block):
-    walk.reach = block
+    walk.current_block = block
     rows = torch.arange(len(walk.x))
     return walk.look(rows, torch.zeros(len(rows)))[0]
 
@@ -101,7 +110,7 @@ def test_one_pass_over_noised_and_clean(net):
     seen = xt.view(-1, SIZE)
     sigma = {"dit_train_logits": torch.zeros(len(x0)), "dit_train_logits_sigma": gold("dit_sigma")}
     for name, each in sigma.items():
-        h = Beside(net, x0, None, per_row=True).features(seen, each)
+        h = NoisyAndClean(net, x0, None, per_row=True).features(seen, each)
         close(net.logits(h).view(*x0.shape, -1), name)
 
 
@@ -195,7 +204,7 @@ def test_nucleus(top_p):
     is usual. They agree on all the others. Theirs acts on the last block only."""
     p = gold("nucleus_in").double()
     want = p.clone()
-    z = sharpen(p[:, -SIZE:].log().flatten(0, 1), SampleOptions(top_p=float(top_p)))
+    z = process_logits(p[:, -SIZE:].log().flatten(0, 1), SampleOptions(top_p=float(top_p)))
     kept = z > -torch.inf
     crossing = z.masked_fill(~kept, torch.inf).argmin(1, keepdim=True)
     kept = kept.scatter(1, crossing, kept.sum(1, keepdim=True) == 1)

@@ -17,7 +17,7 @@ from checkpoint import load_weights
 from configurator import UserError
 from diffusion import SAMPLE_EPS, STEPS, Absorbing, LogLinear, ScoreEntropy, denoise_weights, grid
 from model import Transformer
-from objective import race
+from objective import gumbel_argmax
 from prepare.documents import Document
 from prepare.importance import ABSENT, priorities, word_scores
 from pretrained.published import UNTRAINED, from_sedd, to_sedd
@@ -296,11 +296,11 @@ def test_sampler(stage, step):
     for i in range(len(u)):
         weights = step_weights(x, prefix, step, i)
         torch.testing.assert_close(weights, probs[i].double(), rtol=0, atol=1e-4)
-        x = race(weights, u[i])
+        x = gumbel_argmax(weights, u[i])
         assert torch.equal(x, states[i]), (name, i)
     weights = step_weights(x, prefix, step, len(u))
     close(weights, name + "denoise_probs", 1e-4, 1e-4)
-    same(race(weights, gold(name + "denoise_u")), name + "final")
+    same(gumbel_argmax(weights, gold(name + "denoise_u")), name + "final")
 
 
 def test_grid():

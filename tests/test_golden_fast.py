@@ -14,7 +14,16 @@ from exact import Given, Table
 from recorded import Recorded
 
 import diffusion
-from diffusion import Decoder, Masked, Power, above_threshold, doubt, quotas, ranks, within_factor
+from diffusion import (
+    Masked,
+    MaskedSampler,
+    Power,
+    above_threshold,
+    num_transfer_tokens,
+    ranks,
+    remask_step,
+    within_factor,
+)
 from objective import SampleOptions, generator, sample_categorical
 
 RECORDED = Recorded("masked", "fast")
@@ -28,7 +37,7 @@ gold, close, same, cases = RECORDED.gold, RECORDED.close, RECORDED.same, RECORDE
 @pytest.mark.parametrize("fact", FACTS["dllm_counts"], ids=str)
 def test_counts(fact):
     schedule = fact["scheduler"].removesuffix("AlphaScheduler").lower()
-    [ours] = quotas(torch.tensor([fact["masks"]]), fact["steps"], schedule).tolist()
+    [ours] = num_transfer_tokens(torch.tensor([fact["masks"]]), fact["steps"], schedule).tolist()
     assert [count for count in ours if count] == fact["counts"]
 
 
@@ -37,11 +46,11 @@ def proposed():
     """Rows and scores (R,) of the masked places, as our sampler finds them."""
     x, places, outputs = gold("ti_x"), gold("ti_mask"), gold("ti_logits")
     V = outputs.shape[-1]
-    free = type("Free", (Decoder,), {"never": lambda self: []})  # MASK is a token there
+    free = type("Free", (MaskedSampler,), {"never": lambda self: []})  # MASK is a token there
     options = SampleOptions(sampler="confidence", temperature=0.0)
     decoder = free(Masked(V, V - 1, Power()), Given(outputs), x, ~places, generator(0), options)
-    at = decoder.undecided()
-    h = decoder.visit(at, torch.ones(len(x)).double())
+    at = decoder.masked_positions()
+    h = decoder.forward(at, torch.ones(len(x)).double())
     token = sample_categorical(decoder.logits(h), options, None)
     same(x.index_put((at.row, at.col), token), "ti_x0")
     return at.row, decoder.scores(at, h)
@@ -122,18 +131,20 @@ def canvas(monkeypatch):
     V = outputs.shape[-1]
     open_ = torch.zeros_like(x, dtype=torch.bool)
     options = SampleOptions(sampler="ancestral", remask="conf")
-    decoder = Decoder(Masked(V, V - 1, Power()), Given(outputs), x, open_, generator(0), options)
+    decoder = MaskedSampler(
+        Masked(V, V - 1, Power()), Given(outputs), x, open_, generator(0), options
+    )
     decoder.x = x
-    decoder.trust = -gold("remdm_conf_in").double()
+    decoder.confidence = -gold("remdm_conf_in").double()
     return decoder
 
 
 def predictions(decoder):
     """(B, T, V): the law of the token at masked places, the token itself at written ones."""
-    x, V = decoder.x, decoder.process.needs["vocab_size"]
+    x, V = decoder.x, decoder.process.network_kwargs["vocab_size"]
     p = torch.nn.functional.one_hot(x, V).double()
-    at = decoder.undecided()
-    h = decoder.visit(at, torch.full((len(x),), 0.5).double())
+    at = decoder.masked_positions()
+    h = decoder.forward(at, torch.full((len(x),), 0.5).double())
     p[at.row, at.col] = decoder.logits(h).double().softmax(1)
     return p
 
@@ -141,7 +152,7 @@ def predictions(decoder):
 def forward_backward(t, s, trust):
     """ReMDM's form of the forward-backward sampler: what sigma has to be. We do not offer it: in
     it, a written token is doubted whenever a masked one is written."""
-    return diffusion.Doubt(1 - t, 1 - s, torch.full_like(trust, (t - s) / (1 - t)))
+    return diffusion.RemaskStep(1 - t, 1 - s, torch.full_like(trust, (t - s) / (1 - t)))
 
 
 @pytest.mark.parametrize("name, time", [*itertools.product(LAWS, TIMES)])
@@ -153,10 +164,10 @@ def test_law_of_a_step(name, time, canvas):
     t, kind = float(time), name.removeprefix("remdm-")
     s = t - TOLD["dt"]
     if kind == "forward-backward":
-        found = forward_backward(t, s, canvas.trust)
+        found = forward_backward(t, s, canvas.confidence)
     else:
-        found = doubt(kind, t, s, TOLD["eta"], canvas.trust)
-    p, mask, reveal = predictions(canvas), canvas.mask_id, found.reveal()[..., None]
+        found = remask_step(kind, t, s, TOLD["eta"], canvas.confidence)
+    p, mask, reveal = predictions(canvas), canvas.mask_id, found.unmask()[..., None]
     masked = reveal * p
     masked[..., mask] += (1 - reveal)[..., 0]
     kept = (1 - found.sigma)[..., None] * p
@@ -173,15 +184,15 @@ def test_trust_is_kept(time, canvas, monkeypatch):
     token is its probability, and a forgotten one has none."""
     after = -gold(f"remdm_conf_out_t{time}").double()
     p, masked = predictions(canvas), canvas.x == canvas.mask_id
-    at = canvas.undecided()
+    at = canvas.masked_positions()
     wrote = after.isfinite()[at.row, at.col]
     gap = (p[at.row, at.col] - after[at.row, at.col][:, None]).abs()[wrote]
     assert (gap.amin(1) < 1e-6).all()  # each is the probability of a token: that was drawn
-    monkeypatch.setattr(Decoder, "sample_categorical", lambda *_: gap.argmin(1))
-    h = canvas.visit(at, torch.full((len(masked),), 0.5).double())
-    canvas.reveal(at, h, wrote)
-    canvas.forget(~masked & after.isinf())
-    close(-canvas.trust, f"remdm_conf_out_t{time}")
+    monkeypatch.setattr(MaskedSampler, "sample_categorical", lambda *_: gap.argmin(1))
+    h = canvas.forward(at, torch.full((len(masked),), 0.5).double())
+    canvas.unmask(at, h, wrote)
+    canvas.remask_places(~masked & after.isinf())
+    close(-canvas.confidence, f"remdm_conf_out_t{time}")
 
 
 def test_zz_every_array_is_used(request):

@@ -16,10 +16,10 @@ import insertion
 from diffusion import Exponential, Geometric, Linear
 from insertion import (
     IDLM,
-    Inserter,
     Insertion,
+    InsertionSampler,
     InsertionTransformer,
-    compact,
+    drop_tokens,
     grouped_loss,
     log_factor,
     truncated_factor,
@@ -67,7 +67,7 @@ def recorded_rows(drop_name="drop"):
     dropped = torch.cat([torch.zeros(len(seq), 2, dtype=torch.bool), drop], 1)
     droppable = torch.arange(ids.shape[1]) < length[:, None]
     droppable[:, :2] = False
-    return compact(ids, droppable, length, dropped, 0)
+    return drop_tokens(ids, droppable, length, dropped, 0)
 
 
 def counts(rows):
@@ -228,7 +228,7 @@ def recorded_canvas():
 
 def inserter(process, net, **options):
     o = SampleOptions(capacity=ROOM, **options)
-    return Inserter(process, net, *recorded_canvas(), generator(0), o)
+    return InsertionSampler(process, net, *recorded_canvas(), generator(0), o)
 
 
 def test_distributions_over_gaps_and_tokens():
@@ -247,11 +247,11 @@ def test_distributions_over_gaps_and_tokens():
 
 
 def test_strict_top_p_keeps_what_the_reference_keeps():
-    from objective import sharpen
+    from objective import process_logits
 
     p = SET.gold("pred_pos")
     limit = float(re.search(r"p=([\d.]+)", SET.facts["keys"]["pred_keep_top_p"])[1])
-    kept = sharpen(p.log(), SampleOptions(top_p=limit, strict_p=True)) > -torch.inf
+    kept = process_logits(p.log(), SampleOptions(top_p=limit, strict_p=True)) > -torch.inf
     SET.same(kept, "pred_keep_top_p")
 
 

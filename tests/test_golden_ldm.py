@@ -17,7 +17,7 @@ from recorded import Recorded
 import diffusion
 import objective
 from corpus import Batch, Corpus, CorpusWriter
-from diffusion import Clamped, Decoder
+from diffusion import Clamped, MaskedSampler
 from objective import SampleOptions, generator
 from prepare_pretrain import chunks
 from prepare_sft import join
@@ -189,7 +189,9 @@ def truncated(monkeypatch):
 def test_count_rule(fact, truncated):
     """Places left after each step. Theirs goes on with the flags of the last ones once none would
     be left; ours is done then: it lists zeros."""
-    [quota] = diffusion.quotas(torch.tensor([fact["masked"]]), fact["steps"], "truncated")
+    [quota] = diffusion.num_transfer_tokens(
+        torch.tensor([fact["masked"]]), fact["steps"], "truncated"
+    )
     left = (fact["masked"] - quota.cumsum(0)).tolist()
     assert (left[:8], left[-8:]) == (fact["counts_head"], fact["counts_tail"])
     assert left.index(0) == fact["first_zero"]
@@ -228,7 +230,7 @@ def test_random_order(name, monkeypatch):
     times = torch.linspace(1, 0, len(R) + 1)
     due = (R >= (times[1:] / times[:-1])[:, None]).int().argmax(0)
 
-    class Replayed(Decoder):
+    class Replayed(MaskedSampler):
         def due(self, moved):
             assert moved.shape == (1, len(R) + 1)
             return due[None]
@@ -246,7 +248,7 @@ def test_confidence_order(name, monkeypatch, truncated):
     the old ones in sight; ours leaves a text that is written."""
     want = gold(f"samp_{name}_low_confidence_states")
     options = {"sampler": "confidence", "schedule": "truncated", "steps": len(want)}
-    ours, mask = run(name, Decoder, monkeypatch, **options)
+    ours, mask = run(name, MaskedSampler, monkeypatch, **options)
     masked_ = want[:, 0] == mask
     full = int((~masked_.any(1)).int().argmax())  # the step after which none is masked
     assert torch.equal(torch.stack(ours), torch.stack(once([ours[0], *want[: full + 1, 0]])))

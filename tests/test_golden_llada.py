@@ -18,8 +18,8 @@ from recorded import Recorded
 
 import diffusion
 from corpus import Batch
-from diffusion import Affine, Decoder, Masked, answer_counts, quotas
-from objective import SampleOptions, generator, race, sample_categorical, sharpen
+from diffusion import Affine, Masked, MaskedSampler, answer_counts, num_transfer_tokens
+from objective import SampleOptions, generator, gumbel_argmax, process_logits, sample_categorical
 
 RECORDED = Recorded("masked", "llada")
 ARRAYS, FACTS, USED = RECORDED.arrays, RECORDED.facts, RECORDED.used
@@ -35,7 +35,7 @@ def unbanned(monkeypatch):
     """MASK may be as probable as any token, in losses and in samples."""
     own = diffusion.chunked_cross_entropy
     monkeypatch.setattr(diffusion, "chunked_cross_entropy", lambda *args: own(*args[:4]))
-    free = type("Free", (Decoder,), {"never": lambda self: list(self.o.banned)})
+    free = type("Free", (MaskedSampler,), {"never": lambda self: list(self.o.banned)})
     monkeypatch.setattr(diffusion, "Decoder", free)
 
 
@@ -45,7 +45,7 @@ def unbanned(monkeypatch):
 def test_quotas():
     for fact in FACTS["num_transfer"]:
         name = f"ntt{fact['k']}_"
-        ours = quotas(gold(name + "mask").sum(1), fact["steps"], "uniform")
+        ours = num_transfer_tokens(gold(name + "mask").sum(1), fact["steps"], "uniform")
         same(ours, name + "out")
         assert ours.tolist() == fact["out"]
     assert {f"{fact['k']}" for fact in FACTS["num_transfer"]} == set(cases(r"ntt(\d+)_mask"))
@@ -56,15 +56,15 @@ def test_draw_with_recorded_noise(name):
     """Its argmax of exp(z) / (-log u)^T is a race at temperature T."""
     z, u, T = gold("gumbel_logits").double(), gold("gumbel_u"), float(name)
     close(z.exp() / (-u.log()) ** T if T else z, f"gumbel_out_T{name}")
-    rows = sharpen(z.flatten(0, 1), SampleOptions(temperature=T))
-    drawn = race((rows - rows.amax(1, keepdim=True)).exp(), u.flatten(0, 1))
+    rows = process_logits(z.flatten(0, 1), SampleOptions(temperature=T))
+    drawn = gumbel_argmax((rows - rows.amax(1, keepdim=True)).exp(), u.flatten(0, 1))
     same(drawn.view(z.shape[:2]), f"gumbel_argmax_T{name}")
 
 
 @pytest.mark.parametrize("name", cases(r"gumbel_dist_freq_T(.+)"))
 def test_draw_frequencies(name):
     z, options = gold("gumbel_dist_logits"), SampleOptions(temperature=float(name))
-    close(sharpen(z[None], options).softmax(1)[0], f"gumbel_dist_softmax_T{name}")
+    close(process_logits(z[None], options).softmax(1)[0], f"gumbel_dist_softmax_T{name}")
     rows = 200_000
     drawn = sample_categorical(z.expand(rows, -1), options, generator(1))
     found = torch.bincount(drawn, minlength=len(z)).double() / rows
@@ -232,7 +232,7 @@ def test_generate_where_mask_wins(name, request, monkeypatch):
     _, ours = generate(f"gen_{name}", fact, cfg=fact["cfg_scale"])
     assert not (ours[-1] == fact["mask_id"]).any()
     request.getfixturevalue("unbanned")
-    own = diffusion.quotas
+    own = diffusion.num_transfer_tokens
     monkeypatch.setattr(diffusion, "quotas", lambda n, *rest: own(n.clamp(max=size), *rest))
     net, frames = generate(f"gen_{name}", fact, cfg=fact["cfg_scale"])
     agree(f"gen_{name}", fact, net, frames, repeats=True)

@@ -19,11 +19,11 @@ from corpus import Batch
 from diffusion import (
     Absorbing,
     Cosine,
-    Decoder,
     Geometric,
     Linear,
     LogLinear,
     Masked,
+    MaskedSampler,
     Power,
     ScoreEntropy,
     analytic_weights,
@@ -32,7 +32,7 @@ from diffusion import (
     importance,
 )
 from model import Transformer
-from objective import SampleOptions, generator, race
+from objective import SampleOptions, generator, gumbel_argmax
 from pretrained.published import from_sedd, to_sedd
 from train import update_ema
 
@@ -97,11 +97,11 @@ def test_times(name, monkeypatch):
 def log_law(outputs, x):
     """MDLM's parametrisation, by our sampler: the law of the token at masked places (B, T, V), and
     certainty of what is written."""
-    decoder = Decoder(process(), Given(outputs), x, x != MASK, None, SampleOptions())
-    at = decoder.undecided()
+    decoder = MaskedSampler(process(), Given(outputs), x, x != MASK, None, SampleOptions())
+    at = decoder.masked_positions()
     logp = torch.full(outputs.shape, -torch.inf).scatter(2, x[..., None], 0.0)
     if len(at.row):
-        logp[at.row, at.col] = decoder.logits(decoder.visit(at, torch.ones(len(x)).double()))
+        logp[at.row, at.col] = decoder.logits(decoder.forward(at, torch.ones(len(x)).double()))
     return logp
 
 
@@ -134,7 +134,7 @@ def replayed(monkeypatch):
     """replayed(t): from here on times are t and uniforms are the recorded ones."""
 
     def replay(t):
-        low, u = LogLinear.lowest, gold("nelbo_u")
+        low, u = LogLinear.t_min, gold("nelbo_u")
         for module in (diffusion,):
             monkeypatch.setattr(module, "stratified", lambda B, rng: (t - low) / (1 - low))
         monkeypatch.setattr(torch, "rand", lambda *_, **__: u)
@@ -301,9 +301,9 @@ def test_samplers(name):
         assert torch.equal(x, want[step]), f"{name} step {step}"
         outputs, t, s = net.features(x).float(), times[step], times[step + 1]
         weights = law(noise, outputs, x, t, s) if noise else stepped(outputs, x, t, s)
-        x = torch.where(x == MASK, race(weights, u[step]), x)
+        x = torch.where(x == MASK, gumbel_argmax(weights, u[step]), x)
     outputs = net.features(x).float()
-    last = race(denoised(outputs, x, times[-1]), u[0])
+    last = gumbel_argmax(denoised(outputs, x, times[-1]), u[0])
     x = log_law(outputs, x).argmax(2) if noise else last
     assert torch.equal(x, want[-1]), f"{name} at the end"
 

@@ -26,7 +26,7 @@ from diffusion import (
     reverse_rate,
 )
 from model import Transformer
-from objective import race
+from objective import gumbel_argmax
 from pretrained.published import from_sedd, to_sedd
 from train import lr_multiple, update_ema
 
@@ -95,7 +95,7 @@ def test_noise():
 
 
 def test_categorical_race():
-    same(race(gold("cat.probs"), gold("cat.u")), "cat.idx")
+    same(gumbel_argmax(gold("cat.probs"), gold("cat.u")), "cat.idx")
 
 
 @pytest.mark.parametrize("name", cases("ema", r"(\w+)\.params"))
@@ -262,11 +262,11 @@ def test_trajectories(graph):
         dt = (1 - SAMPLE_EPS) / len(u)
         for i in range(len(u)):
             weights = step_weights(case, project(x), step, times[i], dt, noise)
-            x = race(weights, u[i])
+            x = gumbel_argmax(weights, u[i])
             assert torch.equal(x, want[i]), f"{name} step {i}"
         noise_left = gold(name + "u_denoise")
         weights = step_weights(case, project(x), "denoise", SAMPLE_EPS, 0, noise)
-        x = race(weights[..., : noise_left.shape[-1]], noise_left)
+        x = gumbel_argmax(weights[..., : noise_left.shape[-1]], noise_left)
         assert torch.equal(x, want[-1]), f"{name} denoiser"
         same(project(x), name + "x_final")
 

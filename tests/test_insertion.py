@@ -18,7 +18,7 @@ from checkpoint import build_network, build_objective, load
 from configurator import Config, UserError
 from corpus import Batch
 from diffusion import Exponential, Geometric
-from insertion import IDLM, TIME_SCALE, Insertion, InsertionTransformer, compact, pick
+from insertion import IDLM, TIME_SCALE, Insertion, InsertionTransformer, drop_tokens, pick
 from objective import SampleOptions, generator
 from pretrained import published
 from pretrained.ilm import BLOCK, READOUT
@@ -156,7 +156,7 @@ def test_dropped_tokens_can_be_put_back(data):
     n = torch.tensor([data.draw(st.integers(0, int(droppable.sum())))])
     drop = pick(droppable[None], n, generator(data.draw(st.integers(0, 99))))
     assert drop.sum() == n
-    rows = compact(ids, droppable[None], length, drop, 5)
+    rows = drop_tokens(ids, droppable[None], length, drop, 5)
     text = rows.ids[0, : rows.length[0]].tolist()
     for k, (col, token) in enumerate(zip(rows.col.tolist(), rows.token.tolist(), strict=True)):
         text.insert(col + 1 + k, token)

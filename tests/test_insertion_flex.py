@@ -15,7 +15,7 @@ from torch import nn
 from checkpoint import build_network, build_objective
 from configurator import Config, UserError
 from corpus import Batch
-from insertion import END, TIME_SCALE, FlexMDM, FlexRows, Leaper, deviance, noised
+from insertion import END, TIME_SCALE, FlexMDM, FlexRows, FlexSampler, deviance, noised
 from objective import SampleOptions, categorical, generator
 
 A, B, PAD, EOS, BOS, MASK = range(6)
@@ -500,7 +500,7 @@ class Wanted:
         ids = torch.full((rows, width), BOS)
         o = SampleOptions(sampler=options.pop("sampler", "tau"), **options)
         given = (torch.arange(width) < 1).expand(rows, -1)
-        self.leaper = Leaper(process, net, ids, given, generator(0), o)
+        self.leaper = FlexSampler(process, net, ids, given, generator(0), o)
         self.rows, self.process = torch.arange(rows), process
 
 
@@ -545,7 +545,7 @@ def test_how_often_a_mask_is_unmasked(sampler):
     masked = torch.tensor([True, True, False, True]).expand(len(w.rows), -1)
     h = torch.zeros(len(w.rows), 4, 10)
     for chance in (0.1, 0.6, 1.0):
-        fires = leaper.due(h, masked, chance)
+        fires = leaper.unmask_step(h, masked, chance)
         assert not fires[:, 2].any()
         rate = fires.double().mean(0)[[0, 1, 3]]
         p = chance * math.exp(-chance) if sampler == "tau" else chance
@@ -557,7 +557,7 @@ def test_confidence_takes_as_many_but_the_surest():
     masked = torch.tensor([True, True, False, True]).expand(len(w.rows), -1)
     h = torch.zeros(len(w.rows), 4, 10)
     h[:, 0, 6], h[:, 1, 7], h[:, 2, 6], h[:, 3, 8] = 1.0, 9.0, 5.0, 2.0  # 7 is banned
-    fires = leaper.due(h, masked, 0.6)
+    fires = leaper.unmask_step(h, masked, 0.6)
     assert not fires[:, 2].any()
     assert (fires[:, 0] <= fires[:, 3]).all() and (fires[:, 1] <= fires[:, 0]).all()
     p = 0.6
@@ -572,7 +572,7 @@ def test_growing_like_a_list(seed):
     rng, process = generator(seed), FlexMDM(30, SPECIALS, longest=40)
     ids, given = random_canvas(seed, 9)
     o = SampleOptions(sampler="tau", capacity=60)
-    leaper = Leaper(process, None, ids, given, rng, o)
+    leaper = FlexSampler(process, None, ids, given, rng, o)
     texts = [x[:n].tolist() for x, n in zip(leaper.x, leaper.length, strict=True)]
     holes = [x[:n].tolist() for x, n in zip(leaper.hole, leaper.length, strict=True)]
     room, left = leaper.room.clone(), leaper.left.clone()

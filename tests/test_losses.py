@@ -9,11 +9,11 @@ from objective import (
     SampleOptions,
     categorical,
     generator,
-    race,
+    gumbel_argmax,
+    low_discrepancy_uniform,
+    process_logits,
     sample_categorical,
     seed_of,
-    sharpen,
-    stratified,
 )
 
 R, C, V = 700, 8, 11
@@ -159,7 +159,7 @@ def test_frequencies(draw):
     p = torch.tensor([0.5, 0.3, 0.15, 0.05, 0.0], dtype=torch.float64)
     N, rng = 100_000, generator(3)
     if draw == "race":
-        found = race(p.expand(N, 5), torch.rand(N, 5, generator=rng, dtype=torch.float64))
+        found = gumbel_argmax(p.expand(N, 5), torch.rand(N, 5, generator=rng, dtype=torch.float64))
     else:
         found = categorical(p.expand(N, 5), torch.rand(N, generator=rng, dtype=torch.float64))
     share = torch.bincount(found, minlength=5) / N
@@ -171,7 +171,7 @@ def test_temperature_top_k_and_top_p():
     p = z.softmax(-1)[0].double()
 
     def law(**options):
-        return sharpen(z, SampleOptions(**options)).softmax(-1)[0]
+        return process_logits(z, SampleOptions(**options)).softmax(-1)[0]
 
     torch.testing.assert_close(law().float(), p.float())
     torch.testing.assert_close(law(temperature=0.5), (2 * z).double().softmax(-1)[0])
@@ -198,5 +198,5 @@ def test_seeds_differ_in_every_place():
 
 
 def test_stratified_has_one_draw_per_stratum():
-    t = stratified(100, generator(0))
+    t = low_discrepancy_uniform(100, generator(0))
     assert torch.equal((t * 100).long(), torch.arange(100))

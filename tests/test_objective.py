@@ -94,10 +94,10 @@ def test_every_objective_says_whether_it_grows(name):
     cfg = Config(objective=name, noise="geometric" if name == "idlm" else "loglinear")
     specials = {"bos": 4, "eos": 5, "pad": 6} if name in GROW else {}
     objective = build_objective(cfg, {"vocab_size": 7, "specials": specials})
-    assert objective.grows == (name in GROW)
+    assert objective.inserts == (name in GROW)
     other = {"it": "loss", "ar": "nll", "xlnet": "nll"}
     assert objective.criterion == other.get(name, "bound")
-    assert {"causal", "time", "vocab_size"} <= set(objective.needs) and objective.samplers
+    assert {"causal", "time", "vocab_size"} <= set(objective.network_kwargs) and objective.samplers
 
 
 # ---- the bound -----------------------------------------------------------------------------------

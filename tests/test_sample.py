@@ -19,8 +19,8 @@ from checkpoint import Model, build_network, build_objective, load
 from configurator import Config, UserError
 from corpus import Corpus
 from diffusion import SAMPLERS
-from objective import Frame, SampleOptions, generator, sample_categorical, sharpen
-from sample import Canvas, SampleConfig, canvas, canvases, framed, generate, read_prompt
+from objective import Frame, SampleOptions, generator, process_logits, sample_categorical
+from sample import Prompt, SampleConfig, canvas, canvases, framed, generate, read_prompt
 from tokenizer import Symbols
 
 LETTERS = "abcd"
@@ -82,7 +82,7 @@ def told(action: Any, *arguments: Any, **named: Any) -> str:
     return message
 
 
-def written(model: Model, begun: Canvas, options: SampleOptions, seed: int = 0, n: int = 6) -> Any:
+def written(model: Model, begun: Prompt, options: SampleOptions, seed: int = 0, n: int = 6) -> Any:
     """Samples of one canvas, with the checks that hold for all of them."""
     found = generate(model, [begun] * n, options, seed)
     assert found.ids.shape == (n, len(begun.ids)) and len(found.texts) == n
@@ -101,7 +101,7 @@ def test_every_sampler_finishes(form: str, sampler: str, steps: int):
     model = random_model(form, frame=False)
     ids = torch.randint(0, 7, (BLOCK,), generator=torch.Generator().manual_seed(1))
     given = torch.arange(BLOCK) % 3 == 1
-    begun = Canvas(ids, given, torch.arange(BLOCK))
+    begun = Prompt(ids, given, torch.arange(BLOCK))
     for seed in range(3):
         found = written(model, begun, SampleOptions(steps=steps, sampler=sampler), seed)
         free = found.ids[:, ~given]
@@ -134,7 +134,7 @@ def test_nothing_to_write(form: str, sampler: str):
     """All places given: the canvas comes back as it is."""
     model = random_model(form, frame=False)
     ids = torch.randint(0, 7, (BLOCK,), generator=torch.Generator().manual_seed(1))
-    begun = Canvas(ids, torch.ones(BLOCK, dtype=torch.bool), torch.arange(BLOCK))
+    begun = Prompt(ids, torch.ones(BLOCK, dtype=torch.bool), torch.arange(BLOCK))
     assert (written(model, begun, SampleOptions(steps=4, sampler=sampler)).ids == ids).all()
 
 
@@ -150,7 +150,7 @@ def test_same_seed_same_text(form: str, sampler: str):
 def test_temperature_zero_is_one_text(form: str, sampler: str):
     """At temperature 0 all places revealed in one step get their most probable token."""
     model = random_model(form, frame=False)
-    blank = Canvas(
+    blank = Prompt(
         torch.zeros(BLOCK).long(), torch.zeros(BLOCK, dtype=torch.bool), torch.arange(BLOCK)
     )
     if sampler != "confidence":  # only there does the order depend on no draw
@@ -224,7 +224,7 @@ def test_sharpen():
     z = torch.tensor([[1.0, 3.0, 2.0, 0.0]])
 
     def kept(**o: Any) -> list[float]:
-        return [round(p, 6) for p in sharpen(z, SampleOptions(**o)).softmax(-1)[0].tolist()]
+        return [round(p, 6) for p in process_logits(z, SampleOptions(**o)).softmax(-1)[0].tolist()]
 
     p = z[0].double().softmax(-1)
     assert kept() == [round(x, 6) for x in p.tolist()]
@@ -236,7 +236,7 @@ def test_sharpen():
     assert np.allclose(kept(top_p=0.7), pair, atol=1e-5)  # 0.644 does not hold 0.7, two do
     assert kept(top_p=0.6) == [0, 1, 0, 0]  # the token that crosses stays
     assert np.allclose(kept(temperature=100.0), [0.25] * 4, atol=0.01)
-    halves = sharpen(z, SampleOptions(temperature=2.0)).softmax(-1)
+    halves = process_logits(z, SampleOptions(temperature=2.0)).softmax(-1)
     assert torch.allclose(halves, (z.double() / 2).softmax(-1))
 
 
@@ -253,7 +253,7 @@ def test_draws_follow_the_weights():
 PAD, BOS, EOS = 4, 5, 6
 
 
-def shown(c: Canvas) -> str:
+def shown(c: Prompt) -> str:
     """A canvas as text: letters that are given, . for what is to be written, ^ $ _ for specials."""
     names = [*LETTERS, "_", "^", "$"]
     pairs = zip(c.ids.tolist(), c.given.tolist(), strict=True)

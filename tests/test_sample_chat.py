@@ -21,7 +21,7 @@ from configurator import Config, UserError
 from corpus import Batch
 from objective import SampleOptions, generator
 from sample import (
-    Canvas,
+    Prompt,
     SampleConfig,
     answer_canvas,
     answer_defaults,
@@ -331,7 +331,7 @@ def test_texts_of_samples_are_their_ids_decoded(tokenizer: HF):
     ids = [tokenizer.encode(text) for text in ("say", "name two colours", "who")]
     sizes = [len(i) + n for i, n in zip(ids, (3, 6, 1), strict=True)]
     begun = [
-        Canvas(torch.tensor(i + [0] * (n - len(i))), torch.arange(n) < len(i), torch.arange(n))
+        Prompt(torch.tensor(i + [0] * (n - len(i))), torch.arange(n) < len(i), torch.arange(n))
         for i, n in zip(ids, sizes, strict=True)
     ]
     plain = [i for i in range(tokenizer.vocab_size) if i < 5 or i >= 285]  # all special tokens

@@ -14,7 +14,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from viz.story import Story
+from viz.story import Trace
 
 TEMPLATE, STYLE, SCRIPT = (
     Path(__file__).with_name(name).read_text(encoding="utf-8")
@@ -31,7 +31,7 @@ def embedded(data: Any) -> str:
     return text
 
 
-def render(stories: list[Story], title: str, facts: dict[str, Any] | None = None) -> str:
+def render(stories: list[Trace], title: str, facts: dict[str, Any] | None = None) -> str:
     """The page. facts: what else is to be known of the samples, shown below them."""
     assert stories and all(story.steps for story in stories), [s.steps for s in stories]
     data = embedded({"stages": [story.data() for story in stories]})
@@ -46,7 +46,7 @@ def render(stories: list[Story], title: str, facts: dict[str, Any] | None = None
 
 
 def write(
-    path: str | Path, stories: list[Story], title: str, facts: dict[str, Any] | None = None
+    path: str | Path, stories: list[Trace], title: str, facts: dict[str, Any] | None = None
 ) -> None:
     """Write the page to a file, whole or not at all. Raises OSError."""
     path = Path(path)

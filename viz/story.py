@@ -56,7 +56,7 @@ class Token:
             self.history.append((step, id, drawn))
 
 
-class Story:
+class Trace:
     """One run of a sampler: the first `rows` samples, without their first `skip` places.
 
     show_token: id -> text, empty for what is not to be seen. grows: tokens are inserted, and those
@@ -77,7 +77,7 @@ class Story:
         note: str = "",
     ):
         self.name, self.show, self.mask_id, self.note = name, show_token, mask_id, note
-        self.grows, self.rows, self.skip = grows, rows, skip
+        self.inserts, self.rows, self.skip = grows, rows, skip
         self.steps = 0
         self.lines: list[list[Token]] = []  # of each sample, the tokens in their order
         self.gone: list[list[Token]] = []  # those that fell off the end
@@ -101,7 +101,7 @@ class Story:
         if not self.steps:
             self.lines, self.gone = [[] for _ in ids], [[] for _ in ids]
         for b, row in enumerate(ids):
-            if self.grows:
+            if self.inserts:
                 self.place(b, row[: length[b]], changed[b][: length[b]])
             else:
                 more = range(len(self.lines[b]), len(row))  # a canvas may widen
@@ -143,7 +143,7 @@ class Story:
             "name": self.name,
             "note": self.note,
             "frames": self.steps,
-            "grows": self.grows,
+            "grows": self.inserts,
             "mask": self.mask_id,
             "texts": {str(i): readable(self.show(i)) for i in sorted(ids - {GONE})},
             "samples": samples,

@@ -113,12 +113,12 @@ class _Given:
 
     def __init__(self, given: Tensor | None, rows: int, mask_id: int | None, grows: bool):
         self.rows = None if grows else [] if given is None else given[:rows].tolist()
-        self.grows, self.mask_id = grows, mask_id
+        self.inserts, self.mask_id = grows, mask_id
 
     def of(self, shot: "_Shot") -> list[list[bool]]:
         if self.rows is None:
             self.rows = [[True] * n for n in shot.length]
-        elif self.grows:
+        elif self.inserts:
             part = zip(self.rows, shot.ids, shot.changed, shot.length, strict=True)
             self.rows = [carry(r, i[:n], c[:n], self.mask_id, bool) for r, i, c, n in part]
         return self.rows

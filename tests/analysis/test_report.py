@@ -128,7 +128,7 @@ def test_curves_of_all_samplers(family: str):
     told = [{how.get("sampler", names[0]) for _, how in some}.pop() for some in every.values()]
     assert set(told) == set(names)
     # confidence has a second way, by a threshold
-    assert len(told) == len(names) + ("confidence" in names and not model.objective.grows)
+    assert len(told) == len(names) + ("confidence" in names and not model.objective.inserts)
     assert all(every[name] == few[name] for name in few if name in every)
 
 

@@ -17,8 +17,8 @@ from bench.textbook import InsertionTextbook, Textbook, textbook, textbook_weigh
 from checkpoint import OBJECTIVES, build_network, build_objective
 from configurator import Config, UserError, build, load
 from corpus import Batch
-from insertion import compact
-from objective import SampleOptions, bucket, generator
+from insertion import drop_tokens
+from objective import SampleOptions, generator, pad_to_multiple
 from train import make_optimizers, scale_gradients, update_ema
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -169,7 +169,7 @@ def test_the_dense_target_counts_what_is_missing():
     ours = Ours(QUICK, speed.SHAPES["tiny"], "ilm")
     ids = torch.tensor([[40, 39, 7, 5, 5, 6]])
     drop = torch.tensor([[False, False, False, True, True, True]])
-    rows = compact(ids, torch.arange(6)[None] > 1, torch.tensor([6]), drop, 0)
+    rows = drop_tokens(ids, torch.arange(6)[None] > 1, torch.tensor([6]), drop, 0)
     counts = textbook(ours).counts(rows, 6)
     assert counts.shape == (1, 6, 41) and counts.sum() == 3
     assert counts[0, 2, 5] == 2 and counts[0, 2, 6] == 1
@@ -283,8 +283,8 @@ def test_no_objective_ever_makes_all_logits(name):
 def test_widths_of_a_batch_are_few(name):
     """Rows are padded to a multiple of 16 or more: every shape costs bfloat16 on a CPU memory for
     good, and a compiled network a compilation."""
-    assert [bucket(700, most) for most in (1024, 704, 701)] == [704, 704, 701]
-    assert len({bucket(w, 4096) for w in range(1, 4097)}) == 16
+    assert [pad_to_multiple(700, most) for most in (1024, 704, 701)] == [704, 704, 701]
+    assert len({pad_to_multiple(w, 4096) for w in range(1, 4097)}) == 16
     shape = Shape(41, 70, 16, 1, 2, 2, name != "ilm")
     told = {k: v for k, v in shape._asdict().items() if k != "vocab"}
     cfg = Config(objective=name, **told)

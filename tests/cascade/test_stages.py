@@ -23,7 +23,7 @@ from model import Transformer
 from objective import generator
 from prepare.documents import Document, ShardFolder, shard_path
 from tokenizer import Bytes, Symbols
-from train import REPLACED, changed_prefix, permutation, shuffled_prefix, spoilt_prefix
+from train import REPLACED, augment_prompt, corrupt_prompt, permutation, shuffle_prompt
 
 # ---- the rules, one token at a time --------------------------------------------------------------
 
@@ -362,7 +362,7 @@ def test_permutation_is_uniform_and_keeps_the_rest():
     names, counts = torch.unique(found[:, :3], dim=0, return_counts=True)
     assert len(names) == 6 and (counts - 500).abs().max() < 5 * (500 * 5 / 6) ** 0.5
     uneven = batch_of(4, 6, [0, 1, 4, 6])
-    moved = shuffled_prefix(uneven, generator(2))
+    moved = shuffle_prompt(uneven, generator(2))
     for a, b, keep in zip(uneven.ids, moved.ids, uneven.given, strict=True):
         assert sorted(a[keep].tolist()) == sorted(b[keep].tolist())
         assert torch.equal(a[~keep], b[~keep])
@@ -372,7 +372,7 @@ def test_permutation_is_uniform_and_keeps_the_rest():
 def test_noise_spoils_its_share():
     """Some given ids of some rows become given ids of the batch; nothing else changes."""
     batch = batch_of(4000, 10, [6] * 4000)
-    found = spoilt_prefix(batch, 0.4, generator(3))
+    found = corrupt_prompt(batch, 0.4, generator(3))
     changed = found.ids != batch.ids
     assert not changed[:, 6:].any() and torch.equal(found.given, batch.given)
     assert set(found.ids[changed].tolist()) <= set(batch.ids[batch.given].tolist())
@@ -380,14 +380,14 @@ def test_noise_spoils_its_share():
     assert rows == pytest.approx(0.4 * (1 - (1 - REPLACED) ** 6), abs=0.04)
     assert changed[:, :6].float().mean().item() == pytest.approx(0.4 * REPLACED, abs=0.01)
     none = batch_of(3, 4, [0, 0, 0])
-    assert torch.equal(spoilt_prefix(none, 1.0, generator(3)).ids, none.ids)
+    assert torch.equal(corrupt_prompt(none, 1.0, generator(3)).ids, none.ids)
 
 
 def test_nothing_is_drawn_where_nothing_is_asked_for():
     rng = generator(5)
     before = rng.get_state()
     batch = batch_of(2, 4, [2, 2])
-    assert changed_prefix(batch, False, 0.0, rng) is batch
+    assert augment_prompt(batch, False, 0.0, rng) is batch
     assert torch.equal(rng.get_state(), before)
 
 
@@ -433,7 +433,7 @@ def test_a_run_resumes_exactly_and_is_evaluated_on_true_prefixes(
         monkeypatch.setattr(train, "changed_prefix", None)  # not to be called from here
         seen.append(batch)
         value = bound(job)
-        monkeypatch.setattr(train, "changed_prefix", changed_prefix)
+        monkeypatch.setattr(train, "changed_prefix", augment_prompt)
         return value
 
     monkeypatch.setattr(train, "evaluate", evaluate)
@@ -500,7 +500,7 @@ def test_copying_is_learnt(tmp_path: Path, run_cli: Any, shuffle: bool):
     assert done.returncode == 0, done.stderr
     model = checkpoint.load(str(tmp_path / "out" / "ckpt.pt"))
     batch = Corpus(tmp_path / "data" / "cascade_copy").batch("val", np.arange(1000), 12)
-    other = shuffled_prefix(batch, generator(2))
+    other = shuffle_prompt(batch, generator(2))
     true, permuted = (
         float(model.objective.bound(model.net, b, generator(1), 4).mean()) for b in (batch, other)
     )

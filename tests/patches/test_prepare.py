@@ -18,7 +18,7 @@ from patches.history import Commit
 from patches.patch import Refused, apply_patch, make_hunks
 from patches.prepare import DiffConfig, Packer, fitting, held_out, repeated
 from patches.rows import (
-    Prompt,
+    PatchPrompt,
     Sample,
     judge_patch,
     nearest_patch,
@@ -239,7 +239,7 @@ BODIES = st.lists(st.sampled_from(PARTS), max_size=8).map("".join)
 
 @given(st.none() | BODIES, BODIES, BODIES)
 def test_prompts_are_read_again_whatever_they_hold(before, message, after):
-    prompt = Prompt("<NME> f.py", before, message)
+    prompt = PatchPrompt("<NME> f.py", before, message)
     try:
         text = prompt_text(prompt)
     except Refused:
@@ -251,9 +251,9 @@ def test_prompts_are_read_again_whatever_they_hold(before, message, after):
 
 
 def test_the_form_is_the_published_one():
-    prompt = Prompt("a.py", "x\n", "Do it")
+    prompt = PatchPrompt("a.py", "x\n", "Do it")
     assert prompt_text(prompt) == "<NME> a.py\n<BEF> x\n\n<MSG> Do it\n"
-    assert prompt_text(Prompt("a.py", None, "m")) == "<NME> a.py\n<BEF> ADDFILE\n<MSG> m\n"
+    assert prompt_text(PatchPrompt("a.py", None, "m")) == "<NME> a.py\n<BEF> ADDFILE\n<MSG> m\n"
     assert target_text("@@ -1 +1 @@\n") == "<DFF> @@ -1 +1 @@\n"
     assert prompt_ids(Bytes(), prompt) == list(prompt_text(prompt).encode())
 
@@ -307,7 +307,7 @@ BAD = [
 @pytest.mark.parametrize("record", FORMS)
 def test_every_form_of_a_record_is_the_same_change(record):
     [found] = changes_of(record, ANY)
-    assert found == (Prompt("a.py", "x\n", "m"), "y\n", "@@ -1 +1 @@\n-x\n+y\n")
+    assert found == (PatchPrompt("a.py", "x\n", "m"), "y\n", "@@ -1 +1 @@\n-x\n+y\n")
 
 
 def test_a_new_file_has_no_text_before():
@@ -344,7 +344,7 @@ def test_compressed_lines_are_the_same(tmp_path, prepared):
 
 def lines_of(path, sizes):
     """A JSON lines file whose rows have so many tokens each, EOS included."""
-    rest = len(prompt_text(Prompt("a", None, "m")) + target_text("@@ -0,0 +1 @@\n+\n")) + 1
+    rest = len(prompt_text(PatchPrompt("a", None, "m")) + target_text("@@ -0,0 +1 @@\n+\n")) + 1
     found = [
         {"path": "a", "before": None, "after": chr(97 + i) * (n - rest) + "\n", "message": "m"}
         for i, n in enumerate(sizes)
@@ -481,7 +481,7 @@ def test_labels_follow_the_text_and_not_the_tokens():
 
 
 def test_the_right_patch_is_right_and_none_is_worth_nothing():
-    prompt, gold = Prompt("a.py", "x = 1\ny = 2\n", "m"), "@@ -1 +1 @@\n-x = 1\n+x = 3\n"
+    prompt, gold = PatchPrompt("a.py", "x = 1\ny = 2\n", "m"), "@@ -1 +1 @@\n-x = 1\n+x = 3\n"
     best = judge_patch(prompt, gold, "<DFF> " + gold)
     assert best == ("ok", "ok", True, pytest.approx(1 / 3), True)
     none = judge_patch(prompt, gold, "")
@@ -494,12 +494,14 @@ def test_the_right_patch_is_right_and_none_is_worth_nothing():
     ]
     with pytest.raises(Refused):
         judge_patch(prompt, "@@ -1 +1 @@\n-no\n+x\n", gold)
-    assert judge_patch(Prompt("a", None, "m"), "@@ -0,0 +1 @@\n+(\n", "").parses is None
+    assert judge_patch(PatchPrompt("a", None, "m"), "@@ -0,0 +1 @@\n+(\n", "").parses is None
 
 
 def test_the_nearest_patch_shares_most_words():
-    known = [Sample(Prompt(n, "", m), n) for n, m in (("a", "fix the bug"), ("b", "add a test"))]
-    assert nearest_patch(Prompt("c", "", "Add one more test"), known) == "b"
+    known = [
+        Sample(PatchPrompt(n, "", m), n) for n, m in (("a", "fix the bug"), ("b", "add a test"))
+    ]
+    assert nearest_patch(PatchPrompt("c", "", "Add one more test"), known) == "b"
 
 
 # ---- the command ---------------------------------------------------------------------------------

@@ -194,7 +194,7 @@ class Oracle:
     samplers, mask_id, bounded = ("only",), None, False
 
     def __init__(self, known: dict[tuple, list[int]], grows: bool, specials: dict[str, int]):
-        self.known, self.grows, self.special = known, grows, specials
+        self.known, self.inserts, self.special = known, grows, specials
         self.widths: list[int] = []
 
     def sample(self, net: Any, ids: Any, given: Any, rng: Any, options: Any) -> Any:
@@ -204,7 +204,7 @@ class Oracle:
             answer = list(self.known[tuple(prompt)])
             if self.number(prompt) % 3 == 0:
                 answer[0] = (answer[0] + 1) % 12
-            if self.grows:
+            if self.inserts:
                 answer = answer[:-1]
             self.widths.append(int((~asked).sum()))
             out[i, len(prompt) :] = self.special["pad"]

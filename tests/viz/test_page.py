@@ -17,7 +17,7 @@ import sample
 from configurator import UserError
 from objective import Frame
 from viz import page
-from viz.story import Drawn, Story
+from viz.story import Drawn, Trace
 
 MASK, END = 0, 1
 HOSTILE = [
@@ -82,9 +82,9 @@ def frame(rows: list[list[int]], marks: list[list[int]], length: list[int] | Non
     return Frame(ids, whole, torch.tensor(marks).bool())
 
 
-def masked_story() -> Story:
+def masked_story() -> Trace:
     """Two samples of four tokens; the first is given. Frame 2 doubts a token."""
-    story, still = Story("one", show, MASK), [[0] * 4] * 2
+    story, still = Trace("one", show, MASK), [[0] * 4] * 2
     fixed = torch.tensor([[1, 0, 0, 0]] * 2).bool()
     rows = [[[5, 0, 0, 0], [6, 0, 0, 0]], [[5, 0, 50, 0], [6, 7, 0, 0]]]
     rows += [[[5, 8, 0, 0], [6, 7, 0, 9]], [[5, 8, 51, 1], [6, 7, 10, 9]]]
@@ -95,9 +95,9 @@ def masked_story() -> Story:
     return story
 
 
-def grown_story() -> Story:
+def grown_story() -> Trace:
     """ab, then axb, then axyb; sample 2 is c and stays so."""
-    story, none = Story("two", show, None, grows=True), torch.zeros(2, 1).bool()
+    story, none = Trace("two", show, None, grows=True), torch.zeros(2, 1).bool()
     story.see(frame([[37, 38, 1, 1], [39, 1, 1, 1]], [[0] * 4] * 2, [2, 1]), none, {})
     moved = frame([[37, 48, 38, 1], [39, 1, 1, 1]], [[0, 1, 0, 0], [0] * 4], [3, 1])
     story.see(moved, none, {})
@@ -125,7 +125,7 @@ def test_embedded_data_is_no_markup_and_comes_back(data: Any) -> None:
 @given(texts, texts, texts)
 def test_no_text_becomes_markup(token: str, title: str, fact: str) -> None:
     """The same elements whatever the texts are, and the texts themselves come back."""
-    story, still = Story(token, lambda i: token or "x"), torch.zeros(1, 1).bool()
+    story, still = Trace(token, lambda i: token or "x"), torch.zeros(1, 1).bool()
     story.see(frame([[5]], [[0]]), still, {})
     found = Page(page.render([story], title, {fact: fact}))
     assert [tag for tag, _ in found.found] == PLAIN
@@ -136,7 +136,7 @@ def test_no_text_becomes_markup(token: str, title: str, fact: str) -> None:
 
 
 def plain() -> list[str]:
-    story = Story("", lambda i: "x")
+    story = Trace("", lambda i: "x")
     story.see(frame([[5]], [[0]]), torch.zeros(1, 1).bool(), {})
     return [tag for tag, _ in Page(page.render([story], "t", {"a": 1})).found]
 
@@ -176,7 +176,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: Any)
 
 def test_a_story_without_frames_is_refused() -> None:
     with pytest.raises(AssertionError):
-        page.render([Story("", show)], "t")
+        page.render([Trace("", show)], "t")
 
 
 # ---- the commands --------------------------------------------------------------------------------
@@ -415,7 +415,7 @@ def test_everything_is_readable(shown: Any, scheme: str) -> None:
 
 
 def test_a_phone_needs_no_scrolling_sideways(shown: Any, tmp_path: Path) -> None:
-    long = Story("n" * 200, lambda i: "w" * 300 if i == 5 else "ab ", note="x" * 200)
+    long = Trace("n" * 200, lambda i: "w" * 300 if i == 5 else "ab ", note="x" * 200)
     long.see(frame([[5, *[6] * 80]] * 3, [[0] * 81] * 3), torch.zeros(3, 81).bool(), {})
     page.write(tmp_path / "b.html", [long], "t" * 200, {"k" * 100: "v" * 300})
     shown.size(360)
@@ -436,7 +436,7 @@ def test_a_phone_needs_no_scrolling_sideways(shown: Any, tmp_path: Path) -> None
 
 def test_line_breaks_and_spaces_are_kept(shown: Any, tmp_path: Path) -> None:
     words = {5: "a", 6: "\n", 7: "  ", 8: "b", 9: "x\ny\n"}
-    story = Story("", words.__getitem__)
+    story = Trace("", words.__getitem__)
     story.see(frame([[5, 6, 7, 8, 9, 5]], [[0] * 6]), torch.zeros(1, 6).bool(), {})
     page.write(tmp_path / "b.html", [story], "t")
     shown.open(tmp_path / "b.html")

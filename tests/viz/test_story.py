@@ -15,7 +15,7 @@ from checkpoint import build_network, build_objective
 from configurator import Config
 from objective import Frame, SampleOptions, generator
 from viz import view
-from viz.story import GONE, Drawn, Story, by_place, readable
+from viz.story import GONE, Drawn, Trace, by_place, readable
 
 MASK, BOS, EOS, PAD, CLS = 0, 1, 2, 3, 4
 SPECIALS = {"mask": MASK, "bos": BOS, "eos": EOS, "pad": PAD, "cls": CLS}
@@ -26,8 +26,8 @@ def show(i: int) -> str:
     return "░" if i == MASK else "" if i in (BOS, EOS, PAD) else chr(60 + i)
 
 
-def told(frames: list[Frame], fixed: Tensor, **options: Any) -> Story:
-    story = Story("", show, MASK, **options)
+def told(frames: list[Frame], fixed: Tensor, **options: Any) -> Trace:
+    story = Trace("", show, MASK, **options)
     assert list(story.watch(frames, fixed)) == frames
     return story
 
@@ -80,7 +80,7 @@ def grown(seed: int) -> Grown:
 def test_tokens_of_a_growing_text_keep_their_identity(seed: int) -> None:
     run = grown(seed)
     mask = MASK if seed % 2 == 0 else None
-    story = Story("", lambda i: f"<{i}>", mask, grows=True)
+    story = Trace("", lambda i: f"<{i}>", mask, grows=True)
     list(story.watch(run.frames, torch.zeros(1, 1, dtype=torch.bool)))
     (tokens,) = story.data()["samples"]
     assert len(tokens) == len(run.names[-1])
@@ -107,7 +107,7 @@ def test_what_falls_off_the_end_is_gone() -> None:
         Frame(torch.tensor([[5, 6, EOS]]), torch.tensor([3]), torch.tensor([[0, 1, 0]]).bool()),
         Frame(torch.tensor([[7, 5, 6]]), torch.tensor([3]), torch.tensor([[1, 0, 0]]).bool()),
     ]
-    story = Story("", lambda i: f"<{i}>", None, grows=True)
+    story = Trace("", lambda i: f"<{i}>", None, grows=True)
     list(story.watch(frames, still))
     (tokens,) = story.data()["samples"]
     assert [[at(t, k) for t in tokens] for k in range(3)] == [
@@ -152,7 +152,7 @@ def test_histories_are_the_frames(seed: int) -> None:
 
 def test_a_draw_counts_only_for_the_token_that_stands_there() -> None:
     still = torch.zeros(1, 2, dtype=torch.bool)
-    story = Story("", show, MASK)
+    story = Trace("", show, MASK)
     one = torch.tensor([2])
     story.see(Frame(torch.tensor([[MASK, MASK]]), one, still), still, {})
     drawn = {(0, 0): Drawn(5, 0.25, [(6, 0.75), (5, 0.25)]), (0, 1): Drawn(6, 0.123456, [])}
