@@ -61,8 +61,8 @@ class Ordered(Objective):
         rows = vocab_size if own else vocab_size + 1
         self.network_kwargs = {"causal": False, "time": False, "vocab_size": rows}
 
-    def written(self, batch: Batch) -> Tensor:
-        return ~batch.given & (torch.arange(batch.ids.shape[1]) < batch.length[:, None])
+    def target_mask(self, batch: Batch) -> Tensor:
+        return ~batch.prompt_mask & (torch.arange(batch.ids.shape[1]) < batch.length[:, None])
 
     def begun(self, ids: Tensor, chosen: Tensor, bare: Tensor) -> tuple[Tensor, Tensor]:
         """Rows (B, T), and places (B, T) bool among them, behind START where `bare` (B, 1) says so;
@@ -80,7 +80,7 @@ class Ordered(Objective):
         """The batch up to its longest row -> ids, scored places and tokens that may be seen, each
         (B, S), with START where it is needed."""
         T = pad_to_multiple(max(1, int(batch.length.max())), batch.ids.shape[1])
-        bare, written = ~batch.given[:, :1], self.written(batch)[:, :T]
+        bare, written = ~batch.prompt_mask[:, :1], self.target_mask(batch)[:, :T]
         there = torch.arange(T) < batch.length[:, None]
         ids, scored = self.begun(batch.ids[:, :T], written, bare)
         _, seen = self.begun(batch.ids[:, :T], there, bare)
@@ -124,12 +124,17 @@ class Ordered(Objective):
 
     @torch.no_grad()
     def sample(
-        self, net: Any, ids: Tensor, given: Tensor, rng: torch.Generator, options: SampleOptions
+        self,
+        net: Any,
+        ids: Tensor,
+        prompt_mask: Tensor,
+        rng: torch.Generator,
+        options: SampleOptions,
     ) -> Iterator[Frame]:
         """From left to right, a frame per written place; temperature, top_k, top_p, banned and stop
         have their usual meaning. Behind EOS stands padding. It is not written before a given token:
         a text that holds a given word does not end before it."""
-        walk = TokenByToken(self, ids, given, rng, choose_sampler(self, options))
+        walk = TokenByToken(self, ids, prompt_mask, rng, choose_sampler(self, options))
         frame = walk.frame(None)
         yield frame
         for _ in self.write(net, walk):
@@ -145,16 +150,18 @@ class TokenByToken(Sampler):
     """A canvas that is written token by token: x (B, S) int64 and its open places (B, S) bool, with
     START where it is needed. Given padding at the end of a row is none of its text."""
 
-    def __init__(self, objective: Ordered, ids: Tensor, given: Tensor, rng: Any, o: SampleOptions):
+    def __init__(
+        self, objective: Ordered, ids: Tensor, prompt_mask: Tensor, rng: Any, o: SampleOptions
+    ):
         wrong = {"cfg": o.cfg != 0, "remask": o.remask != "none", "delay_eos": len(o.delay) > 0}
         for name, asked in wrong.items():
             if asked:
                 raise UserError(f"{name}: this model writes one token after another, for good")
         super().__init__(o, rng)
         self.objective, self.T = objective, ids.shape[1]
-        self.bare = ~given[:, :1]
-        x = ids.masked_fill(~given, objective.fill)
-        self.x, self.editable = objective.begun(x, ~given, self.bare)
+        self.bare = ~prompt_mask[:, :1]
+        x = ids.masked_fill(~prompt_mask, objective.fill)
+        self.x, self.editable = objective.begun(x, ~prompt_mask, self.bare)
         self.shift = (self.bare[:, 0] & (self.x.shape[1] > self.T)).long()  # (B,) for START
         solid = self.editable | (self.x != (-1 if objective.pad is None else objective.pad))
         self.inside = solid.flip(1).cumsum(1).flip(1) > 0  # (B, S): not in the padding at the end

@@ -131,7 +131,7 @@ class Batch(NamedTuple):
     corrupted, scored or changed. Positions from `length` on hold the pad id."""
 
     ids: Tensor  # (B, T) int64
-    given: Tensor  # (B, T) bool
+    prompt_mask: Tensor  # (B, T) bool: given, so neither corrupted nor scored nor changed
     length: Tensor  # (B,) int64
 
 

@@ -78,7 +78,7 @@ class Noise:
     def rate(self, t: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def masked(self, t: Tensor) -> Tensor:
+    def mask_prob(self, t: Tensor) -> Tensor:
         """Share of moved tokens."""
         return -torch.expm1(-self.total(t))
 
@@ -93,7 +93,7 @@ class LogLinear(Noise):
 
     eps: float = 1e-3
 
-    def masked(self, t: Tensor) -> Tensor:
+    def mask_prob(self, t: Tensor) -> Tensor:
         return (1 - self.eps) * t
 
     def weight(self, t: Tensor) -> Tensor:
@@ -191,7 +191,7 @@ class Shares(Noise):
     """A schedule given by the share of moved tokens and the weight."""
 
     def total(self, t: Tensor) -> Tensor:
-        return -torch.log1p(-self.masked(t))
+        return -torch.log1p(-self.mask_prob(t))
 
     def rate(self, t: Tensor) -> Tensor:
         return self.weight(t) * torch.expm1(self.total(t))
@@ -205,11 +205,11 @@ class Affine(Shares):
     eps: float = 1e-3
     t_min = 0.0
 
-    def masked(self, t: Tensor) -> Tensor:
+    def mask_prob(self, t: Tensor) -> Tensor:
         return self.eps + (1 - self.eps) * t
 
     def weight(self, t: Tensor) -> Tensor:
-        return 1 / self.masked(t)
+        return 1 / self.mask_prob(t)
 
 
 @dataclass(frozen=True)
@@ -219,11 +219,11 @@ class Clamped(Shares):
     eps: float = 1e-5
     t_min = 0.0
 
-    def masked(self, t: Tensor) -> Tensor:
+    def mask_prob(self, t: Tensor) -> Tensor:
         return t.clamp(min=self.eps)
 
     def weight(self, t: Tensor) -> Tensor:
-        return 1 / self.masked(t)
+        return 1 / self.mask_prob(t)
 
 
 @dataclass(frozen=True)
@@ -233,18 +233,18 @@ class Power(Shares):
     power: float = 1.0
     eps: float = 1e-3
 
-    def masked(self, t: Tensor) -> Tensor:
+    def mask_prob(self, t: Tensor) -> Tensor:
         return (t**self.power).clamp(min=self.eps if self.power != 1 else 0.0)
 
     def weight(self, t: Tensor) -> Tensor:
-        return self.power * t ** (self.power - 1) / self.masked(t)
+        return self.power * t ** (self.power - 1) / self.mask_prob(t)
 
 
 @dataclass(frozen=True)
 class Log(Shares):
     """share = log2(1 + t) (BD3)."""
 
-    def masked(self, t: Tensor) -> Tensor:
+    def mask_prob(self, t: Tensor) -> Tensor:
         return torch.log1p(t) / math.log(2)
 
     def weight(self, t: Tensor) -> Tensor:
@@ -261,7 +261,7 @@ def importance(noise: "LogLinear | Linear", u: Tensor) -> tuple[Tensor, float]:
     """u (...) in [0, 1] -> times t whose density is proportional to the weight, u = 0 at the end,
     and the weight that every masked token then has (MDLM, its importance sampling). The share of
     moved tokens is log-uniform between 1 - e^-sigma_min, sigma_min = 1e-3, and its maximum."""
-    most = noise.masked(torch.ones(())).log()
+    most = noise.mask_prob(torch.ones(())).log()
     least = math.log(-math.expm1(-1e-3))
     return noise.at(torch.exp(u * most + (1 - u) * least)), -least
 
@@ -487,19 +487,21 @@ class ScoreEntropy(Objective):
 
     def corrupt(self, batch: Batch, rng: torch.Generator) -> Noisy:
         """One t per row, low-discrepancy; given places stay."""
-        x0, written, low = batch.ids, ~batch.given, self.noise.t_min
+        x0, written, low = batch.ids, ~batch.prompt_mask, self.noise.t_min
         t = low + (1 - low) * low_discrepancy_uniform(len(x0), rng)
         sigma, rate = self.noise.total(t), self.noise.rate(t)
-        xt = self.perturb(x0, batch.given, sigma, rng)
+        xt = self.perturb(x0, batch.prompt_mask, sigma, rng)
         return self.noisy(x0, xt, written, sigma, rate)
 
-    def perturb(self, x0: Tensor, given: Tensor, sigma: Tensor, rng: torch.Generator) -> Tensor:
+    def perturb(
+        self, x0: Tensor, prompt_mask: Tensor, sigma: Tensor, rng: torch.Generator
+    ) -> Tensor:
         """x_sigma from x0 (B, T); sigma (B,); given places stay."""
         u = torch.rand(x0.shape, generator=rng)
         other = None
         if not self.graph.absorbing:
             other = torch.randint(self.graph.n, x0.shape, generator=rng)
-        return torch.where(given, x0, self.graph.move(x0, sigma[:, None], u, other))
+        return torch.where(prompt_mask, x0, self.graph.move(x0, sigma[:, None], u, other))
 
     def noisy(
         self, x0: Tensor, xt: Tensor, written: Tensor, sigma: Tensor, weight: Tensor
@@ -568,7 +570,7 @@ class ScoreEntropy(Objective):
         return torch.stack(bounds).mean(0)
 
     def _bound_once(self, net: Any, batch: Batch, rng: Any, i: int, samples: int) -> Tensor:
-        x0, written = batch.ids, ~batch.given
+        x0, written = batch.ids, ~batch.prompt_mask
         count = written.sum(1)
         pick = (i + torch.rand(len(x0), generator=rng, dtype=torch.float64)) / samples
         if self.graph.absorbing:
@@ -591,7 +593,12 @@ class ScoreEntropy(Objective):
 
     @torch.no_grad()
     def sample(
-        self, net: Any, ids: Tensor, given: Tensor, rng: torch.Generator, options: SampleOptions
+        self,
+        net: Any,
+        ids: Tensor,
+        prompt_mask: Tensor,
+        rng: torch.Generator,
+        options: SampleOptions,
     ) -> Iterator[Frame]:
         """options.sampler: analytic, euler (both graphs, on a grid of `steps`); on the absorbing
         graph also those of diffusion.py."""
@@ -606,7 +613,7 @@ class ScoreEntropy(Objective):
             if grids
             else MaskedSampler
         )
-        yield from frames(walk(self, net, ids, given, rng, options))
+        yield from frames(walk(self, net, ids, prompt_mask, rng, options))
 
     def log_score(self, net: Any, h: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
         """h (R, C), x (R,), sigma (R,) -> log-score (R, V) float32, 0 at the current token."""
@@ -655,13 +662,13 @@ class Guided:
     """A network with guidance towards the places (B, T) that are given: (1 + cfg) times its logits,
     less cfg times those without them (LLaDA). One matrix makes both from both features."""
 
-    def __init__(self, net: Any, given: Tensor, mask_id: int, cfg: float):
-        self.net, self.given, self.mask_id, self.time = net, given, mask_id, net.time
+    def __init__(self, net: Any, prompt_mask: Tensor, mask_id: int, cfg: float):
+        self.net, self.prompt_mask, self.mask_id, self.time = net, prompt_mask, mask_id, net.time
         weight = torch.cat([(1 + cfg) * net.head.weight, -cfg * net.head.weight], 1)  # (V, 2C)
         self.head = SimpleNamespace(weight=weight, bias=net.head.bias)
 
     def features(self, ids: Tensor, *told: Any) -> Tensor:
-        blind = ids.masked_fill(self.given.to(ids.device), self.mask_id)
+        blind = ids.masked_fill(self.prompt_mask.to(ids.device), self.mask_id)
         return torch.cat([self.net.features(x, *told) for x in (ids, blind)], -1)
 
 
@@ -696,12 +703,12 @@ class Masked(Objective):
 
     # -- what is written --
 
-    def written(self, batch: Batch) -> Tensor:
+    def target_mask(self, batch: Batch) -> Tensor:
         if self.padding == "learn":
-            return ~batch.given
+            return ~batch.prompt_mask
         if self.padding == "ignore":
-            return ~batch.given & self.inside(batch)
-        return ~batch.given & (torch.arange(batch.ids.shape[1]) < batch.length.max())
+            return ~batch.prompt_mask & self.inside(batch)
+        return ~batch.prompt_mask & (torch.arange(batch.ids.shape[1]) < batch.length.max())
 
     def inside(self, batch: Batch) -> Tensor:
         return torch.arange(batch.ids.shape[1]) < batch.length[:, None]  # (B, T)
@@ -715,7 +722,7 @@ class Masked(Objective):
         if rng is not None and self.random_length:
             chance, share = torch.rand(2, generator=rng).tolist()
             T = 1 + int(share * T) if chance < self.random_length else T
-        return Batch(batch.ids[:, :T], batch.given[:, :T], batch.length.clamp(max=T))
+        return Batch(batch.ids[:, :T], batch.prompt_mask[:, :T], batch.length.clamp(max=T))
 
     # -- loss --
 
@@ -733,8 +740,8 @@ class Masked(Objective):
         by `count`, the loss is the mean that `loss_per` asks for."""
         batch = self.cut(batch, rng)
         t, weight = self.times(len(batch.ids), rng)
-        written, u = self.written(batch), torch.rand(batch.ids.shape, generator=rng)
-        masked = written & (u < self.noise.masked(t)[:, None])
+        written, u = self.target_mask(batch), torch.rand(batch.ids.shape, generator=rng)
+        masked = written & (u < self.noise.mask_prob(t)[:, None])
         each, count = written.sum(1), int(written.sum())
         if self.loss_per != "token":
             count = int((each > 0).sum())
@@ -785,8 +792,8 @@ class Masked(Objective):
         batch, bounds = self.cut(batch, None), []
         for i in range(samples):
             u = torch.rand(len(batch.ids), generator=rng, dtype=torch.float64)
-            masked, k, share = mask_k_tokens(self.written(batch), (i + u) / samples, rng)
-            weight = self.written(batch).sum(1) / k.double()
+            masked, k, share = mask_k_tokens(self.target_mask(batch), (i + u) / samples, rng)
+            weight = self.target_mask(batch).sum(1) / k.double()
             noisy = self.noisy(batch, masked, weight, -torch.log1p(-share))
             bounds.append(self.nats_by_row(net, noisy))
         return torch.stack(bounds).mean(0)
@@ -809,7 +816,7 @@ class Masked(Objective):
             step = ((i + u) / samples * T).long()  # from (step + 1) / T to step / T
             share = (step + 1) / T
             places = torch.rand(batch.ids.shape, generator=rng, dtype=torch.float64)
-            masked = self.written(batch) & (places < share[:, None])
+            masked = self.target_mask(batch) & (places < share[:, None])
             sigma = -torch.log1p(-share.clamp(max=1 - 1e-9))
             noisy = self.noisy(batch, masked, 1 / share.double(), sigma)
             bounds.append(self.nats_by_row(net, noisy))
@@ -820,7 +827,7 @@ class Masked(Objective):
         self,
         net: Any,
         ids: Tensor,
-        given: Tensor,
+        prompt_mask: Tensor,
         rng: torch.Generator,
         samples: int = 128,
         batch_size: int = 16,
@@ -831,14 +838,18 @@ class Masked(Objective):
         so many places, their numbers spread evenly in each batch: the protocol of published scores
         (LLaDA, appendix B.5). Without guidance its mean is that of -`bound`, but for the rounding
         in `answer_counts`."""
-        assert samples % batch_size == 0 and not given.all(), (samples, batch_size, given)
-        batch = Batch(*(x.expand(batch_size, -1) for x in (ids, given)), None)
+        assert samples % batch_size == 0 and not prompt_mask.all(), (
+            samples,
+            batch_size,
+            prompt_mask,
+        )
+        batch = Batch(*(x.expand(batch_size, -1) for x in (ids, prompt_mask)), None)
         batch = batch._replace(length=torch.full((batch_size,), len(ids)))
-        seen = Guided(net, batch.given, self.mask_id, cfg) if cfg else net
-        total, n = 0.0, int((~given).sum())
+        seen = Guided(net, batch.prompt_mask, self.mask_id, cfg) if cfg else net
+        total, n = 0.0, int((~prompt_mask).sum())
         for _ in range(samples // batch_size):
-            masked = torch.zeros_like(batch.given)
-            masked[:, ~given] = self.answer_masks(n, batch_size, rng)
+            masked = torch.zeros_like(batch.prompt_mask)
+            masked[:, ~prompt_mask] = self.answer_masks(n, batch_size, rng)
             k = masked.sum(1).double()
             # what is told of the noise may depend on k in any way: the bound holds for all of them
             sigma = -torch.log1p(-k / (n + 1))
@@ -856,11 +867,16 @@ class Masked(Objective):
 
     @torch.no_grad()
     def sample(
-        self, net: Any, ids: Tensor, given: Tensor, rng: torch.Generator, options: SampleOptions
+        self,
+        net: Any,
+        ids: Tensor,
+        prompt_mask: Tensor,
+        rng: torch.Generator,
+        options: SampleOptions,
     ) -> Iterator[Frame]:
         """diffusion.py says what the options do."""
         options = choose_sampler(self, options)
-        yield from frames(MaskedSampler(self, net, ids, given, rng, options))
+        yield from frames(MaskedSampler(self, net, ids, prompt_mask, rng, options))
 
 
 class MaskedTokens(Masked):
@@ -914,7 +930,7 @@ class Cells(NamedTuple):
     on. The last block of a row is filled up with places that count as given."""
 
     ids: Tensor  # (B nb, L) int64
-    given: Tensor  # (B nb, L) bool
+    prompt_mask: Tensor  # (B nb, L) bool
     length: Tensor  # (B nb,) int64
     rows: Batch  # the batch itself
 
@@ -924,10 +940,10 @@ def cells(batch: Batch, length: int) -> Cells:
     T = batch.ids.shape[1]
     size = min(length or T, T)
     fill = -T % size
-    ids, given = F.pad(batch.ids, (0, fill)), F.pad(batch.given, (0, fill), value=True)
+    ids, prompt_mask = F.pad(batch.ids, (0, fill)), F.pad(batch.prompt_mask, (0, fill), value=True)
     start = torch.arange(0, T, size)
     own = (batch.length[:, None] - start).clamp(0, size)
-    return Cells(ids.view(-1, size), given.view(-1, size), own.flatten(), batch)
+    return Cells(ids.view(-1, size), prompt_mask.view(-1, size), own.flatten(), batch)
 
 
 class NoisyAndClean:
@@ -1037,9 +1053,9 @@ class BlockDiffusion(Masked):
         t_min, times, losses = self.noise.t_min, [], []
         for batch in batches:
             batch = self.cut(batch, None)
-            written, u = self.written(batch), torch.rand(batch.ids.shape, generator=rng)
+            written, u = self.target_mask(batch), torch.rand(batch.ids.shape, generator=rng)
             t = t_min + (1 - t_min) * torch.rand(len(batch.ids), generator=rng)
-            masked = written & (u < self.noise.masked(t)[:, None])
+            masked = written & (u < self.noise.mask_prob(t)[:, None])
             noisy = self.noisy(batch, masked, self.noise.weight(t), self.noise.total(t))
             nats = self.nats_by_row(net, noisy)
             some = written.any(1)
@@ -1053,11 +1069,16 @@ class BlockDiffusion(Masked):
 
     @torch.no_grad()
     def sample(
-        self, net: Any, ids: Tensor, given: Tensor, rng: torch.Generator, options: SampleOptions
+        self,
+        net: Any,
+        ids: Tensor,
+        prompt_mask: Tensor,
+        rng: torch.Generator,
+        options: SampleOptions,
     ) -> Iterator[Frame]:
         """diffusion.py says what the options do, within each block; see `BlockSampler`."""
         options = choose_sampler(self, options)
-        yield from frames(BlockSampler(self, net, ids, given, rng, options))
+        yield from frames(BlockSampler(self, net, ids, prompt_mask, rng, options))
 
 
 # ==================================================================================================
@@ -1253,18 +1274,20 @@ class MaskedSampler(Sampler):
     mirrored pair is decided once, with the mean of both distributions, and written at both places.
     """
 
-    def __init__(self, objective: Any, net: Any, ids: Tensor, given: Tensor, rng: Any, o: Any):
+    def __init__(
+        self, objective: Any, net: Any, ids: Tensor, prompt_mask: Tensor, rng: Any, o: Any
+    ):
         super().__init__(o, rng)
-        self.objective, self.net, self.given = objective, net, given
+        self.objective, self.net, self.prompt_mask = objective, net, prompt_mask
         self.mask_id = objective.mask_id
-        self.x = torch.where(given, ids, self.start(ids))
+        self.x = torch.where(prompt_mask, ids, self.start(ids))
         places = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)  # (B, T)
         self.mirror = places if o.mirror is None else o.mirror
-        self.editable = ~given & (places <= self.mirror)  # one of each pair
+        self.editable = ~prompt_mask & (places <= self.mirror)  # one of each pair
         self.inside = None  # (B, 1, T): rows of unequal length do not look beyond their ends
         if o.length is not None and bool((o.length < ids.shape[1]).any()):
             self.inside = (places < o.length[:, None])[:, None]
-        self.first = torch.where(given, ids.shape[1], places).amin(1, keepdim=True)  # (B, 1)
+        self.first = torch.where(prompt_mask, ids.shape[1], places).amin(1, keepdim=True)  # (B, 1)
         width = o.block_length or ids.shape[1]
         self.block = (places - self.first).clamp(min=0) // width  # (B, T)
         self.blocks = int(torch.where(self.editable, self.block, 0).max()) + 1
@@ -1353,7 +1376,7 @@ class MaskedSampler(Sampler):
         """Features (G r, W, C) of a window of the canvases, and the column where it begins."""
         x, mask = self.x[rows], None if self.inside is None else self.inside[rows]
         if self.o.cfg:
-            x = torch.cat([x, x.masked_fill(self.given[rows], self.mask_id)])
+            x = torch.cat([x, x.masked_fill(self.prompt_mask[rows], self.mask_id)])
             time = None if time is None else torch.cat([time, time])
             mask = None if mask is None else torch.cat([mask, mask])
             rows = torch.cat([rows, rows + len(self.x)])
@@ -1447,7 +1470,7 @@ class MaskedSampler(Sampler):
             return
         done = torch.arange(int(steps.max()) + 1, device=steps.device) / steps[:, None].double()
         times = 1 - (1 - SAMPLE_EPS) * done.clamp(max=1)  # (B, S + 1)
-        moved = self.objective.noise.masked(times)  # share of masked places
+        moved = self.objective.noise.mask_prob(times)  # share of masked places
         unmask_step = self.unmask_step(moved)
         while len((at := self.masked_positions()).row):
             mine = unmask_step[at.row, at.col]
@@ -1477,7 +1500,7 @@ class MaskedSampler(Sampler):
 
     def most(self) -> Tensor:
         """() share of masked places at t = 1."""
-        return self.objective.noise.masked(torch.ones((), dtype=torch.float64))
+        return self.objective.noise.mask_prob(torch.ones((), dtype=torch.float64))
 
     def first_hitting(self, steps: Tensor) -> Iterator[None]:
         """The continuous-time limit of the grid, one place per step (FHS, Prop. 4.1): with k places
@@ -1495,7 +1518,10 @@ class MaskedSampler(Sampler):
         is told the share of masked places at which as many are left."""
         begun, most = self.left(self.masked_positions()), int(steps.max())
         plan = self.plan(begun, steps) if self.o.schedule in SCHEDULES else None
-        low, high = float(self.objective.noise.masked(torch.tensor(SAMPLE_EPS))), float(self.most())
+        low, high = (
+            float(self.objective.noise.mask_prob(torch.tensor(SAMPLE_EPS))),
+            float(self.most()),
+        )
         for step in range(most) if plan is not None else iter(int, 1):
             at, (places, _) = self.masked_positions(), self.remasked(step, most)
             if len(at.row) == 0 and places is None:
@@ -1555,8 +1581,8 @@ class MaskedSampler(Sampler):
         if self.o.stop is None:
             return False
         masked, before = self.x == self.mask_id, self.x
-        ends = ~self.given & (before == self.o.stop) & (masked.cumsum(1) == 0)
-        self.x = before.masked_fill((ends.cumsum(1) > 0) & ~self.given, self.o.stop)
+        ends = ~self.prompt_mask & (before == self.o.stop) & (masked.cumsum(1) == 0)
+        self.x = before.masked_fill((ends.cumsum(1) > 0) & ~self.prompt_mask, self.o.stop)
         return not torch.equal(self.x, before)
 
     def close(self) -> None:
@@ -1688,9 +1714,15 @@ class BlockSampler(MaskedSampler):
     among all of them, given ones included: a row does not depend on its neighbours' prompts."""
 
     def __init__(
-        self, objective: BlockDiffusion, net: Any, ids: Tensor, given: Tensor, rng: Any, o: Any
+        self,
+        objective: BlockDiffusion,
+        net: Any,
+        ids: Tensor,
+        prompt_mask: Tensor,
+        rng: Any,
+        o: Any,
     ):
-        super().__init__(objective, net, ids, given, rng, o)
+        super().__init__(objective, net, ids, prompt_mask, rng, o)
         B, T = ids.shape
         self.size = min(objective.length or T, T)
         self.block = torch.arange(T, device=ids.device).expand_as(ids) // self.size

@@ -85,7 +85,7 @@ def documents(tokenizer: Tokenizer, ids: list[int]) -> list[tuple[str, bool]]:
 def written_text(batch: Batch) -> list[list[int]]:
     """Of each row the ids that are neither given nor padding."""
     inside = torch.arange(batch.ids.shape[1]) < batch.length[:, None]
-    rows = zip(batch.ids, inside & ~batch.given, strict=True)
+    rows = zip(batch.ids, inside & ~batch.prompt_mask, strict=True)
     return [ids[keep].tolist() for ids, keep in rows]
 
 
@@ -323,7 +323,7 @@ def likelihoods(
         some = rows[first : first + step]
         parts = [answer_batch(model, *row, ends or objective.exact) for row in some] * copies
         batch = Batch(*map(torch.cat, zip(*parts, strict=True)))
-        net = Guided(model.net, batch.given, objective.mask_id, scale) if scale else model.net
+        net = Guided(model.net, batch.prompt_mask, objective.mask_id, scale) if scale else model.net
         with autocast(dtype, model.net.head.weight.device):
             rng = generator(SCORING, first)
             nats = -objective.bound(net, batch, rng, maskings // COPIES)
@@ -363,7 +363,7 @@ def are_greedy(
     begun = []
     for row in rows:  # up to the last place that the model writes
         batch = answer_batch(model, *row, ends)
-        written = model.objective.written(batch)[0]
+        written = model.objective.target_mask(batch)[0]
         place = slice(int(written.nonzero().max()) + 1)
         begun.append(Prompt(batch.ids[0, place], ~written[place], torch.arange(place.stop)))
     made = generate(model, begun, options, 0, batch_size, dtype=dtype)
@@ -543,7 +543,7 @@ def bound(cfg: EvaluateConfig, model: Model, corpus: Corpus) -> dict[str, Any]:
             if cfg.discrete_steps:
                 more = (other, cfg.discrete_steps, cfg.t_samples)
                 discrete.append(model.objective.discrete_bound(model.net, batch, *more))
-        positions += int(model.objective.written(batch).sum())
+        positions += int(model.objective.target_mask(batch).sum())
         texts = written_text(batch)
         tokens += map(len, texts)
         size += [text_bytes(model.tokenizer, ids) for ids in texts]
@@ -634,7 +634,7 @@ def sampled(cfg: EvaluateConfig, model: Model, corpus: Corpus, split: str, usual
     asked = SampleConfig(
         num_samples=count(cfg, usual), prompt=cfg.prompt, max_length=cfg.max_length, show=cfg.show
     )
-    prompts = [i[given].tolist() for i, given in zip(batch.ids, batch.given, strict=True)]
+    prompts = [i[given].tolist() for i, given in zip(batch.ids, batch.prompt_mask, strict=True)]
     if cfg.chat or model.meta.get("task") in ("stage", *PUZZLES):
         most = cfg.max_length or answer_room(model)
         begun = [answer_canvas(model, p, min(most, block - len(p))) for p in prompts]

@@ -78,17 +78,19 @@ class InsertionSampler(Sampler):
     and left (B,) into each row.
     """
 
-    def __init__(self, objective: Any, net: Any, ids: Tensor, given: Tensor, rng: Any, o: Any):
+    def __init__(
+        self, objective: Any, net: Any, ids: Tensor, prompt_mask: Tensor, rng: Any, o: Any
+    ):
         super().__init__(o, rng)
         self.objective, self.net = objective, net
-        if not given[:, 0].all():
+        if not prompt_mask[:, 0].all():
             raise UserError("insertion begins with a given token, such as BOS")
         T = ids.shape[1]
         column = torch.arange(T, device=ids.device)
         # what stands at the end by itself is no text: EOS, and padding behind a shorter canvas
-        frame = given & ((ids == objective.pad_id) | (ids == objective.eos_id))
+        frame = prompt_mask & ((ids == objective.pad_id) | (ids == objective.eos_id))
         text = ~frame.flip(1).long().cumprod(1).flip(1).bool()
-        kept, hole = given & text, ~given & text
+        kept, hole = prompt_mask & text, ~prompt_mask & text
         number = (hole & ~F.pad(hole[:, :-1], (1, 0))).long().cumsum(1) - 1  # of the run
         behind = torch.where(F.pad(hole[:, 1:], (0, 1)), F.pad(number[:, 1:], (0, 1)), -1)
         order = (~kept).long().argsort(dim=1, stable=True)
@@ -489,13 +491,13 @@ class Insertion(Objective):
 
     # -- rows --
 
-    def written(self, batch: Batch) -> Tensor:
-        return ~batch.given & (torch.arange(batch.ids.shape[1]) < batch.length[:, None])
+    def target_mask(self, batch: Batch) -> Tensor:
+        return ~batch.prompt_mask & (torch.arange(batch.ids.shape[1]) < batch.length[:, None])
 
     def framed(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """A batch with CLS in front and without EOS -> ids (B, T + 1), droppable (B, T + 1), length
         (B,). Raises UserError for a row that nothing given begins."""
-        if not batch.given[:, 0].all():
+        if not batch.prompt_mask[:, 0].all():
             raise UserError(
                 "insertion needs rows that begin with a given token, such as BOS; "
                 "prepare_pretrain.py --packing=rows makes them"
@@ -503,9 +505,11 @@ class Insertion(Objective):
         ids = F.pad(batch.ids, (1, 0), value=self.cls_id)
         last = batch.length.clamp(min=1) - 1  # of a row of the batch
         ends = batch.ids.gather(1, last[:, None])[:, 0] == self.eos_id
-        ends &= ~batch.given.gather(1, last[:, None])[:, 0]
+        ends &= ~batch.prompt_mask.gather(1, last[:, None])[:, 0]
         length = batch.length + 1 - ends.long()
-        droppable = F.pad(~batch.given, (1, 0)) & (torch.arange(ids.shape[1]) < length[:, None])
+        droppable = F.pad(~batch.prompt_mask, (1, 0)) & (
+            torch.arange(ids.shape[1]) < length[:, None]
+        )
         return ids, droppable, length
 
     def corrupt(self, batch: Batch, rng: torch.Generator) -> Rows:
@@ -513,7 +517,7 @@ class Insertion(Objective):
         ids, droppable, length = self.framed(batch)
         n = (torch.rand(len(ids), generator=rng) * (droppable.sum(1) + 1)).long()
         rows = drop_tokens(ids, droppable, length, pick(droppable, n, rng), self.pad_id)
-        return rows._replace(asked=self.written(batch).any(1))
+        return rows._replace(asked=self.target_mask(batch).any(1))
 
     # -- the network --
 
@@ -624,11 +628,16 @@ class Insertion(Objective):
 
     @torch.no_grad()
     def sample(
-        self, net: Any, ids: Tensor, given: Tensor, rng: torch.Generator, options: SampleOptions
+        self,
+        net: Any,
+        ids: Tensor,
+        prompt_mask: Tensor,
+        rng: torch.Generator,
+        options: SampleOptions,
     ) -> Iterator[Frame]:
         """insertion.py says what the options do."""
         yield from InsertionSampler(
-            self, net, ids, given, rng, choose_sampler(self, options)
+            self, net, ids, prompt_mask, rng, choose_sampler(self, options)
         ).frames()
 
 
@@ -808,7 +817,7 @@ class IDLM(Insertion):
         drawn = torch.poisson(self.noise.total(time), generator=rng).long()
         n = torch.minimum(drawn, droppable.sum(1))
         rows = drop_tokens(ids, droppable, length, pick(droppable, n, rng), self.pad_id)
-        return rows._replace(asked=self.written(batch).any(1), time=time)
+        return rows._replace(asked=self.target_mask(batch).any(1), time=time)
 
     def mean_missing_count(self, net: Any, cls: Tensor, temperature: float = 1.0) -> Tensor:
         """Features at CLS (B, C) -> the expected number of missing tokens (B,) float32."""
@@ -1045,13 +1054,13 @@ class FlexMDM(Objective):
 
     # -- rows --
 
-    def written(self, batch: Batch) -> Tensor:
-        return ~batch.given & (torch.arange(batch.ids.shape[1]) < batch.length[:, None])
+    def target_mask(self, batch: Batch) -> Tensor:
+        return ~batch.prompt_mask & (torch.arange(batch.ids.shape[1]) < batch.length[:, None])
 
     def framed(self, batch: Batch) -> FlexRows:
         """The rows of a batch, with EOS behind those that end without. Raises UserError for a row
         that nothing given begins: what its samplers could not start from."""
-        if not batch.given[:, 0].all():
+        if not batch.prompt_mask[:, 0].all():
             raise UserError(
                 "insertion needs rows that begin with a given token, such as BOS; "
                 "prepare_pretrain.py --packing=rows makes them"
@@ -1062,7 +1071,7 @@ class FlexMDM(Objective):
         ids = F.pad(batch.ids, (0, 1), value=self.pad_id)
         ids = ids.scatter(1, length[:, None] - 1, self.eos_id)
         column, end = torch.arange(ids.shape[1]), length[:, None] - 1
-        written = F.pad(self.written(batch), (0, 1))
+        written = F.pad(self.target_mask(batch), (0, 1))
         beside = (written | F.pad(written, (1, 0))[:, :-1]) & (column <= end)
         return FlexRows(ids, length, written & (column < end), beside)
 
@@ -1111,7 +1120,7 @@ class FlexMDM(Objective):
         rows = self.framed(batch)
         time = LATEST * low_discrepancy_uniform(len(rows.ids), rng).double()
         x = noised(rows, *self.times(rows, rng), time, self.mask_id, self.pad_id)
-        return x._replace(asked=int(self.written(batch).any(1).sum()))
+        return x._replace(asked=int(self.target_mask(batch).any(1).sum()))
 
     def loss(self, net: Any, x: Noised) -> Loss:
         """Of each row, cross entropy of the masked tokens and loss of the gaps, times 1 / (1 - t);
@@ -1184,13 +1193,20 @@ class FlexMDM(Objective):
 
     @torch.no_grad()
     def sample(
-        self, net: Any, ids: Tensor, given: Tensor, rng: torch.Generator, options: SampleOptions
+        self,
+        net: Any,
+        ids: Tensor,
+        prompt_mask: Tensor,
+        rng: torch.Generator,
+        options: SampleOptions,
     ) -> Iterator[Frame]:
         """The canvas is that of chapter 1: holes of unknown length. options.steps leaps, one more
         that ends at END, and a step that unmasks what is left."""
-        if (given & (ids == self.mask_id)).any():
+        if (prompt_mask & (ids == self.mask_id)).any():
             raise UserError("MASK is not text: it cannot be given")
-        yield from FlexSampler(self, net, ids, given, rng, choose_sampler(self, options)).frames()
+        yield from FlexSampler(
+            self, net, ids, prompt_mask, rng, choose_sampler(self, options)
+        ).frames()
 
 
 class FlexSampler(InsertionSampler):

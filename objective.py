@@ -24,7 +24,7 @@ from corpus import Batch
 class Loss(NamedTuple):
     """Sums over a micro-batch; the caller divides once, over all micro-batches and ranks."""
 
-    nats: Tensor  # () float32, differentiable
+    sum: Tensor  # () float32 nats, differentiable
     count: int  # positions that the sum is over: written by the model, seen or not
     metrics: dict[str, Tensor]  # name -> (2,) float32: sum and count, detached
 
@@ -73,9 +73,9 @@ class Objective:
             return "loss"
         return "nll" if self.exact else "bound"
 
-    def written(self, batch: Batch) -> Tensor:
+    def target_mask(self, batch: Batch) -> Tensor:
         """(B, T) bool: places that the model writes; unless told otherwise, all but the given."""
-        return ~batch.given
+        return ~batch.prompt_mask
 
     def corrupt(self, batch: Batch, rng: torch.Generator) -> Any:
         """The batch as one training step sees it, a NamedTuple of tensors on the CPU: what the
@@ -92,10 +92,15 @@ class Objective:
         raise NotImplementedError
 
     def sample(
-        self, net: Any, ids: Tensor, given: Tensor, rng: torch.Generator, options: "SampleOptions"
+        self,
+        net: Any,
+        ids: Tensor,
+        prompt_mask: Tensor,
+        rng: torch.Generator,
+        options: "SampleOptions",
     ) -> Iterator[Frame]:
-        """ids (B, T) with `given` (B, T) kept, the rest ignored and written anew; yields the start
-        and then a frame per step. `rng` lives on the device of ids."""
+        """ids (B, T) with `prompt_mask` (B, T) kept, the rest ignored and written anew; yields the
+        start and then a frame per step. `rng` lives on the device of ids."""
         raise NotImplementedError
 
 

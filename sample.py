@@ -56,7 +56,7 @@ class Prompt(NamedTuple):
     """One sample before it is written."""
 
     ids: Tensor  # (T,) int64
-    given: Tensor  # (T,) bool: these ids stay
+    prompt_mask: Tensor  # (T,) bool: these ids stay
     mirror: Tensor  # (T,) int64: partner of each place, itself where it has none
 
 
@@ -270,14 +270,14 @@ def written_ids(model: Model, ids: Tensor, canvases: list[Prompt]) -> list[list[
     if model.objective.inserts:
         found = [_inserted(row.tolist(), begun) for row, begun in pairs]
     else:
-        found = [row[: len(begun.ids)][~begun.given].tolist() for row, begun in pairs]
+        found = [row[: len(begun.ids)][~begun.prompt_mask].tolist() for row, begun in pairs]
     return [row[: row.index(eos) + 1] if eos in row else row for row in found]
 
 
 def _inserted(row: list[int], begun: Prompt) -> list[int]:
     """A row without the given ids, which stand in it in their order: of several ways to find them,
     the one that finds each as early as possible."""
-    given = begun.ids[begun.given].tolist()[::-1]
+    given = begun.ids[begun.prompt_mask].tolist()[::-1]
     found = []
     for token in row:
         if given and token == given[-1]:
@@ -292,7 +292,7 @@ def _even(canvases: list[Prompt], T: int, pad: int) -> list[Prompt]:
     return [
         Prompt(
             F.pad(c.ids, (0, T - len(c.ids)), value=pad),
-            F.pad(c.given, (0, T - len(c.given)), value=True),
+            F.pad(c.prompt_mask, (0, T - len(c.prompt_mask)), value=True),
             torch.cat([c.mirror, torch.arange(len(c.mirror), T)]),
         )
         for c in canvases
@@ -579,7 +579,7 @@ def answer(
 ) -> tuple[list[str], Samples]:
     """The next message of the assistant, cfg.num_samples times, and what it took."""
     begun = chat_canvas(model, messages, cfg.max_length)
-    prompt = int(begun.given.sum())
+    prompt = int(begun.prompt_mask.sum())
     few = [begun] * cfg.num_samples
     options = sample_options(cfg, model)
     found = generate(model, few, options, cfg.seed, cfg.batch_size, watch, cfg.dtype)
@@ -667,7 +667,7 @@ def write_texts(cfg: SampleConfig, model: Model) -> None:
 
 
 def write_gif(cfg: SampleConfig, model: Model, kept: list[Shown], begun: list[Prompt]) -> None:
-    given = torch.stack([c.given for c in begun[:SHOWN]])
+    given = torch.stack([c.prompt_mask for c in begun[:SHOWN]])
     given = given[:, : shown_width(given)]
     try:
         show, objective = show_token(model), model.objective

@@ -142,23 +142,23 @@ def log_lines(path: Path) -> list[dict[str, Any]]:
 class Log:
     """The log of a run in the first process; elsewhere, nothing."""
 
-    def __init__(self, cfg: Config, job: Any):
+    def __init__(self, cfg: Config, state: Any):
         """job: the Run, whose `best` is brought up to date."""
         self.path = Path(cfg.out_dir) / "log.jsonl"
-        self.quiet, self.wandb = job.world.rank > 0, None
+        self.quiet, self.wandb = state.world.rank > 0, None
         terminal = sys.stdout is not None and sys.stdout.isatty()
         self.bar = tqdm(
             total=cfg.max_iters,
-            initial=job.step,
+            initial=state.step,
             unit="step",
             disable=self.quiet or not terminal,
         )
         if self.quiet:
             return
-        old = log_lines(self.path) if job.step else []
-        kept = [told for told in old if told["step"] <= job.step]
+        old = log_lines(self.path) if state.step else []
+        kept = [told for told in old if told["step"] <= state.step]
         # the checkpoint was saved before its own evaluation, whose result is here
-        job.best = min(told.get("best", job.best) for told in [{}, *kept])
+        state.best = min(told.get("best", state.best) for told in [{}, *kept])
         temporary = self.path.with_name(f"{self.path.name}.tmp")
         try:
             temporary.write_text("".join(json.dumps(told) + "\n" for told in kept))
@@ -273,24 +273,26 @@ def augment_prompt(batch: Batch, shuffle: bool, noise: float, rng: torch.Generat
 def shuffle_prompt(batch: Batch, rng: torch.Generator) -> Batch:
     """The given ids of every row in an order of its own. As attention looks both ways and knows a
     place by its number only, this is the same as giving the prefix its numbers in that order."""
-    return batch._replace(ids=batch.ids.gather(1, permutation(batch.given, rng)))
+    return batch._replace(ids=batch.ids.gather(1, permutation(batch.prompt_mask, rng)))
 
 
-def permutation(given: Tensor, rng: torch.Generator) -> Tensor:
+def permutation(prompt_mask: Tensor, rng: torch.Generator) -> Tensor:
     """given (B, T) bool, a prefix of each row -> (B, T) int64: a uniform permutation of the given
     places of each row; the others stay."""
-    assert not (given[:, 1:] & ~given[:, :-1]).any(), "what is given is no prefix"
-    places = torch.arange(given.shape[1]).expand(given.shape)
-    draws = torch.rand(given.shape, generator=rng, dtype=torch.float64)  # float32 has equal ones
-    return torch.where(given, draws, 1.0 + places).argsort(1)
+    assert not (prompt_mask[:, 1:] & ~prompt_mask[:, :-1]).any(), "what is given is no prefix"
+    places = torch.arange(prompt_mask.shape[1]).expand(prompt_mask.shape)
+    draws = torch.rand(
+        prompt_mask.shape, generator=rng, dtype=torch.float64
+    )  # float32 has equal ones
+    return torch.where(prompt_mask, draws, 1.0 + places).argsort(1)
 
 
 def corrupt_prompt(batch: Batch, share: float, rng: torch.Generator) -> Batch:
     """In a `share` of the rows, REPLACED of the given ids become given ids of anywhere in the
     batch. That is what a generated prefix has: likely words that do not belong to its text."""
     rows = torch.rand(len(batch.ids), 1, generator=rng) < share
-    hit = batch.given & rows & (torch.rand(batch.ids.shape, generator=rng) < REPLACED)
-    pool = batch.ids[batch.given]
+    hit = batch.prompt_mask & rows & (torch.rand(batch.ids.shape, generator=rng) < REPLACED)
+    pool = batch.ids[batch.prompt_mask]
     if not len(pool):
         return batch
     other = pool[torch.randint(len(pool), batch.ids.shape, generator=rng)]
@@ -332,7 +334,7 @@ def open_corpus(cfg: Config, world: World) -> Corpus:
 
 
 @dataclass
-class Run:
+class TrainState:
     """Everything that a checkpoint must bring back, and what the loop needs beside it."""
 
     cfg: Config
@@ -354,7 +356,7 @@ class Run:
     def __post_init__(self):
         self.prefetcher = Prefetcher(self.noisy)
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {
             "format": checkpoint.FORMAT,
             "config": dataclasses.asdict(self.cfg),
@@ -367,7 +369,7 @@ class Run:
             "skipped": self.skipped,
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state`; learning rates and decay are those of the present config."""
         try:
             for optimizer, saved in zip(self.optimizers, state["optimizer"], strict=True):
@@ -411,7 +413,7 @@ class Run:
         return pinned(self.objective.corrupt(batch, rng), self.world.device)
 
 
-def start(cfg: Config, origins: dict[str, str], world: World) -> Run:
+def start(cfg: Config, origins: dict[str, str], world: World) -> TrainState:
     """Build the run that `init_from` asks for."""
     corpus, out = open_corpus(cfg, world), Path(cfg.out_dir)
     source, weights, resumed, parts = cfg.init_from, None, None, None
@@ -446,10 +448,10 @@ def start(cfg: Config, origins: dict[str, str], world: World) -> Run:
     params = dict(net.named_parameters())
     ema = {k: p.detach().clone() for k, p in params.items()} if cfg.ema_decay else {}
     optimizers = make_optimizers(cfg, net, world.device)
-    job = Run(cfg, world, corpus, net, objective, module, optimizers, ema, root)
+    state = TrainState(cfg, world, corpus, net, objective, module, optimizers, ema, root)
     if resumed is not None:
-        job.restore(fsdp.parted(resumed, parts, ema, optimizers) if sharded else resumed)
-    return job
+        state.load_state_dict(fsdp.parted(resumed, parts, ema, optimizers) if sharded else resumed)
+    return state
 
 
 def compile_blocks(net: Any, cfg: Config, device: torch.device) -> None:
@@ -478,97 +480,99 @@ def pinned(noisy: Any, device: torch.device) -> Any:
     return type(noisy)(*(x.pin_memory() if torch.is_tensor(x) else x for x in noisy))
 
 
-def train_step(job: Run) -> dict[str, float]:
+def train_step(state: TrainState) -> dict[str, float]:
     """Accumulate gradients, check, clip, update, average. Returns loss (nats per written position),
     gradient norm, and the objective's metrics; nothing if the step was skipped. Raises Diverged
     before the update."""
-    cfg, world = job.cfg, job.world
-    multiple = lr_multiple(job.step + 1, cfg)
+    cfg, world = state.cfg, state.world
+    multiple = lr_multiple(state.step + 1, cfg)
     totals, names = None, []
     per_rank = cfg.gradient_accumulation_steps // world.size
     for i in range(per_rank):
         micro = i * world.size + world.rank  # over the whole job
-        number = job.step * cfg.gradient_accumulation_steps + micro
-        noisy = job.prefetcher.get(number, number + world.size)
+        number = state.step * cfg.gradient_accumulation_steps + micro
+        noisy = state.prefetcher.get(number, number + world.size)
         if cfg.dropout:
-            torch.manual_seed(seed_of(cfg.seed, DROPOUT, job.step, micro))
+            torch.manual_seed(seed_of(cfg.seed, DROPOUT, state.step, micro))
         # whole gradients are exchanged after the last one; parts at once, as only parts are kept
-        more = world.size > 1 and job.root is None and i < per_rank - 1
-        with job.module.no_sync() if more else contextlib.nullcontext():
+        more = world.size > 1 and state.root is None and i < per_rank - 1
+        with state.module.no_sync() if more else contextlib.nullcontext():
             with autocast(cfg.dtype, world.device):
-                loss = job.within(job.module, noisy)
-            loss.nats.backward()
+                loss = state.within(state.module, noisy)
+            loss.sum.backward()
         names = list(loss.metrics)
         count = to_device(torch.tensor(float(loss.count)), world.device)
-        mine = torch.cat([torch.stack([loss.nats.detach(), count]), *loss.metrics.values()])
+        mine = torch.cat([torch.stack([loss.sum.detach(), count]), *loss.metrics.values()])
         totals = mine if totals is None else totals + mine
-    asked = torch.tensor([float(len(job.signals))], dtype=torch.float64).to(world.device)
+    asked = torch.tensor([float(len(state.signals))], dtype=torch.float64).to(world.device)
     totals = world.sum(torch.cat([totals.double(), asked]))
-    norm = scale_gradients(job.net.parameters(), world.size / totals[1].clamp(min=1), cfg.grad_clip)
+    norm = scale_gradients(
+        state.net.parameters(), world.size / totals[1].clamp(min=1), cfg.grad_clip
+    )
     vitals = torch.cat([totals, norm.double()[None]]).tolist()  # the one wait of the step
     nats, count, *sums, asked, norm = vitals
-    job.stopping = asked > 0
-    good = finite(job, nats / max(count, 1), norm, multiple * cfg.learning_rate)
-    update(job, multiple, good)
+    state.stopping = asked > 0
+    good = finite(state, nats / max(count, 1), norm, multiple * cfg.learning_rate)
+    update(state, multiple, good)
     if not good:
         return {}
-    job.last = nats / max(count, 1)
+    state.last = nats / max(count, 1)
     pairs = zip(names, sums[::2], sums[1::2], strict=True)
     metrics = {name: total / max(number, 1) for name, total, number in pairs}
     lr = multiple * cfg.learning_rate
-    return {"loss": job.last, "lr": lr, "grad_norm": norm, **metrics}
+    return {"loss": state.last, "lr": lr, "grad_norm": norm, **metrics}
 
 
-def update(job: Run, multiple: float, good: bool) -> None:
+def update(state: TrainState, multiple: float, good: bool) -> None:
     """The step of the optimisers at a multiple of their peak rates, and of the averages, if its
     gradient is good."""
-    for optimizer in job.optimizers:
+    for optimizer in state.optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * multiple
         if good:
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    job.step += 1
-    if good and job.ema:
-        update_ema(list(job.ema.values()), list(job.net.parameters()), job.step, job.cfg)
+    state.step += 1
+    if good and state.ema:
+        update_ema(list(state.ema.values()), list(state.net.parameters()), state.step, state.cfg)
 
 
-def finite(job: Run, loss: float, norm: float, lr: float) -> bool:
+def finite(state: TrainState, loss: float, norm: float, lr: float) -> bool:
     """Whether the update may be made. Otherwise it is one of the cfg.skip_nonfinite that are left
     out, or Diverged is raised, before it is made."""
     if math.isfinite(loss) and math.isfinite(norm):
         return True
-    cfg, first = job.cfg, job.step * job.cfg.gradient_accumulation_steps
+    cfg, first = state.cfg, state.step * state.cfg.gradient_accumulation_steps
     what = (
-        f"step {job.step + 1}: loss {loss:.4g} (of the last good step {job.last:.4g}), gradient "
-        f"norm {norm:.4g}, learning rate {lr:.3g}, micro-batches {first} to "
+        f"step {state.step + 1}: loss {loss:.4g} (of the last good step {state.last:.4g}), "
+        f"gradient norm {norm:.4g}, learning rate {lr:.3g}, micro-batches {first} to "
         f"{first + cfg.gradient_accumulation_steps - 1}; the step was not taken"
     )
-    if job.skipped >= cfg.skip_nonfinite:
+    if state.skipped >= cfg.skip_nonfinite:
         raise Diverged(f"{what}; the last checkpoint is intact")
-    job.skipped += 1
-    if job.world.rank == 0:
-        left = cfg.skip_nonfinite - job.skipped
+    state.skipped += 1
+    if state.world.rank == 0:
+        left = cfg.skip_nonfinite - state.skipped
         print(f"warning: {what}; {left} more may be skipped", file=sys.stderr, flush=True)
     return False
 
 
 @torch.no_grad()
-def evaluate(job: Run) -> float:
+def evaluate(state: TrainState) -> float:
     """Validation bound in nats per written position, or the loss of objectives that have no bound;
     averaged weights, fixed batches and noise."""
-    cfg, world = job.cfg, job.world
+    cfg, world = state.cfg, state.world
     sums = torch.zeros(2, dtype=torch.float64)
-    with job.averaged() as net, autocast(cfg.dtype, world.device):
+    with state.averaged() as net, autocast(cfg.dtype, world.device):
         rounds = -(-cfg.eval_iters // world.size)  # as many in each process, or they would wait
         for i in range(world.rank, rounds * world.size, world.size):
-            batch, rng = job.batch("val", EVALUATION, i), generator(EVALUATION, i)
-            if job.objective.bounded:
-                nats = job.within(job.objective.bound, net, batch, rng).sum()
-                count = int(job.objective.written(batch).sum())
+            batch, rng = state.batch("val", EVALUATION, i), generator(EVALUATION, i)
+            if state.objective.bounded:
+                nats = state.within(state.objective.bound, net, batch, rng).sum()
+                count = int(state.objective.target_mask(batch).sum())
             else:
-                noisy = job.objective.corrupt(batch, rng)
-                nats, count, _ = job.within(job.objective.loss, net, noisy)
+                noisy = state.objective.corrupt(batch, rng)
+                nats, count, _ = state.within(state.objective.loss, net, noisy)
             if i < cfg.eval_iters:
                 sums += torch.stack([nats.double().cpu(), torch.tensor(float(count))])
     sums = world.sum(sums.to(world.device))
@@ -578,65 +582,65 @@ def evaluate(job: Run) -> float:
 # ---- the loop ----------------------------------------------------------------------------------
 
 
-def loop(job: Run) -> None:
+def loop(state: TrainState) -> None:
     """Steps until max_iters, or until a signal; a checkpoint before each evaluation and at the
     end."""
-    cfg, world = job.cfg, job.world
-    log, ckpt = Log(cfg, job), Path(cfg.out_dir) / "ckpt.pt"
-    best = job.best if world.rank == 0 else 0.0  # which has read the log
-    job.best = float(world.sum(torch.tensor(best, dtype=torch.float64).to(world.device)))
+    cfg, world = state.cfg, state.world
+    log, ckpt = Log(cfg, state), Path(cfg.out_dir) / "ckpt.pt"
+    best = state.best if world.rank == 0 else 0.0  # which has read the log
+    state.best = float(world.sum(torch.tensor(best, dtype=torch.float64).to(world.device)))
     tokens = cfg.batch_size * cfg.gradient_accumulation_steps * cfg.block_size
-    flops = job.net.flops_per_token(cfg.block_size) * tokens / world.size
+    flops = state.net.flops_per_token(cfg.block_size) * tokens / world.size
     peak = gemm_peak(world.device, cfg.dtype)
-    since, clock = job.step, time.perf_counter()
-    while job.step < cfg.max_iters and not job.stopping:
-        values, saved = train_step(job), False
+    since, clock = state.step, time.perf_counter()
+    while state.step < cfg.max_iters and not state.stopping:
+        values, saved = train_step(state), False
         log.bar.update()
-        if values and (job.step % cfg.log_interval == 0 or job.step == cfg.max_iters):
-            each = (time.perf_counter() - clock) / (job.step - since)
+        if values and (state.step % cfg.log_interval == 0 or state.step == cfg.max_iters):
+            each = (time.perf_counter() - clock) / (state.step - since)
             rate, mfu = tokens / each, flops / each / peak
-            line = f"iter {job.step}: loss {values['loss']:.4f}, time {each * 1000:.1f} ms"
+            line = f"iter {state.step}: loss {values['loss']:.4f}, time {each * 1000:.1f} ms"
             line += f", {rate:,.0f} tokens/s, mfu {mfu:.1%}"
-            log.write(line, step=job.step, **values, tokens_per_s=rate, mfu=mfu)
-            since, clock = job.step, time.perf_counter()
-        if job.step % cfg.eval_interval == 0 or job.step == cfg.max_iters:
+            log.write(line, step=state.step, **values, tokens_per_s=rate, mfu=mfu)
+            since, clock = state.step, time.perf_counter()
+        if state.step % cfg.eval_interval == 0 or state.step == cfg.max_iters:
             pause = time.perf_counter()
-            saved = save_and_evaluate(job, log, ckpt)
+            saved = save_and_evaluate(state, log, ckpt)
             clock += time.perf_counter() - pause  # steps only
     log.bar.close()
-    if job.step < cfg.max_iters and cfg.always_save_checkpoint and not saved:
-        save(job, ckpt)
+    if state.step < cfg.max_iters and cfg.always_save_checkpoint and not saved:
+        save(state, ckpt)
 
 
-def save(job: Run, ckpt: Path) -> bool:
+def save(state: TrainState, ckpt: Path) -> bool:
     """Write the checkpoint, in the first process, or parts of it in all.
     Whether that was done: where it cannot be, the run ends, or goes on with a warning if
     save_errors=warn and it is not yet done."""
-    if job.world.rank > 0 and job.root is None:
+    if state.world.rank > 0 and state.root is None:
         return True
     try:
-        checkpoint.store(job.state(), ckpt, in_parts=job.root is not None)
+        checkpoint.store(state.state_dict(), ckpt, in_parts=state.root is not None)
     except UserError as e:
-        if job.cfg.save_errors == "stop" or job.step >= job.cfg.max_iters or job.stopping:
+        if state.cfg.save_errors == "stop" or state.step >= state.cfg.max_iters or state.stopping:
             raise
-        if job.world.rank == 0:
+        if state.world.rank == 0:
             print(f"warning: {e}", file=sys.stderr, flush=True)
         return False
     return True
 
 
-def save_and_evaluate(job: Run, log: Log, ckpt: Path) -> bool:
+def save_and_evaluate(state: TrainState, log: Log, ckpt: Path) -> bool:
     """Save first, so that a failing evaluation loses nothing; unless only the best is kept."""
-    cfg, saved = job.cfg, False
+    cfg, saved = state.cfg, False
     if cfg.always_save_checkpoint:
-        saved = save(job, ckpt)
-    bound = evaluate(job)
-    better, job.best = bound < job.best, min(job.best, bound)
+        saved = save(state, ckpt)
+    bound = evaluate(state)
+    better, state.best = bound < state.best, min(state.best, bound)
     if not cfg.always_save_checkpoint and better:
-        saved = save(job, ckpt)
-    line = f"step {job.step}: val {job.objective.criterion} {bound:.4f} nats per position"
-    line += f" (best {job.best:.4f})"
-    log.write(line, step=job.step, val_bound=bound, best=job.best)
+        saved = save(state, ckpt)
+    line = f"step {state.step}: val {state.objective.criterion} {bound:.4f} nats per position"
+    line += f" (best {state.best:.4f})"
+    log.write(line, step=state.step, val_bound=bound, best=state.best)
     return saved
 
 
@@ -675,25 +679,25 @@ def perform(
     early = writes and Path(cfg.out_dir).is_dir()
     if early:  # before a checkpoint is read that another process may be about to replace
         lock.enter_context(sole_writer(Path(cfg.out_dir)))
-    job = start(cfg, origins, world)
+    state = start(cfg, origins, world)
     if writes:
-        prepare_out(job.cfg, None if early else lock)
+        prepare_out(state.cfg, None if early else lock)
     if world.rank == 0:
         if cfg.warmup_iters >= cfg.max_iters:
             print(f"warning: warmup_iters={cfg.warmup_iters} never ends", file=sys.stderr)
-        size = sum(p.numel() for p in job.net.parameters())
+        size = sum(p.numel() for p in state.net.parameters())
         print(f"{size:,} parameters on {world.device}, {world.size} process(es)", flush=True)
     if cfg.eval_only:
-        print(f"val {job.objective.criterion} {evaluate(job):.4f} nats per position")
-    elif job.step >= cfg.max_iters:
-        print(f"nothing to do: step {job.step} of max_iters={cfg.max_iters} is done")
+        print(f"val {state.objective.criterion} {evaluate(state):.4f} nats per position")
+    elif state.step >= cfg.max_iters:
+        print(f"nothing to do: step {state.step} of max_iters={cfg.max_iters} is done")
     else:
-        with listening() as job.signals:
-            loop(job)
-    if job.step >= cfg.max_iters or not job.stopping:
+        with listening() as state.signals:
+            loop(state)
+    if state.step >= cfg.max_iters or not state.stopping:
         return None
-    kept = f"saved at step {job.step}" if cfg.always_save_checkpoint else "the best is kept"
-    number = job.signals[0] if job.signals else signal.SIGTERM
+    kept = f"saved at step {state.step}" if cfg.always_save_checkpoint else "the best is kept"
+    number = state.signals[0] if state.signals else signal.SIGTERM
     return Interrupted(number, f"{kept}; go on with --init_from=resume")
 
 

@@ -69,7 +69,7 @@ def levels_of(rows: int, i: int, rng: torch.Generator) -> Tensor:
 def probe_masked(model: Model, batch: Batch, i: int, rng: torch.Generator) -> Guesses:
     o: Masked = model.objective
     batch = o.cut(batch, None)
-    written = o.written(batch)
+    written = o.target_mask(batch)
     masked, k, share = mask_k_tokens(written, levels_of(len(batch.ids), i, rng), rng)
     noisy = o.noisy(batch, masked, torch.ones(len(k)), -torch.log1p(-share))
     h, row, col = o.features(model.net, noisy)
@@ -80,7 +80,7 @@ def probe_masked(model: Model, batch: Batch, i: int, rng: torch.Generator) -> Gu
 def probe_scores(model: Model, batch: Batch, i: int, rng: torch.Generator) -> Guesses:
     """Of a score, the distribution of the token without noise that it implies (Tweedie's rule)."""
     o: ScoreEntropy = model.objective
-    x0, written, level = batch.ids, ~batch.given, levels_of(len(batch.ids), i, rng)
+    x0, written, level = batch.ids, ~batch.prompt_mask, levels_of(len(batch.ids), i, rng)
     if o.graph.absorbing:
         scored, k, share = mask_k_tokens(written, level, rng)
         level, sigma = k / written.sum(1).clamp(min=1), -torch.log1p(-share)
@@ -88,7 +88,7 @@ def probe_scores(model: Model, batch: Batch, i: int, rng: torch.Generator) -> Gu
     else:
         end = -torch.expm1(-o.noise.total(torch.tensor(1.0, dtype=torch.float64)))
         scored, sigma = written, -torch.log1p(-(end * level).clamp(min=1e-9))
-        xt = o.perturb(x0, batch.given, sigma, rng)
+        xt = o.perturb(x0, batch.prompt_mask, sigma, rng)
     h, row, col = features_at(
         model.net, xt, scored, o.condition(model.net, sigma, model.net.head.weight.device)
     )

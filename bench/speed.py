@@ -37,7 +37,7 @@ from model import autocast, gemm_peak, pick_device
 from objective import SampleOptions, generator
 from parallel.fsdp import LossModule
 from tokenizer import Symbols
-from train import Run, World, make_optimizers, train_step, update_ema
+from train import TrainState, World, make_optimizers, train_step, update_ema
 
 KINDS = "equality start loss train sample memory micro".split()
 TOLERANCE = 1e-5  # of the loss, of the largest gradient, of the largest weight
@@ -124,7 +124,7 @@ class Ours:
         ema = {k: p.detach().clone() for k, p in self.net.named_parameters()}
         world, module = World(0, 1, self.device), LossModule(self.net, self.objective)
         adamw = make_optimizers(self.config, self.net, self.device)
-        job = Run(self.config, world, None, self.net, self.objective, module, adamw, ema)
+        job = TrainState(self.config, world, None, self.net, self.objective, module, adamw, ema)
         job.batch = lambda split, order, number: self.batch  # instead of a corpus
         return partial(train_step, job)
 
@@ -232,7 +232,7 @@ class Rows(NamedTuple):
         book = textbook(ours)
         a = ours.objective.loss(
             ours.net, ours.objective.corrupt(ours.batch, generator(self.cfg.seed))
-        ).nats
+        ).sum
         b = book.replayed(self.cfg.seed)
         (a + b).backward()
         grads = textbook_weights({k: p.grad for k, p in ours.net.named_parameters()})
@@ -281,7 +281,7 @@ class Rows(NamedTuple):
                 loss = ours.objective.loss(
                     ours.net, ours.objective.corrupt(ours.batch, generator(next(steps)))
                 )
-            (loss.nats / loss.count).backward()
+            (loss.sum / loss.count).backward()
 
         def theirs() -> None:
             book.adamw.zero_grad()

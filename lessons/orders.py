@@ -61,10 +61,12 @@ def trained(objective: str, folder: str, steps: int) -> checkpoint.Model:
 
 def steps_of_one(model: checkpoint.Model, batch: Batch, how: dict) -> list[str]:
     """The answer to the first question after each step; _ is a place that is not yet written."""
-    prompt = int(batch.given[0].sum())
+    prompt = int(batch.prompt_mask[0].sum())
     begun = answer_canvas(model, batch.ids[0, :prompt].tolist(), 5)
     rng, options = generator(0), SampleOptions(**how)
-    frames = model.objective.sample(model.net, begun.ids[None], begun.given[None], rng, options)
+    frames = model.objective.sample(
+        model.net, begun.ids[None], begun.prompt_mask[None], rng, options
+    )
     told, words, special = [], model.tokenizer.symbols, model.meta["specials"]
     for frame in frames:
         ids = frame.ids[0, prompt : int(frame.length[0])].tolist()
@@ -82,7 +84,7 @@ def main(argv: list[str]) -> None:
             stars.main(["--level=tiny", f"--data_dir={folder}"])
         corpus = Corpus(f"{folder}/star_tiny")
         batch = corpus.batch("val", torch.arange(1).numpy(), 16)
-        ids, given = batch.ids[0, : batch.length[0]], batch.given[0, : batch.length[0]]
+        ids, given = batch.ids[0, : batch.length[0]], batch.prompt_mask[0, : batch.length[0]]
         print(f"edges, start and goal: {corpus.tokenizer.decode(ids[given].tolist())}")
         print(f"wanted:                {corpus.tokenizer.decode(ids[~given].tolist())}")
         for name, (objective, how) in ORDERS.items():

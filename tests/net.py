@@ -217,7 +217,7 @@ def sampled(objective: Any, net: Any, name: str, given: dict[str, Any]) -> torch
     if "gap" in told:
         told["gap"] = SampleOptions(**told["gap"])
     options = SampleOptions(**told, sampler=name)
-    *_, last = objective.sample(net, rows.ids, rows.given, generator(7), options)
+    *_, last = objective.sample(net, rows.ids, rows[1], generator(7), options)
     return torch.cat([last.length[:, None], last.ids], 1)
 
 
@@ -256,8 +256,8 @@ def computed(name: str, options: dict[str, Any]) -> dict[str, Any]:
         torch.manual_seed(k)  # dropout
         net.zero_grad()
         loss = loss_of(objective, net, generator(1, k))
-        loss.nats.backward()
-        found[f"loss {k}"] = loss.nats.detach()
+        loss[0].backward()
+        found[f"loss {k}"] = loss[0].detach()
         found[f"count {k}"] = torch.tensor(loss.count)
         for metric, value in loss.metrics.items():
             found[f"metric {metric} {k}"] = value

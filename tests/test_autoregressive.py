@@ -84,7 +84,7 @@ def test_bound_is_the_likelihood(kind, prompt, seed):
     loss = process.loss(
         net, process.corrupt(batch, generator(1))
     )  # of consistent conditionals, in any order
-    assert float(loss.nats.detach()) == pytest.approx(float(want.sum()), rel=1e-5)
+    assert float(loss.sum.detach()) == pytest.approx(float(want.sum()), rel=1e-5)
     assert loss.count == len(texts) * (T - prompt)
 
 
@@ -123,7 +123,7 @@ def test_loss_left_to_right_is_a_plain_cross_entropy():
     rows = [[BOS, 1, 2, EOS], [BOS, 3, 0, 1, 2, EOS], [0, 1, 3], [BOS, EOS]]
     batch = batch_of(rows, [2, 1, 0, 1])
     loss = objective.loss(net, objective.corrupt(batch, generator(0)))
-    loss.nats.backward()
+    loss.sum.backward()
     grads = [p.grad.clone() for p in net.parameters()]
     net.zero_grad()
     each = []
@@ -134,7 +134,7 @@ def test_loss_left_to_right_is_a_plain_cross_entropy():
         each.append(F.cross_entropy(z[:-1], goal[1:], reduction="none")[max(0, prompt - 1) :])
     assert [len(e) for e in each] == [2, 5, 3, 1] and loss.count == 11  # EOS is one of them
     total = torch.cat(each).sum()
-    assert float(loss.nats.detach()) == pytest.approx(float(total.detach()), rel=1e-5)
+    assert float(loss.sum.detach()) == pytest.approx(float(total.detach()), rel=1e-5)
     total.backward()
     for found, p in zip(grads, net.parameters(), strict=True):
         torch.testing.assert_close(found, p.grad, rtol=1e-4, atol=1e-4)
@@ -211,9 +211,11 @@ def test_padding_is_neither_seen_nor_scored(kind):
     torch.testing.assert_close(bounds[1], bounds[2], rtol=1e-5, atol=1e-6)
     losses = [objective.loss(net, objective.corrupt(b, generator(0))) for b in whole[1:]]
     assert (
-        [x.count for x in losses] == [6, 6] == [int(objective.written(b).sum()) for b in whole[1:]]
+        [x.count for x in losses]
+        == [6, 6]
+        == [int(objective.target_mask(b).sum()) for b in whole[1:]]
     )
-    assert float(losses[0].nats) == pytest.approx(float(losses[1].nats), rel=1e-5)
+    assert float(losses[0].sum) == pytest.approx(float(losses[1].sum), rel=1e-5)
     alone = bounds_alone(objective, net, rows, prompts)
     torch.testing.assert_close(alone, bounds[0], rtol=1e-5, atol=1e-6)
 
@@ -229,9 +231,11 @@ def test_rows_with_and_without_a_prompt_in_one_batch(kind):
     begun = objective.bound(net, batch_of([[BOS, 1, 2, 3, 0]], [1]), generator(0))
     torch.testing.assert_close(bounds[:1], begun, rtol=1e-5, atol=1e-6)  # START is BOS here
     batch = batch_of(rows, prompts)
-    together = write(objective, net, batch.ids, batch.given, temperature=0)[-1].ids
+    together = write(objective, net, batch.ids, batch.prompt_mask, temperature=0)[-1].ids
     for i, ids in enumerate(together):
-        own = write(objective, net, batch.ids[i : i + 1], batch.given[i : i + 1], temperature=0)
+        own = write(
+            objective, net, batch.ids[i : i + 1], batch.prompt_mask[i : i + 1], temperature=0
+        )
         assert torch.equal(own[-1].ids[0], ids)
 
 
@@ -248,7 +252,7 @@ def test_start(kind, specials, start):
     if start == V:
         net.head.bias[V] = 50.0
         torch.testing.assert_close(objective.bound(net, batch, generator(0)), before)
-        x = write(objective, net, batch.ids, batch.given, temperature=3.0)[-1].ids
+        x = write(objective, net, batch.ids, batch.prompt_mask, temperature=3.0)[-1].ids
         assert int(x.max()) < V
     seen = []
     inner = net.features
@@ -338,8 +342,8 @@ def test_nothing_to_write(kind):
         batch = batch_of(rows, [len(rows[0])], width=4)
         assert objective.bound(net, batch, generator(0)).tolist() == [0.0]
         loss = objective.loss(net, objective.corrupt(batch, generator(0)))
-        assert loss.count == 0 and float(loss.nats) == 0
-        given = torch.ones_like(batch.given)
+        assert loss.count == 0 and float(loss.sum) == 0
+        given = torch.ones_like(batch.prompt_mask)
         frames = write(objective, net, batch.ids, given)
         assert len(frames) == 1 and torch.equal(frames[0].ids, batch.ids)
     one = Batch(torch.tensor([[3]]), torch.tensor([[True]]), torch.tensor([1]))
@@ -414,12 +418,12 @@ def test_xlnet_learns_with_dropout_of_the_run():
     objective, net = network("xlnet", dropout=0.2)
     batch = batch_of([[BOS, 1, 2, EOS]], [1])
     losses = [
-        objective.loss(net.train(), objective.corrupt(batch, generator(0))).nats for _ in range(2)
+        objective.loss(net.train(), objective.corrupt(batch, generator(0))).sum for _ in range(2)
     ]
     assert losses[0] != losses[1]
     objective, net = network("xlnet")
     losses = [
-        objective.loss(net.train(), objective.corrupt(batch, generator(0))).nats for _ in range(2)
+        objective.loss(net.train(), objective.corrupt(batch, generator(0))).sum for _ in range(2)
     ]
     assert losses[0] == losses[1]
     assert len(net.blocks) == 2 and {p.ndim for p in net.matrices()} == {2}
@@ -478,12 +482,12 @@ def test_loss_of_masked_tokens():
     nats = -torch.tensor([0.0, 1.0, 2.0]).log_softmax(0)
     share = masked[::2].sum() / masked.sum()
     want = share * nats[0] + (1 - share) * nats[2]
-    assert float(loss.nats) / loss.count == pytest.approx(float(want), rel=1e-5)
+    assert float(loss.sum) / loss.count == pytest.approx(float(want), rel=1e-5)
     assert process.bound(net, batch_of([[0, 2]], [1]), generator(0)).item() == pytest.approx(
         float(nats[2]), rel=1e-5
     )
     empty = process.loss(net, process.corrupt(batch_of([[0, 2]], [2]), generator(0)))
-    assert empty.count == 0 and math.isclose(float(empty.nats), 0)
+    assert empty.count == 0 and math.isclose(float(empty.sum), 0)
 
 
 def test_masked_language_model_has_no_time():

@@ -102,7 +102,7 @@ def test_rows_round_trip(tmp_path_factory: Any, tokenizer: Any):
             for i, (ids, prompt) in enumerate(rows):
                 filled = ids + [found.pad_id] * (9 - len(ids))
                 assert batch.ids[i].tolist() == filled
-                assert batch.given[i].tolist() == [j < prompt for j in range(9)]
+                assert batch.prompt_mask[i].tolist() == [j < prompt for j in range(9)]
             assert batch.length.tolist() == [len(ids) for ids, _ in rows]
 
     check()
@@ -135,7 +135,7 @@ def test_batch_semantics(folder: Path):
     assert [x.dtype for x in batch] == [torch.int64, torch.bool, torch.int64]
     assert [tuple(x.shape) for x in batch] == [(4, 12), (4, 12), (4,)]
     assert batch.ids[:, :3].tolist() == [[10, 11, 256], [1, 2, 3], [10, 11, 256], [7, 8, 256]]
-    assert batch.given.sum(1).tolist() == [2, 1, 2, 0]
+    assert batch.prompt_mask.sum(1).tolist() == [2, 1, 2, 0]
     assert batch.length.tolist() == [2, 6, 2, 2]
     for ids, n in zip(batch.ids, batch.length, strict=True):
         assert (ids[n:] == Bytes.specials["pad"]).all()
@@ -189,7 +189,7 @@ def test_shards_are_read_as_one(folder: Path):
         flat[i][0] for i in order
     ]
     assert found.lengths("train", order).tolist() == batch.length.tolist()
-    assert batch.given.sum(1).tolist() == [flat[i][1] for i in order]
+    assert batch.prompt_mask.sum(1).tolist() == [flat[i][1] for i in order]
     assert found.rows("val") == 4  # untouched
 
 
@@ -225,7 +225,7 @@ def test_windows_of_a_stream(tmp_path: Path):
         every = np.arange(found.windows("train", block))
         batch = found.batch("train", every, block)
         assert batch.ids.tolist() == [[i + j for j in range(block)] for i in every]
-        assert batch.length.tolist() == [block] * len(every) and not batch.given.any()
+        assert batch.length.tolist() == [block] * len(every) and not batch.prompt_mask.any()
     assert found.batch("val", np.array([7]), 4).ids.tolist() == [[37, 38, 39, 40]]
 
 

@@ -76,7 +76,7 @@ def test_a_loss_never_waits(name, monkeypatch):
         for x in batch:
             spy.mark(x, False)
         loss = objective.loss(net, objective.corrupt(batch, generator(1)))
-        total = torch.cat([loss.nats[None], *loss.metrics.values()])
-        loss.nats.backward()
+        total = torch.cat([loss.sum[None], *loss.metrics.values()])
+        loss.sum.backward()
         assert spy.side[total.untyped_storage()]
     assert net.head.weight.grad is not None

@@ -107,7 +107,9 @@ def test_cells():
         [11, 12, 13],
         [14, 0, 0],
     ]
-    assert found.given.int().tolist()[0] == [1, 1, 0] and found.given.int().tolist()[2] == [0, 1, 1]
+    assert found.prompt_mask.int().tolist()[0] == [1, 1, 0] and found.prompt_mask.int().tolist()[
+        2
+    ] == [0, 1, 1]
     assert found.length.tolist() == [3, 3, 1, 3, 1, 0]
     for length in (0, 7, 100):
         assert torch.equal(cells(batch, length).ids, ids)

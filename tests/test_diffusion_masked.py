@@ -134,7 +134,7 @@ def expected(process, ids, prompts, repeats=300):
     for order in ([0, 1], [1, 0]):
         batch = batch_of(ids[order], torch.tensor(prompts)[order])
         losses = [process.loss(net, process.corrupt(batch, rng)) for _ in range(repeats)]
-        found += [float(loss.nats.detach()) / loss.count for loss in losses]
+        found += [float(loss.sum.detach()) / loss.count for loss in losses]
     values = torch.tensor(found)
     return float(values.mean()), float(values.std()) / math.sqrt(len(values))
 
@@ -142,7 +142,7 @@ def expected(process, ids, prompts, repeats=300):
 def covered(noise):
     """Integral of weight times share over the times of training: 1 but for the ends."""
     t = noise.t_min + (1 - noise.t_min) * (torch.arange(100_000).double() + 0.5) / 100_000
-    return float((noise.weight(t) * noise.masked(t)).mean()) * (1 - noise.t_min)
+    return float((noise.weight(t) * noise.mask_prob(t)).mean()) * (1 - noise.t_min)
 
 
 TEXTS = torch.tensor([[0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 2]])  # six are written, and a 2
@@ -217,7 +217,7 @@ def test_padding(padding, counts):
     process, net = Masked(3, None, LogLinear(), padding=padding), network()
     batch = padded(8)
     assert process.loss(net, process.corrupt(batch, generator(0))).count == counts
-    assert int(process.written(process.cut(batch, None)).sum()) == counts
+    assert int(process.target_mask(process.cut(batch, None)).sum()) == counts
     one = process.bound(net, batch, generator(1), samples=4)
     other = process.bound(net, padded(8, fill=2), generator(1), samples=4)
     assert torch.equal(one, other) == (padding == "ignore")
@@ -242,7 +242,7 @@ def test_random_lengths():
     assert ((counts[:-1] - 0.025).abs() < 0.0105).all()  # 4 standard errors
     assert process.cut(batch, None).ids.shape[1] == 10
     cut = next(c for c in iter(lambda: process.cut(batch, rng), None) if c.ids.shape[1] < 10)
-    assert (cut.length == cut.ids.shape[1]).all() and cut.given.shape == cut.ids.shape
+    assert (cut.length == cut.ids.shape[1]).all() and cut.prompt_mask.shape == cut.ids.shape
 
 
 # ---- samples of the true network -----------------------------------------------------------------
@@ -288,6 +288,6 @@ def test_what_is_told_of_the_noise(block_length):
     for seed in range(40):
         options = SampleOptions(sampler="ancestral", steps=4)
         deque(process.sample(net, one, one > 0, generator(seed), options), 0)
-    grid = LogLinear().masked(torch.linspace(1, 1e-5, 5).double())[:-1]
+    grid = LogLinear().mask_prob(torch.linspace(1, 1e-5, 5).double())[:-1]
     found = torch.cat(process.shares)
     assert ((found[:, None] - grid).abs().amin(1) < 1e-6).all() and len(found.unique()) == 4

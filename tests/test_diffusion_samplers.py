@@ -353,7 +353,7 @@ def test_the_step_of_a_place(steps):
     process = Masked(V, V - 1, LogLinear())
     made = diffusion.MaskedSampler(process, NETS[0], ids, known, None, SampleOptions())
     made.uniforms = lambda *shape: (torch.arange(shape[1]).double() + 0.5)[None] / shape[1]
-    moved = process.noise.masked(torch.linspace(1, 1e-5, steps + 1).double())
+    moved = process.noise.mask_prob(torch.linspace(1, 1e-5, steps + 1).double())
     found = torch.bincount(made.unmask_step(moved[None])[0], minlength=steps + 1) / 100_000
     share = torch.cat([moved[:-1] - moved[1:], moved[-1:]]) / moved[0]
     torch.testing.assert_close(found.double(), share, rtol=0, atol=1.1e-5)
@@ -407,7 +407,7 @@ def test_unmask_rate_at_a_large_vocabulary(monkeypatch):
         kept.append(own(self, moved))
         return kept[-1]
 
-    monkeypatch.setattr(diffusion.MaskedSampler, "due", due)
+    monkeypatch.setattr(diffusion.MaskedSampler, "unmask_step", due)
     ids, net = torch.zeros(60, 16, dtype=torch.int64), Wide(N + 1, 2.0)
     options = SampleOptions(sampler="ancestral", steps=1000)
     *_, last = Masked(N, None, LogLinear()).sample(net, ids, ids > 0, generator(1), options)

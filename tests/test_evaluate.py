@@ -155,7 +155,7 @@ def test_the_bound_of_a_batch_is_over_the_written_places(padding: str):
     model = model_of(Numbers(), 12, {}, objective="masked", padding=padding, time_input=False)
     batch = corpus_of(model, ROWS).batch("val", np.arange(3), 12)
     nats = model.objective.bound(model.net, batch, torch.Generator().manual_seed(0), 2).sum()
-    places = int(model.objective.written(batch).sum())
+    places = int(model.objective.target_mask(batch).sum())
     assert places == {"learn": 27, "crop": 18, "ignore": 9}[padding]
     assert float(nats) == pytest.approx(places * math.log(13))
 

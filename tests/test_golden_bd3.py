@@ -96,7 +96,7 @@ def test_noise():
     t = gold("noise_t").double()
     for (name,) in cases(r"noise_(\w+)_move_chance"):
         schedule = SCHEDULES[name]
-        share, slope = schedule.masked(t), schedule.masked(t) * schedule.weight(t)
+        share, slope = schedule.mask_prob(t), schedule.mask_prob(t) * schedule.weight(t)
         eps = schedule.eps if name == "cosine" else 0
         # their cosine masks a share of eps at t = 0, where ours leaves eps unmasked at t = 1, and
         # their weight has eps once more in its denominator
@@ -171,7 +171,7 @@ def test_loss(net, monkeypatch, low, high):
     _, each, _ = seen["scored"]
     each = torch.zeros(seen["masked"].shape).masked_scatter(seen["masked"], each.detach())
     close(each.view_as(x0), f"loss_{name}")
-    assert float(loss.nats.detach()) == pytest.approx(float(gold(f"loss_{name}").sum()), rel=1e-5)
+    assert float(loss.sum.detach()) == pytest.approx(float(gold(f"loss_{name}").sum()), rel=1e-5)
     noised = cells(batch, SIZE).ids.masked_fill(seen["masked"], MASK).view_as(x0)
     assert torch.equal(noised == MASK, gold(f"loss_{name}") > 0)
 
@@ -192,7 +192,7 @@ def test_step_laws(net):
     assert set(lengths) == {t for (t,) in cases(r"ddpm_t([\d.]+)_qxs")}
     for at, dt in lengths.items():
         t = torch.tensor(float(at), dtype=torch.float64)
-        stay = noise.masked(t - float(dt)) / noise.masked(t)
+        stay = noise.mask_prob(t - float(dt)) / noise.mask_prob(t)
         law = p * (1 - stay)
         law[..., MASK] = stay
         close(law, f"ddpm_t{at}_qxs", 1e-4, 1e-6)

@@ -141,7 +141,7 @@ def canvas(monkeypatch):
 
 def predictions(decoder):
     """(B, T, V): the law of the token at masked places, the token itself at written ones."""
-    x, V = decoder.x, decoder.process.network_kwargs["vocab_size"]
+    x, V = decoder.x, decoder.objective.network_kwargs["vocab_size"]
     p = torch.nn.functional.one_hot(x, V).double()
     at = decoder.masked_positions()
     h = decoder.forward(at, torch.full((len(x),), 0.5).double())
@@ -167,7 +167,7 @@ def test_law_of_a_step(name, time, canvas):
         found = forward_backward(t, s, canvas.confidence)
     else:
         found = remask_step(kind, t, s, TOLD["eta"], canvas.confidence)
-    p, mask, reveal = predictions(canvas), canvas.mask_id, found.unmask()[..., None]
+    p, mask, reveal = predictions(canvas), canvas.mask_id, found.unmask_prob()[..., None]
     masked = reveal * p
     masked[..., mask] += (1 - reveal)[..., 0]
     kept = (1 - found.sigma)[..., None] * p

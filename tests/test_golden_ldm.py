@@ -79,8 +79,8 @@ def test_collated_batch(tokenizer, tmp_path):
                 out.row(split, *chat_rows(tokenizer, messages)[0])
     batch = Corpus(tmp_path / "sft").batch("train", np.arange(len(FACTS["chat"])), longest)
     same(batch.ids, "sft_input_ids")
-    same((~batch.given).long(), "sft_query_mask")
-    same((~batch.given).sum(1, keepdim=True), "sft_answer_len")
+    same((~batch.prompt_mask).long(), "sft_query_mask")
+    same((~batch.prompt_mask).sum(1, keepdim=True), "sft_answer_len")
 
 
 CHUNKED = sorted(name for name in ARRAYS if name.startswith("chunks_ctx"))
@@ -153,14 +153,14 @@ def test_losses(stage, monkeypatch):
             return super().cross_entropy(net, noisy)
 
     monkeypatch.setattr(diffusion, "chunked_cross_entropy", lambda *args: own(*args[:4]))
-    monkeypatch.setattr(diffusion, "stratified", lambda B, rng: gold("t"))
+    monkeypatch.setattr(diffusion, "low_discrepancy_uniform", lambda B, rng: gold("t"))
     monkeypatch.setattr(torch, "rand", lambda *_, **__: u)
     kind = "answer" if stage == "sft" else "token"
     mask_id = FACTS["special_ids"][SPECIALS["mask"]]
     process = Recorded(outputs.shape[2], mask_id, Clamped(), loss_per=kind)
     batch = Batch(ids, given, torch.full_like(ids[:, 0], ids.shape[1]))
     loss = process.loss(Given(outputs), process.corrupt(batch, generator(0)))
-    close(loss.nats / loss.count, f"{stage}_loss", 1e-5, 1e-6)
+    close(loss.sum / loss.count, f"{stage}_loss", 1e-5, 1e-6)
     same(seen[0], f"{stage}_mask")
 
 
@@ -209,7 +209,7 @@ def run(name, decoder, monkeypatch, **options):
     T, V, _ = net.outputs.shape
     ids = torch.cat([prompt, torch.zeros(T - len(prompt), dtype=torch.int64)])[None]
     given = (torch.arange(T) < len(prompt))[None]
-    monkeypatch.setattr(diffusion, "Decoder", decoder)
+    monkeypatch.setattr(diffusion, "MaskedSampler", decoder)
     process = diffusion.Masked(V, V - 1, Clamped())
     options = SampleOptions(temperature=0.0, **options)
     frames = [f.ids[0] for f in process.sample(net, ids, given, generator(0), options)]
@@ -231,7 +231,7 @@ def test_random_order(name, monkeypatch):
     due = (R >= (times[1:] / times[:-1])[:, None]).int().argmax(0)
 
     class Replayed(MaskedSampler):
-        def due(self, moved):
+        def unmask_step(self, moved):
             assert moved.shape == (1, len(R) + 1)
             return due[None]
 

@@ -36,7 +36,7 @@ def unbanned(monkeypatch):
     own = diffusion.chunked_cross_entropy
     monkeypatch.setattr(diffusion, "chunked_cross_entropy", lambda *args: own(*args[:4]))
     free = type("Free", (MaskedSampler,), {"never": lambda self: list(self.o.banned)})
-    monkeypatch.setattr(diffusion, "Decoder", free)
+    monkeypatch.setattr(diffusion, "MaskedSampler", free)
 
 
 # ---- parts ---------------------------------------------------------------------------------------
@@ -87,16 +87,16 @@ def loss_of(monkeypatch, given, **options):
     ids, outputs, t, u = (gold(k) for k in ("fp_ids", "loss_logits", "fp_t", "fp_u"))
     V = outputs.shape[-1]
     process = Recorded(V, V - 1, Affine(), **options)
-    monkeypatch.setattr(diffusion, "stratified", lambda B, rng: t)
+    monkeypatch.setattr(diffusion, "low_discrepancy_uniform", lambda B, rng: t)
     monkeypatch.setattr(torch, "rand", lambda shape, generator: u)
     batch = Batch(ids, given, torch.full_like(ids[:, 0], ids.shape[1]))
     loss = process.loss(Given(outputs), process.corrupt(batch, generator(0)))
-    return loss.nats / loss.count, *process.seen
+    return loss.sum / loss.count, *process.seen
 
 
 def test_pretraining(monkeypatch, unbanned):
     ids, t = gold("fp_ids"), gold("fp_t")
-    close(Affine().masked(t)[:, None].expand_as(ids), "fp_pmask")
+    close(Affine().mask_prob(t)[:, None].expand_as(ids), "fp_pmask")
     mean, noisy, places = loss_of(monkeypatch, torch.zeros_like(ids, dtype=torch.bool))
     same(noisy, "fp_noisy")
     same(places, "fp_mask")
@@ -233,7 +233,9 @@ def test_generate_where_mask_wins(name, request, monkeypatch):
     assert not (ours[-1] == fact["mask_id"]).any()
     request.getfixturevalue("unbanned")
     own = diffusion.num_transfer_tokens
-    monkeypatch.setattr(diffusion, "quotas", lambda n, *rest: own(n.clamp(max=size), *rest))
+    monkeypatch.setattr(
+        diffusion, "num_transfer_tokens", lambda n, *rest: own(n.clamp(max=size), *rest)
+    )
     net, frames = generate(f"gen_{name}", fact, cfg=fact["cfg_scale"])
     agree(f"gen_{name}", fact, net, frames, repeats=True)
     assert int((frames[-1] == fact["mask_id"]).sum()) == fact["masks_left"]

@@ -86,7 +86,7 @@ def test_times(name, monkeypatch):
     u = gold("tsamp_u")
     monkeypatch.setattr(torch, "rand", lambda *_, **__: u)
     if "anti0" in name:
-        monkeypatch.setattr(diffusion, "stratified", lambda B, rng: u)
+        monkeypatch.setattr(diffusion, "low_discrepancy_uniform", lambda B, rng: u)
     t, _ = process(by_importance="imp1" in name).times(len(u), generator(0))
     close(t, f"tsamp_{name}")
 
@@ -136,7 +136,9 @@ def replayed(monkeypatch):
     def replay(t):
         low, u = LogLinear.t_min, gold("nelbo_u")
         for module in (diffusion,):
-            monkeypatch.setattr(module, "stratified", lambda B, rng: (t - low) / (1 - low))
+            monkeypatch.setattr(
+                module, "low_discrepancy_uniform", lambda B, rng: (t - low) / (1 - low)
+            )
         monkeypatch.setattr(torch, "rand", lambda *_, **__: u)
 
     return replay
@@ -158,7 +160,7 @@ def token_losses(mode, replayed, monkeypatch):
     ids = gold("nelbo_x0")
     loss = made.loss(table(mode.endswith("_tc")), made.corrupt(batch_of(ids), generator(0)))
     assert loss.count == ids.numel()
-    return made, loss.nats.float(), t
+    return made, loss.sum.float(), t
 
 
 SUBS = [m for m in cases(r"nelbo_(.+)_loss") if m.startswith("subs_")]
@@ -168,7 +170,7 @@ D3PM = [m for m in cases(r"nelbo_(.+)_loss") if m.startswith("d3pm_")]
 def moved(mode, t):
     if "_cov" in mode:
         t, _ = importance(LogLinear(), t)
-    return LogLinear().masked(t)[:, None]
+    return LogLinear().mask_prob(t)[:, None]
 
 
 @pytest.mark.parametrize("mode", SUBS)
@@ -213,7 +215,7 @@ def test_score_entropy_mode(replayed):
         close(moved(mode, gold("nelbo_t")), f"nelbo_{mode}_movechance")
         close(each, f"nelbo_{mode}_loss")
         torch.testing.assert_close(
-            loss.nats.float(), gold(f"nelbo_{mode}_loss").sum(), rtol=1e-5, atol=0
+            loss.sum.float(), gold(f"nelbo_{mode}_loss").sum(), rtol=1e-5, atol=0
         )
 
 
@@ -247,7 +249,7 @@ def test_d3pm(mode, replayed, monkeypatch):
 def law(noise, outputs, x, t, s):
     """Weights (B, T, V) of the state at s given x at t, not normalised: those of a masked place add
     up to the share of masked ones at t. The share revealed is the ancestral sampler's: `due`."""
-    high, low = (noise.masked(torch.tensor(time, dtype=torch.float64)) for time in (t, s))
+    high, low = (noise.mask_prob(torch.tensor(time, dtype=torch.float64)) for time in (t, s))
     weights = log_law(outputs, x).double().exp() * (high - low)
     weights[..., MASK] += low
     return weights
@@ -347,8 +349,8 @@ def test_loss_and_gradients(net, replayed):
     net.zero_grad()
     made = process(zero_time=True)
     loss = made.loss(net, made.corrupt(batch_of(gold("nelbo_x0")), generator(0)))
-    close(loss.nats / loss.count, "dit_nelbo")
-    (loss.nats / loss.count).backward()
+    close(loss.sum / loss.count, "dit_nelbo")
+    (loss.sum / loss.count).backward()
     grads = to_sedd({k: p.grad for k, p in net.named_parameters()}, net.n_layer)
     for name in cases(r"dit_nelbo_grad_(\w+)"):
         close(grads[GRADIENTS[name]], f"dit_nelbo_grad_{name}")

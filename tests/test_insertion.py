@@ -189,7 +189,7 @@ def test_the_row_of_an_insertion_model():
 
 def test_rows_without_a_beginning_are_refused():
     batch = batch_of([[0, 1]])
-    open_rows = batch._replace(given=torch.zeros_like(batch.given))
+    open_rows = batch._replace(prompt_mask=torch.zeros_like(batch.prompt_mask))
     with pytest.raises(UserError, match="begin with a given token"):
         Insertion(VOCAB, SPECIALS).corrupt(open_rows, generator(0))
     with pytest.raises(UserError, match="pad id"):
@@ -216,7 +216,7 @@ def test_loss_is_the_mean_over_numbers_and_subsets():
             want += (ce + stop) / len(ways) / 4
     loss = process.loss(net, process.corrupt(batch_of([text] * 40000), generator(1)))
     assert loss.count == 40000
-    assert float(loss.nats.detach() / loss.count) == pytest.approx(float(want), rel=0.01)
+    assert float(loss.sum.detach() / loss.count) == pytest.approx(float(want), rel=0.01)
 
 
 def random_table(state):
@@ -573,7 +573,7 @@ def test_gradients_reach_every_parameter(name):
     net, process = network(options, name)
     texts = [TEXTS[i % len(TEXTS)] for i in range(64)]
     loss = process.loss(net, process.corrupt(batch_of(texts), generator(0)))
-    loss.nats.backward()
+    loss.sum.backward()
     for key, p in net.named_parameters():
         assert p.grad is not None and p.grad.isfinite().all() and p.grad.abs().sum() > 0, key
     assert all(len(m) == 2 and m.isfinite().all() for m in loss.metrics.values())
@@ -585,13 +585,16 @@ def test_rows_with_nothing_to_write_count_nothing(name):
     net, process = network(options, name)
     batch = batch_of([[0, 1, 2], [1, 2]])
     both = process.loss(
-        net, process.corrupt(batch._replace(given=torch.ones_like(batch.given)), generator(0))
+        net,
+        process.corrupt(
+            batch._replace(prompt_mask=torch.ones_like(batch.prompt_mask)), generator(0)
+        ),
     )
-    assert both.count == 0 and float(both.nats.detach()) == 0
+    assert both.count == 0 and float(both.sum.detach()) == 0
     empty = process.loss(
         net, process.corrupt(batch_of([[], []]), generator(0))
     )  # EOS alone: stop at once
-    assert empty.count == 2 and float(empty.nats.detach()) > 0
+    assert empty.count == 2 and float(empty.sum.detach()) > 0
     if process.bounded:
         assert process.bound(net, batch_of([[], []]), generator(0)).isfinite().all()
 

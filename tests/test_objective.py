@@ -140,7 +140,7 @@ def test_training_loss_estimates_the_bound(objective):
         pytest.skip("its loss is a mean over the masked tokens")
     bound = objective.bound(net, batch_of(ids), generator(6)).mean()
     assert loss.count == ids.numel()
-    assert float(loss.nats.detach()) / len(ids) == pytest.approx(float(bound), rel=0.06)
+    assert float(loss.sum.detach()) / len(ids) == pytest.approx(float(bound), rel=0.06)
 
 
 # ---- the loss ------------------------------------------------------------------------------------
@@ -150,7 +150,7 @@ def test_training_loss_estimates_the_bound(objective):
 def test_loss_and_gradients_are_finite_and_reach_every_parameter(case):
     net, objective = network(case, 7)
     loss = objective.loss(net, objective.corrupt(batch_of(torch.randint(7, (16, 5))), generator(0)))
-    loss.nats.backward()
+    loss.sum.backward()
     for name, p in net.named_parameters():
         assert p.grad is not None and p.grad.isfinite().all(), name
     assert all(len(m) == 2 and m.isfinite().all() for m in loss.metrics.values())
@@ -162,7 +162,7 @@ def test_given_tokens_are_neither_corrupted_nor_scored(case):
     net, objective = network(case, 7)
     ids = torch.randint(7, (8, 5))
     loss = objective.loss(net, objective.corrupt(batch_of(ids, prompt=5), generator(0)))
-    assert loss.count == 0 and float(loss.nats) == 0
+    assert loss.count == 0 and float(loss.sum) == 0
     seen = []
     inner = net.features
 
@@ -196,7 +196,7 @@ def test_same_generator_same_loss(case):
     net, objective = network(case, 7)
     batch = batch_of(torch.randint(7, (6, 5)))
     first, again, other = (
-        objective.loss(net, objective.corrupt(batch, generator(i))).nats for i in (1, 1, 2)
+        objective.loss(net, objective.corrupt(batch, generator(i))).sum for i in (1, 1, 2)
     )
     assert first == again
     if case[1].get("block_length") != 1 and case[0] != "ar":  # where nothing is drawn

@@ -202,7 +202,7 @@ def test_pad_is_the_original_row_by_row(tmp_path: Path, bpe: HF):
         assert corpus.rows(split) == len(want)
         batch = corpus.batch(split, np.arange(len(want)), 64)
         assert np.array_equal(batch.ids.numpy(), want)
-        assert not batch.given.any() and (batch.length == 64).all()  # its EOS are learnt
+        assert not batch.prompt_mask.any() and (batch.length == 64).all()  # its EOS are learnt
     assert corpus.meta["splits"]["train"]["longest"] == 64
 
 
@@ -673,7 +673,7 @@ def test_a_row_for_each_document(tmp_path: Path, workers: int, capsys: Any):
     assert notes["empty documents, left out"] == 1
     assert "rows of up to 20" in capsys.readouterr().out
     batch = corpus.batch("train", np.arange(4), 20)
-    assert batch.given.sum(1).tolist() == [1] * 4
+    assert batch.prompt_mask.sum(1).tolist() == [1] * 4
     assert (batch.length == (batch.ids != corpus.specials["pad"]).sum(1)).all()
 
 

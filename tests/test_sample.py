@@ -86,7 +86,7 @@ def written(model: Model, begun: Prompt, options: SampleOptions, seed: int = 0, 
     """Samples of one canvas, with the checks that hold for all of them."""
     found = generate(model, [begun] * n, options, seed)
     assert found.ids.shape == (n, len(begun.ids)) and len(found.texts) == n
-    assert (found.ids[:, begun.given] == begun.ids[begun.given]).all()
+    assert (found.ids[:, begun.prompt_mask] == begun.ids[begun.prompt_mask]).all()
     assert ((found.ids >= 0) & (found.ids < model.tokenizer.vocab_size)).all()  # MASK is above
     return found
 
@@ -256,7 +256,7 @@ PAD, BOS, EOS = 4, 5, 6
 def shown(c: Prompt) -> str:
     """A canvas as text: letters that are given, . for what is to be written, ^ $ _ for specials."""
     names = [*LETTERS, "_", "^", "$"]
-    pairs = zip(c.ids.tolist(), c.given.tolist(), strict=True)
+    pairs = zip(c.ids.tolist(), c.prompt_mask.tolist(), strict=True)
     return "".join(names[i] if g else "." for i, g in pairs)
 
 
@@ -377,12 +377,12 @@ def test_mixed_lengths_in_one_batch():
 def test_palindromes_of_drawn_lengths():
     model = random_model("radd")
     told = canvases(SampleConfig(palindrome=True, num_samples=40), model)
-    sizes = [int((~c.given).sum()) for c in told]
+    sizes = [int((~c.prompt_mask).sum()) for c in told]
     assert set(sizes) == {4, 5, 6}
     again = canvases(SampleConfig(palindrome=True, num_samples=40), model)
     assert [shown(c) for c in told] == [shown(c) for c in again]
     capped = canvases(SampleConfig(palindrome=True, num_samples=9, max_length=3), model)
-    assert {int((~c.given).sum()) for c in capped} == {3}
+    assert {int((~c.prompt_mask).sum()) for c in capped} == {3}
 
 
 def test_palindromes_of_drawn_lengths_without_a_frame():
@@ -437,7 +437,7 @@ def test_watch_sees_the_first_batch():
 
     begun = [canvas(model, "ab")] * 5
     found = generate(model, begun, SampleOptions(steps=3), 1, 2, watch)
-    assert torch.equal(seen[0], torch.stack([c.given for c in begun[:2]]))
+    assert torch.equal(seen[0], torch.stack([c.prompt_mask for c in begun[:2]]))
     assert all(isinstance(f, Frame) and len(f.ids) == 2 for f in seen[1:])
     assert torch.equal(seen[-1].ids, found.ids[:2])
     assert torch.equal(generate(model, begun, SampleOptions(steps=3), 1, 2).ids, found.ids)

@@ -274,7 +274,7 @@ def test_an_answer_is_cut_at_its_first_eos_and_knows_nothing_of_the_prompt(token
     model = new_model(tokenizer, block_size=90)
     said = [(USER, "say no"), (ASSISTANT, "no"), (USER, "say yes")]
     begun = chat_canvas(model, said)
-    prompt, eos = int(begun.given.sum()), tokenizer.specials["eos"]
+    prompt, eos = int(begun.prompt_mask.sum()), tokenizer.specials["eos"]
     assert begun.ids[:prompt].tolist() == encode_chat(tokenizer, said, reply=True)
     assert (begun.ids[:prompt] == eos).sum() == 1 and len(begun.ids) == 90
     ids = begun.ids.clone()
@@ -364,7 +364,7 @@ def test_eight_answers_are_learnt_by_heart(tokenizer: HF):
         for group in (g for o in optimizers for g in o.param_groups):
             group["lr"] = group["peak"] * min(1, 2 - step / 125)
         loss = model.objective.loss(model.net, model.objective.corrupt(batch, generator(0, step)))
-        (loss.nats / loss.count).backward()
+        (loss.sum / loss.count).backward()
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -374,7 +374,7 @@ def test_eight_answers_are_learnt_by_heart(tokenizer: HF):
         options = SampleOptions(**{"sampler": "confidence", "temperature": 0.0, "stop": eos, **how})
         made = generate(model, begun, options)
         for (_, answer), row, one in zip(PAIRS, made.ids, begun, strict=True):
-            assert decode_answer(tokenizer, row[one.given.sum() :].tolist()) == answer
+            assert decode_answer(tokenizer, row[one.prompt_mask.sum() :].tolist()) == answer
     cfg = replace(SampleConfig(), chat=True)
     pairs = [(PAIRS[0][0], "two"), (PAIRS[0][0], "four")]
     right, wrong = evaluate.score_answers(cfg, model, pairs, 64, 2)

@@ -402,11 +402,11 @@ def poison(monkeypatch: Any, step: int, how: str) -> None:
         if calls[0] < step:
             return loss
         if how == "nan loss":
-            return loss._replace(nats=loss.nats * math.nan)
+            return loss._replace(sum=loss.sum * math.nan)
         if how == "inf loss":
-            return loss._replace(nats=loss.nats + math.inf)
+            return loss._replace(sum=loss.sum + math.inf)
         head = self.net.head.bias.sum()  # zero with an infinite slope: finite loss, no gradient
-        return loss._replace(nats=loss.nats + (head - head.detach()).clamp(min=0) ** 0.5)
+        return loss._replace(sum=loss.sum + (head - head.detach()).clamp(min=0) ** 0.5)
 
     monkeypatch.setattr(fsdp.LossModule, "forward", forward)
 
@@ -452,8 +452,8 @@ def test_nothing_masked_is_no_loss(normalize: bool):
         batch = Batch(ids, given, torch.full((3,), 6))
         objective.noise = LogLinear(eps=1 - 1e-9)  # no noise at any time: nothing is masked
         loss = objective.loss(net, objective.corrupt(batch, generator(0)))
-        loss.nats.backward()
-        assert loss.nats == 0 and loss.count == int((~given).sum())
+        loss.sum.backward()
+        assert loss.sum == 0 and loss.count == int((~given).sum())
         assert all(v.isfinite().all() for v in loss.metrics.values())
         assert all(p.grad is None or p.grad.isfinite().all() for p in net.parameters())
         assert (objective.bound(net, batch, generator(0), 2).isfinite()).all()
@@ -497,12 +497,14 @@ def test_tiny_vocabularies(name: str, noise: Any, normalize: bool):
     optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
     for step in range(5):
         loss = objective.loss(net, objective.corrupt(batch, generator(step)))
-        loss.nats.backward()
-        assert loss.nats.isfinite() and all(p.grad.isfinite().all() for p in net.parameters())
+        loss.sum.backward()
+        assert loss.sum.isfinite() and all(p.grad.isfinite().all() for p in net.parameters())
         optimizer.step()
         optimizer.zero_grad()
     assert objective.bound(net, batch, generator(9), 2).isfinite().all()
-    *_, last = objective.sample(net, batch.ids, batch.given, generator(9), SampleOptions(steps=4))
+    *_, last = objective.sample(
+        net, batch.ids, batch.prompt_mask, generator(9), SampleOptions(steps=4)
+    )
     assert ((last.ids >= 0) & (last.ids < graph.n)).all()
 
 
@@ -516,12 +518,14 @@ def test_both_ends_of_time(graph: Any, noise: Any, dtype: torch.dtype, monkeypat
     objective = ScoreEntropy(graph, noise)
     batch = Batch(torch.randint(0, 4, (4, 6)), torch.zeros(4, 6).bool(), torch.full((4,), 6))
     for t in (0.0, 1.0):
-        monkeypatch.setattr("diffusion.stratified", lambda B, rng, t=t: torch.full((B,), t))
+        monkeypatch.setattr(
+            "diffusion.low_discrepancy_uniform", lambda B, rng, t=t: torch.full((B,), t)
+        )
         with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
             loss = objective.loss(net, objective.corrupt(batch, generator(0)))
         net.zero_grad()
-        loss.nats.backward()
-        assert loss.nats.isfinite()
+        loss.sum.backward()
+        assert loss.sum.isfinite()
         assert all(p.grad.isfinite().all() for p in net.parameters() if p.grad is not None)
 
 

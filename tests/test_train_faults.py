@@ -351,7 +351,7 @@ def test_a_spoilt_log_stops_nobody(tmp_path: Path, flags: Any, garbage: bytes):
 
 NAN = """
 def _fault(loss, call):
-    return loss._replace(nats=loss.nats * float("nan")) if call in STEPS else loss
+    return loss._replace(sum=loss.sum * float("nan")) if call in STEPS else loss
 """
 
 

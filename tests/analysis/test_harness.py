@@ -184,7 +184,7 @@ def test_star_graphs_put_bos_between_question_and_answer(tmp_path, flags, object
     model = checkpoint.load(str(tmp_path / "out" / "ckpt.pt"))
     corpus = train.Corpus(tmp_path / "star_tiny")
     batch = corpus.batch("val", torch.arange(1).numpy(), 16)
-    ids, start = batch.ids[0, : batch.length[0]].tolist(), int(batch.given.sum())
+    ids, start = batch.ids[0, : batch.length[0]].tolist(), int(batch.prompt_mask.sum())
     prompt, answer = (model.tokenizer.decode(part) for part in (ids[: start - 1], ids[start:]))
     [(nats, _)] = loglikelihood(model, [(prompt, answer)], maskings=1024)
     many = train.Batch(*(part.expand(64, *part.shape[1:]) for part in batch))

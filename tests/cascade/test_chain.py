@@ -146,7 +146,7 @@ def test_a_chain(stages: Path, tmp_path: Path, monkeypatch: Any):
     for k, canvases in enumerate(begun):
         P, L = [0, *LENGTHS][k : k + 2]
         for row, canvas in enumerate(canvases):
-            assert canvas.given.tolist() == [True] * P + [False] * L
+            assert canvas.prompt_mask.tolist() == [True] * P + [False] * L
             if k:
                 assert canvas.ids[:P].tolist() == written[k - 1][row].tolist()
     assert set(summary["overlaps"]) == {"1->2", "1->3", "2->3"}
@@ -344,7 +344,10 @@ def test_one_stage_by_itself(stages: Path):
 
     model = checkpoint.load(str(stages / "out2" / "ckpt.pt"))
     begun = canvas(model, prompt="ABC")
-    assert begun.ids[:3].tolist() == [0, 1, 2] and begun.given.tolist() == [True] * 3 + [False] * 5
+    assert (
+        begun.ids[:3].tolist() == [0, 1, 2]
+        and begun.prompt_mask.tolist() == [True] * 3 + [False] * 5
+    )
     row = [0, 1, 2, 3, model.meta["specials"]["eos"], 4, 5, 6]
     assert written_ids(model, torch.tensor([row]), [begun]) == [row[3:]]
     assert text_of(model, row) == "ABCD\n\nEFG"

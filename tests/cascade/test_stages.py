@@ -269,9 +269,9 @@ def test_corpora(tmp_path: Path):
             c.batch(split, rows, size) for c, size in zip(found, (4, 12, 24), strict=True)
         )
         assert (
-            not one.given.any()
-            and (two.given.sum(1) == 4).all()
-            and (three.given.sum(1) == 8).all()
+            not one.prompt_mask.any()
+            and (two.prompt_mask.sum(1) == 4).all()
+            and (three.prompt_mask.sum(1) == 8).all()
         )
         assert torch.equal(two.ids[:, :4], one.ids) and torch.equal(
             three.ids[:, :8], two.ids[:, 4:]
@@ -357,16 +357,18 @@ def batch_of(B: int, T: int, prompts: list[int]) -> Batch:
 def test_permutation_is_uniform_and_keeps_the_rest():
     """All orders of the given places of every row are equally likely, and rows differ."""
     batch = batch_of(3000, 5, [3] * 3000)
-    found = permutation(batch.given, generator(1))
+    found = permutation(batch.prompt_mask, generator(1))
     assert torch.equal(found[:, 3:], torch.tensor([[3, 4]]).expand(3000, 2))
     names, counts = torch.unique(found[:, :3], dim=0, return_counts=True)
     assert len(names) == 6 and (counts - 500).abs().max() < 5 * (500 * 5 / 6) ** 0.5
     uneven = batch_of(4, 6, [0, 1, 4, 6])
     moved = shuffle_prompt(uneven, generator(2))
-    for a, b, keep in zip(uneven.ids, moved.ids, uneven.given, strict=True):
+    for a, b, keep in zip(uneven.ids, moved.ids, uneven.prompt_mask, strict=True):
         assert sorted(a[keep].tolist()) == sorted(b[keep].tolist())
         assert torch.equal(a[~keep], b[~keep])
-    assert torch.equal(moved.given, uneven.given) and not torch.equal(moved.ids, uneven.ids)
+    assert torch.equal(moved.prompt_mask, uneven.prompt_mask) and not torch.equal(
+        moved.ids, uneven.ids
+    )
 
 
 def test_noise_spoils_its_share():
@@ -374,8 +376,8 @@ def test_noise_spoils_its_share():
     batch = batch_of(4000, 10, [6] * 4000)
     found = corrupt_prompt(batch, 0.4, generator(3))
     changed = found.ids != batch.ids
-    assert not changed[:, 6:].any() and torch.equal(found.given, batch.given)
-    assert set(found.ids[changed].tolist()) <= set(batch.ids[batch.given].tolist())
+    assert not changed[:, 6:].any() and torch.equal(found.prompt_mask, batch.prompt_mask)
+    assert set(found.ids[changed].tolist()) <= set(batch.ids[batch.prompt_mask].tolist())
     rows = changed.any(1).float().mean().item()
     assert rows == pytest.approx(0.4 * (1 - (1 - REPLACED) ** 6), abs=0.04)
     assert changed[:, :6].float().mean().item() == pytest.approx(0.4 * REPLACED, abs=0.01)
@@ -400,7 +402,7 @@ def test_shuffling_is_renumbering(positions: str):
         for p in net.parameters():
             p.copy_(torch.randn_like(p) * 0.3)
         batch = Batch(torch.randint(20, (3, 9)), torch.arange(9) < torch.tensor([[4]] * 3), None)
-        order, sigma = permutation(batch.given, generator(1)), torch.tensor([0.1, 1.0, 3.0])
+        order, sigma = permutation(batch.prompt_mask, generator(1)), torch.tensor([0.1, 1.0, 3.0])
         permuted = net.features(batch.ids.gather(1, order), sigma)[:, 4:]
         renumbered = net.features(batch.ids, sigma, positions=order.argsort(1))[:, 4:]
         plain = net.features(batch.ids, sigma)[:, 4:]
@@ -430,10 +432,10 @@ def test_a_run_resumes_exactly_and_is_evaluated_on_true_prefixes(
 
     def evaluate(job: Any) -> float:
         batch = job.batch("val", 4, 0)
-        monkeypatch.setattr(train, "changed_prefix", None)  # not to be called from here
+        monkeypatch.setattr(train, "augment_prompt", None)  # not to be called from here
         seen.append(batch)
         value = bound(job)
-        monkeypatch.setattr(train, "changed_prefix", augment_prompt)
+        monkeypatch.setattr(train, "augment_prompt", augment_prompt)
         return value
 
     monkeypatch.setattr(train, "evaluate", evaluate)

@@ -407,11 +407,11 @@ def test_a_packed_row_is_its_samples(positions, marks):
     for pairs in (packed, apart):
         net.zero_grad()
         loss = objective.loss(net, objective.corrupt(stacked(pairs, 12), generator(0)))
-        loss.nats.backward()
+        loss.sum.backward()
         losses.append((loss, [p.grad.clone() for p in net.parameters() if p.grad is not None]))
     (one, grads), (other, wanted) = losses
     assert one.count == other.count == sum(not c for _, mark in packed for c in mark)
-    assert float(one.nats) == pytest.approx(float(other.nats), rel=1e-5)
+    assert float(one.sum) == pytest.approx(float(other.sum), rel=1e-5)
     for a, b in zip(grads, wanted, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
     each = [objective.bound(net, stacked(p, 12), generator(0)) for p in (packed, apart)]
@@ -462,8 +462,8 @@ def test_fine_tuning(root, tmp_path, place, capsys, kind, sizes):
     assert drops == {0.1} and model.config.dropout == 0.1 and model.net.vocab_size == 260
     batch = corpus.batch("train", np.array([0]), 256)
     last = int(batch.length[0]) - 1
-    assert batch.ids[0, last] == 256 and model.objective.written(batch)[0, last]
-    assert int(model.objective.written(batch).sum()) == last + 1 - int(batch.given.sum())
+    assert batch.ids[0, last] == 256 and model.objective.target_mask(batch)[0, last]
+    assert int(model.objective.target_mask(batch).sum()) == last + 1 - int(batch.prompt_mask.sum())
     sample.main([f"--ckpt={ckpt}", *ASKED, "--max_length=8"])
     evaluate.main([f"--ckpt={ckpt}", "--rows=2", "--samples=1", "--max_length=8", "--device=cpu"])
     assert "val: 1 patches" in capsys.readouterr().out

@@ -104,7 +104,7 @@ def rows(corpus, split):
     for number in range(corpus.rows(split)):
         batch = corpus.batch(split, np.array([number]), 1024)
         n = int(batch.length)
-        yield batch.ids[0, :n].numpy(), batch.given[0, :n].numpy()
+        yield batch.ids[0, :n].numpy(), batch.prompt_mask[0, :n].numpy()
 
 
 def samples(corpus, split):

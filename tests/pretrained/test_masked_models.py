@@ -365,7 +365,7 @@ def publish(folder: Path, name: str, tokenizer: HF | None = None, **more: Any) -
     return model
 
 
-def begin(data_dir: Path, out: Path, helpers: Any, *drop: str, **more: Any) -> train.Run:
+def begin(data_dir: Path, out: Path, helpers: Any, *drop: str, **more: Any) -> train.TrainState:
     """A run as train.py starts it, no step done."""
     given = {"data_dir": data_dir, "objective": "masked", "positions": "", **more}
     sizes = ("n_layer", "n_head", "n_embd", "cond_dim", "positions", *drop)

@@ -99,7 +99,7 @@ def test_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
     corpus = Corpus(tmp_path / "grammar", verify=True)
     assert list(corpus.texts("val")) == [" ".join(words(s)) for s in few["val"]]
     batch = corpus.batch("val", stars.np.arange(10), 15)
-    assert batch.given.sum(1).tolist() == [1] * 10
+    assert batch.prompt_mask.sum(1).tolist() == [1] * 10
     assert set(batch.ids[:, 0].tolist()) == {corpus.specials["bos"]}
     assert corpus.meta["task"] == "grammar" and corpus.vocab_size == len(WORDS) + 3
     with pytest.raises(UserError, match="exists already"):

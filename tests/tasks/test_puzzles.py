@@ -35,7 +35,7 @@ def test_zebra_rows(tmp_path: Path):
     corpus = prepare(tmp_path, "zebra", {"input": f" {clue} ", "output": "0 1 2 3 4 5"})
     batch = corpus.batch("val", stars.np.arange(1), 25)
     n = len(clue.split()) + 1
-    assert batch.given.sum() == n and batch.ids[0, n - 1] == corpus.specials["bos"]
+    assert batch.prompt_mask.sum() == n and batch.ids[0, n - 1] == corpus.specials["bos"]
     assert next(corpus.texts("val")) == f"{clue} 0 1 2 3 4 5"
     assert corpus.meta["longest_answer"] == 7 and corpus.meta["task"] == "zebra"
 
