@@ -417,7 +417,7 @@ def closed(model: Model, found: list[list[int]]) -> list[list[int]]:
     """Texts of a model as ids, each with EOS at its end. An objective whose texts grow has neither
     EOS nor a place for it: behind the last token is padding. Other texts are left as they are."""
     special = model.meta["specials"]
-    if not getattr(model.objective, "grows", False) or not {"pad", "eos"} <= set(special):
+    if not getattr(model.objective, "inserts", False) or not {"pad", "eos"} <= set(special):
         return found
     kept = [[i for i in ids if i not in (special["pad"], special["eos"])] for ids in found]
     return [[*ids, special["eos"]] for ids in kept]

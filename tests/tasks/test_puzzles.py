@@ -46,7 +46,7 @@ def test_sorted_answers_and_countdown(tmp_path: Path):
     assert next(corpus.texts("train")) == "c 0 1 2 3"
     corpus = prepare(tmp_path, "countdown", {"input": "39,66,105", "output": "39+66=105"})
     assert next(corpus.texts("train")) == "39,66,10539+66=105"
-    assert corpus.batch("val", stars.np.arange(1), 20).given.sum() == 10
+    assert corpus.batch("val", stars.np.arange(1), 20).prompt_mask.sum() == 10
 
 
 @pytest.mark.parametrize("row, words", [

@@ -250,7 +250,7 @@ def test_closed_texts():
     pad, eos = specials["pad"], specials["eos"]
 
     def told(grows: bool, *texts: list[int]) -> list[list[int]]:
-        objective = SimpleNamespace(grows=grows)
+        objective = SimpleNamespace(inserts=grows)
         return closed(SimpleNamespace(objective=objective, meta={"specials": specials}), [*texts])
 
     assert told(True, [0, 1, pad, pad], [pad], [0, eos]) == [[0, 1, eos], [eos], [0, eos]]
