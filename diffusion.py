@@ -336,8 +336,8 @@ class Uniform:
         n, e, same = self.n, torch.expm1(sigma.double()), x == x0
         log_rho = e.log() - (e + n).log()
         r = torch.where(same, log_rho, 0.0).exp()
-        every = torch.arange(len(x), device=x.device)
-        at_x, at_x0 = log_score[every, x], log_score[every, x0]
+        row = torch.arange(len(x), device=x.device)[:, None]
+        at_x, at_x0 = log_score[row, torch.stack([x, x0], 1)].unbind(1)
         others = log_score.sum(1) - at_x
         score = log_score.scatter_(1, x[:, None], -torch.inf).exp().sum(1)
         more = torch.where(same, 0.0, n / e)  # of r at x0, than at the other y
@@ -402,12 +402,12 @@ class Absorbing:
 
             sum over y of s_y - r log s_x0 + r (log r - 1)
 
-        with the true ratio r = 1 / (e^sigma - 1) at x0, and 0 elsewhere. Overwrites log_score.
+        with the true ratio r = 1 / (e^sigma - 1) at x0, and 0 elsewhere; y is not MASK, whose
+        log_score is -inf.
         """
         log_r = -torch.expm1(sigma.double()).log()
         r, const = (v.to(log_score.dtype) for v in (log_r.exp(), log_r.exp() * (log_r - 1)))
-        at_x0 = log_score[torch.arange(len(x0), device=x0.device), x0]
-        log_score[:, self.mask_id] = -torch.inf
+        at_x0 = log_score.gather(1, x0[:, None])[:, 0]
         score = log_score.exp().sum(1)
         return score - r * at_x0 + const, score
 
@@ -536,13 +536,13 @@ class ScoreEntropy(Objective):
         ce = torch.zeros((), device=device)
 
         def loss_fn(logits: Tensor, part: slice) -> Tensor:
-            log_score = logits if shift is None else logits - shift[part, None]
+            log_score = logits if shift is None else logits.sub_(shift[part, None])
             at_x0 = log_score.detach().gather(1, x0[part, None])[:, 0]
             loss, score = self.graph.score_entropy(log_score, x[part], x0[part], sigma[part])
             ce.add_((score.detach().log() - at_x0).sum())
             return weight[part] * loss
 
-        total, each = chunked_loss(net.head, h, loss_fn)
+        total, each = chunked_loss(net.head, h, loss_fn, banned=self.mask_id)
         return total, each, row, ce if self.graph.absorbing else None
 
     def condition(self, net: Any, sigma: Tensor, device: torch.device) -> Tensor | None:

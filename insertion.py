@@ -404,15 +404,17 @@ def multi_target_cross_entropy(
 
         sum over targets d of the group: weight_d (logsumexp of the group - logits[row_d, token_d])
 
-    logits (R, V); group (R,) numbers the groups 0, 1, ... in order; row, token, weight (D,).
+    logits (R, V), which are overwritten; group (R,) numbers the groups 0, 1, ... in order; row,
+    token, weight (D,).
     """
-    norm = logits.logsumexp(1)
+    at_target, top = logits[row, token], logits.detach().amax(1, keepdim=True)
+    norm = logits.sub_(top).exp().sum(1).log() + top[:, 0]  # torch.logsumexp takes twice the time
     top = norm.new_full((groups,), -torch.inf)
     top = top.scatter_reduce(0, group, norm.detach(), "amax")
     share = torch.zeros_like(top).index_add(0, group, (norm - top[group]).exp())
     whole = top + share.log()  # logsumexp of each group
     owner = group[row]
-    nll = weight * (whole[owner] - logits[row, token])
+    nll = weight * (whole[owner] - at_target)
     return torch.zeros_like(whole).index_add(0, owner, nll)
 
 

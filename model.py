@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 import time
+from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any, Callable, Iterator
 
@@ -23,6 +24,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from configurator import UserError
+
+# Large CPU tensors in huge pages: Linux clears pages of 4 KB one by one, which took longer than the
+# arithmetic of a loss over 50,257 ids (docs/performance.md). Read at PyTorch's first allocation.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 FREQUENCIES = 128  # cosines and as many sines of the noise level (SEDD)
 ROTARY_BASE = 10000.0
@@ -362,13 +367,22 @@ class Transformer(nn.Module):
 # ==================================================================================================
 
 
-def chunk_rows(vocab_size: int, device: torch.device) -> int:
-    """Rows of logits that are formed at a time: float32 logits of a 16th of a GPU's memory (plain
-    autograd holds about four times as much), which usually is all of them; 16 MB on a CPU, which
-    its caches hold, but no fewer than 256 rows, so that the products stay large."""
+@lru_cache(8)
+def memory_of(device: torch.device) -> int:
+    """Bytes of memory of a GPU, or of this machine (16 GB where the system does not tell)."""
     if device.type == "cuda":
-        return max(256, torch.cuda.get_device_properties(device).total_memory // (64 * vocab_size))
-    return max(256, (1 << 22) // vocab_size)
+        return torch.cuda.get_device_properties(device).total_memory
+    if hasattr(os, "sysconf") and {"SC_PAGE_SIZE", "SC_PHYS_PAGES"} <= set(os.sysconf_names):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return 16 << 30
+
+
+def chunk_rows(vocab_size: int, device: torch.device) -> int:
+    """Rows of logits that are formed at a time. Their float32 numbers are a 16th of a GPU's memory,
+    which usually is all of them, or a 512th of a CPU's; plain autograd holds about four times as
+    much. At least 128 rows, so that the products stay large."""
+    share = 16 if device.type == "cuda" else 512
+    return max(128, memory_of(device) // (4 * share * vocab_size))
 
 
 def chunks(rows: int, vocab_size: int, device: torch.device) -> Iterator[slice]:
@@ -390,12 +404,20 @@ def pad_rows(h: Tensor) -> Tensor:
     return F.pad(h, (0, 0, 0, -len(h) % 64)) if spare else h
 
 
-def project(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """h (R, C), weight (V, C), bias (V,) -> logits (R, V), at least float32. On a GPU the product
-    has a multiple of 64 columns: with 50,257 no tensor core is used."""
-    extra = -len(weight) % 64 if h.is_cuda else 0
-    weight, bias = F.pad(weight, (0, 0, 0, extra)), F.pad(bias, (0, extra))
-    logits = F.linear(pad_rows(h), weight, bias)[: len(h), : len(weight) - extra]
+def project(h: Tensor, weight: Tensor, bias: Tensor, banned: int | slice | None = None) -> Tensor:
+    """h (R, C), weight (V, C), bias (V,) -> logits (R, V), at least float32; -inf for `banned` ids,
+    by their bias, which costs no pass over the logits. On a GPU the product has a multiple of 64
+    columns: with 50,257 no tensor core is used."""
+    if banned is not None:
+        never = torch.zeros_like(bias, dtype=torch.bool)
+        never[banned] = True
+        bias = bias.masked_fill(never, -torch.inf)
+    rows, V = len(h), len(weight)
+    if h.is_cuda and V % 64:
+        weight, bias = F.pad(weight, (0, 0, 0, -V % 64)), F.pad(bias, (0, -V % 64))
+    logits = F.linear(pad_rows(h), weight, bias)
+    if logits.shape != (rows, V):  # a slice costs its backward pass a copy
+        logits = logits[:rows, :V]
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
@@ -408,13 +430,13 @@ class _ChunkedLoss(torch.autograd.Function):
     """Gradients of a sum of losses by chunks: each chunk goes forward and backward on its own."""
 
     @staticmethod
-    def forward(ctx, h, weight, bias, loss_fn, parts, learn):
+    def forward(ctx, h, weight, bias, loss_fn, parts, banned, learn):
         grads = [torch.zeros_like(x, dtype=torch.float32) for x in (h, weight, bias) if learn]
         losses = [h.new_zeros(0)]
         for part in parts:
             with torch.set_grad_enabled(learn):
                 leaves = [x.detach().requires_grad_(learn) for x in (h[part], weight, bias)]
-                loss = loss_fn(project(*leaves), part)
+                loss = loss_fn(project(*leaves, banned), part)
                 losses.append(loss.detach())
                 own = torch.autograd.grad(loss.sum(), leaves) if learn else ()
             if learn:
@@ -429,7 +451,7 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, scale, _):
         grads, ctx.grads = ctx.grads, None
-        return *(g.mul_(scale) for g in grads), None, None, None
+        return *(g.mul_(scale) for g in grads), None, None, None, None
 
 
 def chunked_loss(
@@ -437,17 +459,20 @@ def chunked_loss(
     h: Tensor,
     loss_fn: Callable[[Tensor, slice], Tensor],
     parts: list[slice] | None = None,
+    banned: int | slice | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Sum () of loss_fn(logits (r, V), rows) over the rows of h (R, C), and all that it returned,
     detached. loss_fn sees the logits of some rows, float32, and the slice of rows that they are;
-    it may change them. Only `chunk_rows` rows of logits, or those of one of the `parts`, are there
-    at a time. Gradients are autograd's. head: weight (V, C) and bias (V,)."""
+    it may overwrite them; those of `banned` ids are -inf. Only `chunk_rows` rows of logits, or
+    those of one of the `parts`, are there at a time. Gradients are autograd's. head: weight (V, C)
+    and bias (V,)."""
     if parts is None:
         parts = list(chunks(len(h), len(head.weight), h.device))
     if len(parts) == 1:  # nothing to save
-        losses = loss_fn(project(h, head.weight, head.bias), parts[0])
+        losses = loss_fn(project(h, head.weight, head.bias, banned), parts[0])
         return losses.sum(), losses.detach()
-    return _ChunkedLoss.apply(h, head.weight, head.bias, loss_fn, parts, learns(h, head))
+    learn = learns(h, head)
+    return _ChunkedLoss.apply(h, head.weight, head.bias, loss_fn, parts, banned, learn)
 
 
 class _CrossEntropyOnCPU(torch.autograd.Function):
@@ -515,11 +540,9 @@ def chunked_cross_entropy(
             )
 
     def loss_fn(logits: Tensor, part: slice) -> Tensor:
-        if banned is not None:
-            logits[:, banned] = -torch.inf
         return weight[part] * F.cross_entropy(logits, target[part], reduction="none")
 
-    return chunked_loss(head, h, loss_fn)
+    return chunked_loss(head, h, loss_fn, banned=banned)
 
 
 # ==================================================================================================

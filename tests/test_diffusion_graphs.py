@@ -128,11 +128,16 @@ def test_score_entropy_is_its_definition(graph, level):
     x, x0 = pairs(graph)
     sigma = torch.full((len(x),), level, dtype=torch.float64)
     score = torch.randn(len(x), graph.states, dtype=torch.float64)
-    ours, total = graph.score_entropy(score.clone(), x, x0, sigma)
+    own = score.clone()
+    if graph.absorbing:  # so that chunked_loss may leave out MASK without a pass over the logits
+        own[:, graph.mask_id] = -torch.inf
+    ours, total = graph.score_entropy(own, x, x0, sigma)
     torch.testing.assert_close(ours, entropy_of(graph, x, x0, sigma, score))
     torch.testing.assert_close(total, score.scatter(1, x[:, None], -torch.inf).exp().sum(1))
     true = graph.transition(x0, sigma)
     log_ratio = (true / true.gather(-1, x[:, None])).clamp(min=1e-300).log()
+    if graph.absorbing:
+        log_ratio[:, graph.mask_id] = -torch.inf
     assert graph.score_entropy(log_ratio, x, x0, sigma)[0].abs().max() < 1e-8
     assert (ours > 0).all()
 

@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import insertion
+import model
 from bench import speed
 from bench.speed import BenchConfig, Ours, Rows, Shape
 from bench.textbook import InsertionTextbook, Textbook, textbook, textbook_weights
@@ -239,8 +241,23 @@ class Largest(TorchDispatchMode):
         return out
 
 
+@pytest.fixture
+def chunks_of_256(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of logits, whatever memory this machine has."""
+    for module in (model, insertion):
+        monkeypatch.setattr(module, "chunk_rows", lambda *_: 256)
+
+
+def test_chunks_follow_from_the_memory_that_there_is():
+    cpu = torch.device("cpu")
+    rows, memory = model.chunk_rows(50257, cpu), model.memory_of(cpu)
+    assert memory > 1 << 30
+    assert rows == 128 or memory / 600 < rows * 50257 * 4 <= memory / 512
+    assert model.chunk_rows(1 << 40, cpu) == 128
+
+
 @pytest.mark.parametrize("form", ["sedd", "mdlm", "ilm"])
-def test_a_training_step_never_makes_all_logits(form):
+def test_a_training_step_never_makes_all_logits(form, chunks_of_256):
     everything = WIDE.batch_size * WIDE.block_size * WIDE.vocab
     ours = Ours(QUICK, WIDE, form)
     book, step = textbook(ours), ours.training()
@@ -253,7 +270,7 @@ def test_a_training_step_never_makes_all_logits(form):
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_no_objective_ever_makes_all_logits(name):
+def test_no_objective_ever_makes_all_logits(name, chunks_of_256):
     """Loss, gradients and bound of everything in the registry: a chunk of 256 rows is the most,
     even where every place is scored. Insertion takes whole rows: up to a row more."""
     if name == "xlnet":
