@@ -24,6 +24,7 @@ them. n is the number of real tokens; the absorbing graph has one more state, MA
 """
 
 import math
+from collections import ChainMap
 from dataclasses import dataclass
 from functools import lru_cache
 from types import SimpleNamespace
@@ -37,6 +38,7 @@ from configurator import UserError
 from corpus import Batch
 from model import Cache, Transformer, chunked_cross_entropy, chunked_loss, chunks
 from objective import (
+    CHOICES,
     Frame,
     Loss,
     Objective,
@@ -731,9 +733,14 @@ class Masked(Objective):
         low = self.noise.t_min
         t = low + (1 - low) * low_discrepancy_uniform(B, rng)
         if not self.by_importance:
-            return t, self.noise.weight(t)
+            return t, self.weight(t)
         t, weight = importance(self.noise, t)
         return t, torch.full_like(t, weight)
+
+    def weight(self, t: Tensor) -> Tensor:
+        """Of the cross entropy of every masked token at t (B,), in training: alpha'(t) /
+        (1 - alpha(t)) (MDLM, eq. 10)."""
+        return self.noise.weight(t)
 
     def corrupt(self, batch: Batch, rng: torch.Generator) -> Noisy:
         """Each written token is masked with the probability of the schedule at the row's t. Divided
@@ -1018,7 +1025,7 @@ class BlockDiffusion(Masked):
             low
             + (self.high - low) * low_discrepancy_uniform(B, rng)[torch.randperm(B, generator=rng)]
         )
-        return t, self.noise.weight(t)
+        return t, self.weight(t)
 
     def noisy(self, batch: Cells, *args: Any) -> Noisy:
         return super().noisy(batch, *args)._replace(clean=batch.rows.ids)
@@ -1056,7 +1063,7 @@ class BlockDiffusion(Masked):
             written, u = self.target_mask(batch), torch.rand(batch.ids.shape, generator=rng)
             t = t_min + (1 - t_min) * torch.rand(len(batch.ids), generator=rng)
             masked = written & (u < self.noise.mask_prob(t)[:, None])
-            noisy = self.noisy(batch, masked, self.noise.weight(t), self.noise.total(t))
+            noisy = self.noisy(batch, masked, self.weight(t), self.noise.total(t))
             nats = self.nats_by_row(net, noisy)
             some = written.any(1)
             times.append(t[some])
@@ -1154,26 +1161,36 @@ def within_factor(row: Tensor, score: Tensor, factor: float) -> Tensor:
     return rank < first[row]
 
 
+ADAPTIVE: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "threshold": above_threshold,
+    "factor": within_factor,
+}  # as many as score well, with the option of the same name
+
+
 # ---- which -------------------------------------------------------------------------------------
 
 
-def confidence(logp: Tensor) -> Tensor:
-    """logp (R, V) normalised -> probability of the best token (R,)."""
+# An order gives a score to every masked place, in [0, 1], from logp (R, V), normalised, of the
+# places at (row, col) (R,) of the canvas, and masked (B, T), what is still to be written in it.
+
+
+def confidence(logp: Tensor, row: Tensor, col: Tensor, masked: Tensor) -> Tensor:
+    """Probability of the best token (R,)."""
     return logp.amax(1).exp()
 
 
-def margin(logp: Tensor) -> Tensor:
+def margin(logp: Tensor, row: Tensor, col: Tensor, masked: Tensor) -> Tensor:
     """Probability of the best token less that of the second."""
     first, second = logp.topk(2).values.exp().unbind(1)
     return first - second
 
 
-def entropy(logp: Tensor) -> Tensor:
+def entropy(logp: Tensor, row: Tensor, col: Tensor, masked: Tensor) -> Tensor:
     """e^-H, H the entropy in nats."""
     return torch.special.entr(logp.exp()).sum(1).neg().exp()
 
 
-ORDERS: dict[str, Callable[[Tensor], Tensor] | None] = {
+ORDERS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None] = {
     "random": None,  # needs no look at the tokens
     "confidence": confidence,
     "margin": margin,
@@ -1181,7 +1198,7 @@ ORDERS: dict[str, Callable[[Tensor], Tensor] | None] = {
 }
 
 
-# ---- doubt -------------------------------------------------------------------------------------
+# ---- masking again -------------------------------------------------------------------------------
 
 
 class RemaskStep(NamedTuple):
@@ -1197,28 +1214,35 @@ class RemaskStep(NamedTuple):
         return (self.alpha_s - kept) / (1 - self.alpha_t)
 
 
-def remask_step(kind: str, t: float, s: float, eta: float, trust: Tensor) -> RemaskStep:
-    """One step from t to s, the share of text 1 - t. trust (B, T) float64: the probability that
-    each token had when it was written, infinite where it is MASK or given; eta scales."""
-    if kind == "loop":
-        return _loop(t, s, eta, trust)
-    alpha_t, alpha_s = 1 - t, 1 - s
-    most = min(1.0, (1 - alpha_s) / alpha_t) if alpha_t > 0 else 1.0
-    sigma = torch.zeros_like(trust)
-    if kind == "cap":
-        sigma += min(eta, most)
-    elif kind == "rescale":
-        sigma += eta * most
-    elif kind == "conf":
-        sigma = trust.neg().softmax(1).nan_to_num() * most
-    return RemaskStep(alpha_t, alpha_s, sigma)
+# A remasking rule is one step from t to s, the share of text 1 - t. trust (B, T) float64: the
+# probability that each token had when it was written, infinite where it is MASK or given; eta
+# scales.
+
+
+def most_remasked(t: float, s: float) -> float:
+    """The largest probability with which a step from t to s may mask a token again."""
+    return min(1.0, s / (1 - t)) if t < 1 else 1.0
+
+
+def cap(t: float, s: float, eta: float, trust: Tensor) -> RemaskStep:
+    return RemaskStep(1 - t, 1 - s, torch.full_like(trust, min(eta, most_remasked(t, s))))
+
+
+def rescale(t: float, s: float, eta: float, trust: Tensor) -> RemaskStep:
+    return RemaskStep(1 - t, 1 - s, torch.full_like(trust, eta * most_remasked(t, s)))
+
+
+def by_confidence(t: float, s: float, eta: float, trust: Tensor) -> RemaskStep:
+    """Tokens of little trust first; no eta."""
+    share = trust.neg().softmax(1).nan_to_num()
+    return RemaskStep(1 - t, 1 - s, share * most_remasked(t, s))
 
 
 LOOP_ON, LOOP_OFF, LOOP_ALPHA = 0.55, 0.05, 0.9  # ReMDM's loop on OpenWebText
 
 
-def _loop(t: float, s: float, eta: float, trust: Tensor) -> RemaskStep:
-    """Write down to a share of 0.9, then doubt and rewrite at that share, then finish."""
+def loop(t: float, s: float, eta: float, trust: Tensor) -> RemaskStep:
+    """Write down to a share of 0.9, then mask and rewrite at that share, then finish."""
 
     def alpha(time: float) -> float:
         if time > LOOP_ON:
@@ -1230,7 +1254,23 @@ def _loop(t: float, s: float, eta: float, trust: Tensor) -> RemaskStep:
     return RemaskStep(alpha(t), LOOP_ALPHA if looping else alpha(s), sigma)
 
 
-ETA = {"cap": 0.008, "rescale": 0.015, "conf": 0.0, "loop": 0.02}  # ReMDM's choices
+class RemaskRule(NamedTuple):
+    step: Callable[[float, float, float, Tensor], RemaskStep]
+    eta: float  # ReMDM's choice
+
+
+REMASKING: dict[str, RemaskRule] = {
+    "cap": RemaskRule(cap, 0.008),
+    "rescale": RemaskRule(rescale, 0.015),
+    "conf": RemaskRule(by_confidence, 0.0),
+    "loop": RemaskRule(loop, 0.02),
+}
+
+# what the options of samplers may be: the names of these registries
+CHOICES["schedule"] = ChainMap(ADAPTIVE, SCHEDULES)
+CHOICES["remask"] = ChainMap(REMASKING, {"none": None})
+
+
 # ==================================================================================================
 # 7. How a masked canvas is written: the one sampler of every model that predicts masked tokens
 #
@@ -1297,7 +1337,7 @@ class MaskedSampler(Sampler):
         self._check()
 
     def _check(self) -> None:
-        o, adaptive = self.o, self.o.schedule in ("threshold", "factor")
+        o, adaptive = self.o, self.o.schedule in ADAPTIVE
         problems = {
             "block_length: a mirrored text is written as one block": o.mirror is not None
             and self.blocks > 1,
@@ -1428,17 +1468,16 @@ class MaskedSampler(Sampler):
     def scores(self, at: Positions, h: Tensor) -> Tensor:
         """How sure the network is of each place, (R,) in [0, 1]. A place whose best token is to be
         delayed is below 0, the leftmost lowest, and no other counts that token's probability."""
-        score, late = ORDERS[self.o.sampler], torch.tensor(self.o.delay, device=at.col.device)
-        found = [h.new_empty(0)]
+        order, late = ORDERS[self.o.sampler], torch.tensor(self.o.delay, device=at.col.device)
+        found, masked = [h.new_empty(0)], self.x == self.mask_id
         for part in self.parts(at):
-            z = self.logits(h[part])
-            if len(late):
-                wait = torch.isin(z.argmax(1), late)
-                last = at.col[part] / self.x.shape[1] - 1
-                found.append(score(z.index_fill(1, late, -torch.inf).log_softmax(-1)))
-                found[-1] = torch.where(wait, last, found[-1])
-            else:
-                found.append(score(z.log_softmax(-1)))
+            z, row, col = self.logits(h[part]), at.row[part], at.col[part]
+            wait = torch.isin(z.argmax(1), late) if len(late) else None
+            if wait is not None:
+                z = z.index_fill(1, late, -torch.inf)
+            score = order(z.log_softmax(-1), row, col, masked)
+            last = col / self.x.shape[1] - 1
+            found.append(score if wait is None else torch.where(wait, last, score))
         return torch.cat(found)
 
     def remasked(self, step: int, steps: int) -> tuple[Tensor | None, RemaskStep | None]:
@@ -1446,8 +1485,8 @@ class MaskedSampler(Sampler):
         if self.o.remask == "none":
             return None, None
         t, s = 1 - step / steps, 1 - (step + 1) / steps
-        eta = ETA[self.o.remask] if self.o.eta is None else self.o.eta
-        found = remask_step(self.o.remask, t, s, eta, self.confidence)
+        rule = REMASKING[self.o.remask]
+        found = rule.step(t, s, rule.eta if self.o.eta is None else self.o.eta, self.confidence)
         written = self.editable & (self.x != self.mask_id) & (self.block == self.current_block)
         remasked = written & (self.uniforms(*self.x.shape) < found.sigma)
         return remasked & (step < steps - 1), found  # the last step leaves no MASK
@@ -1550,10 +1589,9 @@ class MaskedSampler(Sampler):
         score = self.scores(at, h)
         if want is not None:
             which = ranks(at.row, score) < want[at.row]
-        elif self.o.schedule == "threshold":
-            which = above_threshold(at.row, score, self.o.threshold)
         else:
-            which = within_factor(at.row, score, self.o.factor)
+            name = self.o.schedule
+            which = ADAPTIVE[name](at.row, score, getattr(self.o, name))
         self.unmask(at, h, which)
 
     # -- all blocks --

@@ -11,7 +11,7 @@ network is handed to it. A class and a line in checkpoint.py add one.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Iterator, NamedTuple
+from typing import Any, Container, Iterator, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -271,11 +271,8 @@ class SampleOptions:
         require(self, "eta", self.eta is None or 0 <= self.eta <= 1, "between 0 and 1")
 
 
-CHOICES = {
-    "schedule": ("uniform", "linear", "cosine", "threshold", "factor"),
-    "remask": ("none", "cap", "rescale", "conf", "loop"),
-    "cache": ("none", "prefix", "dual"),
-}
+# What these options may be. diffusion.py adds `schedule` and `remask`, the names of its registries.
+CHOICES: dict[str, Container[str]] = {"cache": ("none", "prefix", "dual")}
 
 
 def choose_sampler(objective: Objective, options: SampleOptions) -> SampleOptions:

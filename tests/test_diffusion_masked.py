@@ -9,7 +9,7 @@ import torch
 from exact import Distribution, ExactNetwork, total_variation
 
 from corpus import Batch
-from diffusion import NOISES, Affine, Clamped, LogLinear, Masked, answer_counts
+from diffusion import NOISES, Affine, BlockDiffusion, Clamped, LogLinear, Masked, answer_counts
 from model import Transformer
 from objective import SampleOptions, generator
 
@@ -291,3 +291,16 @@ def test_what_is_told_of_the_noise(block_length):
     grid = LogLinear().mask_prob(torch.linspace(1, 1e-5, 5).double())[:-1]
     found = torch.cat(process.shares)
     assert ((found[:, None] - grid).abs().amin(1) < 1e-6).all() and len(found.unique()) == 4
+
+
+def test_a_clipped_weight_is_one_edit(monkeypatch):
+    """docs/recipes.md: every masked objective that has a weight takes it from one method."""
+    whole = Masked.weight
+    monkeypatch.setattr(Masked, "weight", lambda self, t: whole(self, t).clamp(max=2.0))
+    batch = batch_of(torch.zeros(64, 6, dtype=torch.int64))
+    for process in (
+        Masked(3, None, LogLinear()),
+        BlockDiffusion(3, None, LogLinear(), length=3),
+    ):
+        noisy = process.corrupt(batch, generator(0))
+        assert noisy.weight.max() == 2 and 1 <= noisy.weight.min() < 1.2

@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 
 import diffusion
 from configurator import UserError
-from diffusion import SAMPLERS, Absorbing, AbsorbingSampler, LogLinear, Masked, ScoreEntropy, grid
+from diffusion import (
+    SAMPLERS,
+    Absorbing,
+    AbsorbingSampler,
+    Affine,
+    LogLinear,
+    Masked,
+    ScoreEntropy,
+    grid,
+)
 from model import Transformer
 from objective import SampleOptions, generator
 
@@ -447,3 +456,46 @@ def test_unmask_rate_of_scores_over_a_whole_run():
         steps[frame.changed[0]] = i - 0.5
     assert rate_within_errors(steps, 1000)
     assert nats_within_errors(net, frame.ids)
+
+
+# ---- one edit, one place -------------------------------------------------------------------------
+
+
+def nearby(logp, row, col, masked):
+    """docs/recipes.md: the margin of the best two, the more the closer a written place is."""
+    first, second = logp.topk(2).values.exp().unbind(1)
+    distance = (torch.arange(masked.shape[1]) - col[:, None]).abs()
+    return (first - second) / distance.masked_fill(masked[row], masked.shape[1]).amin(1)
+
+
+def test_an_order_sees_where_the_places_are(monkeypatch):
+    """The law is the same at all places, so the margin is, and the nearest place comes next."""
+    monkeypatch.setitem(diffusion.ORDERS, "nearby", nearby)
+    monkeypatch.setitem(diffusion.SAMPLERS, "nearby", diffusion.MaskedSampler.ordered)
+    process = Masked(3, None, Affine())
+    net = Given(torch.tensor([1.0, 0.5, 0.0, 0.0]).expand(1, 7, 4).double())
+    prompt_mask = torch.zeros(1, 7, dtype=torch.bool)
+    prompt_mask[0, 2] = True
+    ids = torch.zeros(1, 7, dtype=torch.int64)
+    options = SampleOptions(sampler="nearby", temperature=0.0, steps=6)
+    frames = [*process.sample(net, ids, prompt_mask, generator(0), options)]
+    written = [f.changed[0].nonzero()[0].item() for f in frames[1:]]
+    distances = [abs(place - 2) for place in written]
+    assert sorted(written) == [0, 1, 3, 4, 5, 6] and frames[-1].ids.tolist() == [[0] * 7]
+    assert written == [1, 0, 3, 4, 5, 6] and distances[0] == 1  # beside what is written, each time
+
+
+def test_schedules_and_remasking_rules_are_names_in_a_registry(monkeypatch):
+    """What the options take, and what they refuse, is what the registries have."""
+    monkeypatch.setitem(diffusion.SCHEDULES, "all", lambda left, step, steps: left)
+    never = diffusion.RemaskRule(diffusion.cap, 0.0)
+    monkeypatch.setitem(diffusion.REMASKING, "never", never)
+    process = Masked(3, None, Affine())
+    net = Given(torch.zeros(1, 5, 4).double())
+    none = torch.zeros(1, 5, dtype=torch.bool)
+    options = SampleOptions(sampler="confidence", schedule="all", remask="never", steps=4)
+    frames = [*process.sample(net, none.long(), none, generator(0), options)]
+    assert (frames[1].ids < 3).all()
+    for key in ("schedule", "remask"):
+        with pytest.raises(UserError, match=f"{key} must be one of .*(all|never)"):
+            SampleOptions(**{key: "pink"})

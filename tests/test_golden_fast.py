@@ -15,13 +15,13 @@ from recorded import Recorded
 
 import diffusion
 from diffusion import (
+    REMASKING,
     Masked,
     MaskedSampler,
     Power,
     above_threshold,
     num_transfer_tokens,
     ranks,
-    remask_step,
     within_factor,
 )
 from objective import SampleOptions, generator, sample_categorical
@@ -79,7 +79,7 @@ def test_scores(name):
     """Dream's entropy score is -H, ours e^-H."""
     logp = gold("dream_logits").log_softmax(1)
     same(logp.argmax(1), f"dream_{name}_x0")
-    ours = diffusion.ORDERS[SCORES[name]](logp)
+    ours = diffusion.ORDERS[SCORES[name]](logp, None, None, None)
     close(ours.log() if name == "entropy" else ours, f"dream_{name}_conf")
 
 
@@ -165,8 +165,10 @@ def test_law_of_a_step(name, time, canvas):
     s = t - TOLD["dt"]
     if kind == "forward-backward":
         found = forward_backward(t, s, canvas.confidence)
+    elif kind == "mdlm":
+        found = diffusion.RemaskStep(1 - t, 1 - s, torch.zeros_like(canvas.confidence))
     else:
-        found = remask_step(kind, t, s, TOLD["eta"], canvas.confidence)
+        found = REMASKING[kind].step(t, s, TOLD["eta"], canvas.confidence)
     p, mask, reveal = predictions(canvas), canvas.mask_id, found.unmask_prob()[..., None]
     masked = reveal * p
     masked[..., mask] += (1 - reveal)[..., 0]

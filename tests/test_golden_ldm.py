@@ -15,7 +15,6 @@ from exact import Given, Table
 from recorded import Recorded
 
 import diffusion
-import objective
 from corpus import Batch, Corpus, CorpusWriter
 from diffusion import Clamped, MaskedSampler
 from objective import SampleOptions, generator
@@ -181,8 +180,6 @@ def by_truncation(left, step, steps):
 def truncated(monkeypatch):
     """Their numbers of places per step as a schedule of ours."""
     monkeypatch.setitem(diffusion.SCHEDULES, "truncated", by_truncation)
-    choices = {**objective.CHOICES, "schedule": ("uniform", "truncated")}
-    monkeypatch.setattr(objective, "CHOICES", choices)
 
 
 @pytest.mark.parametrize("fact", FACTS["lowconf_count_rule"], ids=str)
