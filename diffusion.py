@@ -661,17 +661,47 @@ def answer_counts(n: int, copies: int, k: int) -> Tensor:
 
 
 class Guided:
-    """A network with guidance towards the places (B, T) that are given: (1 + cfg) times its logits,
-    less cfg times those without them (LLaDA). One matrix makes both from both features."""
+    """A network with guidance towards the places (B, T) bool that are given: (1 + cfg) times its
+    logits, less cfg times those that it has with these places masked (LLaDA). Features are those of
+    both, side by side (B, T, 2C)."""
 
     def __init__(self, net: Any, prompt_mask: Tensor, mask_id: int, cfg: float):
-        self.net, self.prompt_mask, self.mask_id, self.time = net, prompt_mask, mask_id, net.time
-        weight = torch.cat([(1 + cfg) * net.head.weight, -cfg * net.head.weight], 1)  # (V, 2C)
-        self.head = SimpleNamespace(weight=weight, bias=net.head.bias)
+        self.net, self.prompt_mask, self.mask_id, self.cfg = net, prompt_mask, mask_id, cfg
+        self.time = net.time
 
-    def features(self, ids: Tensor, *told: Any) -> Tensor:
+    def features(
+        self,
+        ids: Tensor,
+        time: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """As Transformer.features; a cache has rows for both, those of the masked prompts behind
+        the others."""
+        more: dict[str, Any] = {} if mask is None else {"mask": torch.cat([mask, mask])}
+        if cache is not None:
+            cache.rows = torch.cat([cache.rows, cache.rows + cache.size[0] // 2])
+            more["cache"] = cache
         blind = ids.masked_fill(self.prompt_mask.to(ids.device), self.mask_id)
-        return torch.cat([self.net.features(x, *told) for x in (ids, blind)], -1)
+        time = None if time is None else torch.cat([time, time])
+        h = self.net.features(torch.cat([ids, blind]), time, **more)
+        return torch.cat(h.chunk(2), -1)
+
+    def logits(self, h: Tensor) -> Tensor:
+        """(..., 2C) -> (..., V), at least float32."""
+        seen, blind = (
+            z if z.dtype == torch.float64 else z.float()
+            for z in map(self.net.logits, h.chunk(2, -1))
+        )
+        return blind + (1 + self.cfg) * (seen - blind)
+
+    @property
+    def head(self) -> SimpleNamespace:
+        """The same as one matrix (V, 2C), for losses in chunks."""
+        weight, bias = self.net.head.weight, self.net.head.bias
+        return SimpleNamespace(
+            weight=torch.cat([(1 + self.cfg) * weight, -self.cfg * weight], 1), bias=bias
+        )
 
 
 class Masked(Objective):
@@ -1394,15 +1424,14 @@ class MaskedSampler(Sampler):
 
     def forward(self, at: Positions, share: Tensor) -> Tensor:
         """Run the network on the rows that `at` (in row order) touches, told that a share (B,) of
-        the present block is masked -> features (R, G, M, C): G = 2 with guidance (the prompt seen,
-        and masked), M = 2 with a mirror (the place, and its partner)."""
+        the present block is masked -> features (R, M, C): M = 2 with a mirror (the place, and its
+        partner)."""
         rows, slot = torch.unique_consecutive(at.row, return_inverse=True)
         sigma = -torch.log1p(-self.overall(share)[rows])
         time = self.objective.condition(self.net, sigma, rows.device)
-        h, first = self.look(rows, time)  # (G r, W, C)
-        h = h.unflatten(0, (-1, len(rows)))  # (G, r, W, C)
+        h, first = self.features(rows, time)  # (r, W, C)
         places = [at.col] if self.o.mirror is None else [at.col, at.mate]
-        return torch.stack([h[:, slot, place - first] for place in places], 2).transpose(0, 1)
+        return torch.stack([h[slot, place - first] for place in places], 1)
 
     def overall(self, share: Tensor) -> Tensor:
         """Share (B,) of the present block -> share of all written places that are masked."""
@@ -1412,37 +1441,40 @@ class MaskedSampler(Sampler):
         here = (self.editable & (self.block == self.current_block)).sum(1)
         return (later + here * share) / self.editable.sum(1).clamp(min=1)
 
-    def look(self, rows: Tensor, time: Tensor | None) -> tuple[Tensor, int]:
-        """Features (G r, W, C) of a window of the canvases, and the column where it begins."""
-        x, mask = self.x[rows], None if self.inside is None else self.inside[rows]
-        if self.o.cfg:
-            x = torch.cat([x, x.masked_fill(self.prompt_mask[rows], self.mask_id)])
-            time = None if time is None else torch.cat([time, time])
-            mask = None if mask is None else torch.cat([mask, mask])
-            rows = torch.cat([rows, rows + len(self.x)])
-        if self.o.cache != "none":
-            return self.forward_cached(x, rows, time)
-        return self.net.features(x, time, *([] if mask is None else [mask])), 0
+    def network(self, rows: Tensor | slice = slice(0), columns: slice = slice(None)) -> Any:
+        """The network for these rows and columns of the canvas, with guidance if that is asked."""
+        if not self.o.cfg:
+            return self.net
+        return Guided(self.net, self.prompt_mask[rows][:, columns], self.mask_id, self.o.cfg)
 
-    def forward_cached(self, x: Tensor, rows: Tensor, time: Tensor | None) -> tuple[Tensor, int]:
-        """The first look of a block runs all columns and keeps their keys and values; those after
+    def features(self, rows: Tensor, time: Tensor | None) -> tuple[Tensor, int]:
+        """Features (r, W, C) of a window of some canvases, and the column where it begins."""
+        if self.o.cache != "none":
+            return self.features_cached(rows, time)
+        masks = [] if self.inside is None else [self.inside[rows]]
+        return self.network(rows).features(self.x[rows], time, *masks), 0
+
+    def features_cached(self, rows: Tensor, time: Tensor | None) -> tuple[Tensor, int]:
+        """The first pass of a block runs all columns and keeps their keys and values; those after
         it run the columns from the block on (prefix), or the block alone (dual), against what was
         kept of the others. An approximation: what was kept does not see what is written since
         (Fast-dLLM, section 3.2)."""
-        T, width = x.shape[1], self.o.block_length or x.shape[1]
+        T = self.x.shape[1]
+        width = self.o.block_length or T
         first = int(self.first[0]) + self.current_block * width
         end = min(first + width, T) if self.o.cache == "dual" else T
         if self.cache is None:
             self.cache, first, end = Cache(len(self.x) * (2 if self.o.cfg else 1), T), 0, T
-        self.cache.at, self.cache.rows = slice(first, end), rows
-        return self.net.features(x[:, first:end], time, cache=self.cache), first
+        window = slice(first, end)
+        self.cache.at, self.cache.rows = window, rows
+        net = self.network(rows, window)
+        return net.features(self.x[rows][:, window], time, cache=self.cache), first
 
     def logits(self, h: Tensor) -> Tensor:
-        """Features (r, G, M, C) -> (r, V), at least float32; MASK and banned ids at -inf. Guidance
-        extrapolates from the prompt masked to the prompt seen (LLaDA); of pairs, the mean."""
-        z = self.net.logits(h)
+        """Features (r, M, C) -> (r, V), at least float32; MASK and banned ids at -inf. Of pairs,
+        the mean."""
+        z = self.network().logits(h)
         z = z if z.dtype == torch.float64 else z.float()
-        z = z[:, 1] + (1 + self.o.cfg) * (z[:, 0] - z[:, 1]) if self.o.cfg else z[:, 0]
         z[..., self.never()] = -torch.inf  # (r, M, V)
         if self.objective.normalize:
             z = z.log_softmax(-1)
@@ -1684,7 +1716,7 @@ class UniformSampler(MaskedSampler):
             drawn = []
             for part in self.parts(at):
                 x = self.x[at.row, at.col][part]
-                ways = h[part, 0].unbind(1)  # the place, and its partner if it has one
+                ways = h[part].unbind(1)  # the place, and its partner if it has one
                 weights = sum(self.step_weights(way, x, total[i], step, dsigma) for way in ways)
                 drawn.append(self.draw(weights, x))
             self.write(at, torch.cat(drawn))
@@ -1777,7 +1809,7 @@ class BlockSampler(MaskedSampler):
         """Every block has a noise level of its own."""
         return share
 
-    def look(self, rows: Tensor, time: Tensor | None) -> tuple[Tensor, int]:
+    def features(self, rows: Tensor, time: Tensor | None) -> tuple[Tensor, int]:
         """Features (r, W, C) of the present block, and the column where it begins."""
         T, kept, device = self.x.shape[1], self.kept, rows.device
         start = self.current_block * self.size

@@ -148,7 +148,7 @@ def test_cached_logits_are_those_of_training(time, T, length, begin, positions, 
             walk.x[:, here] = xt[:, here]
             for rows in (torch.tensor([0, 2]), torch.tensor([1]), torch.arange(3)):
                 level = None if told is None else told.view(3, -1)[rows, block]
-                h, start = walk.look(rows, level)
+                h, start = walk.features(rows, level)
                 assert start == here.start
                 torch.testing.assert_close(net.logits(h), want[rows, here], rtol=0, atol=1e-5)
             walk.x[:, here] = x0[:, here]

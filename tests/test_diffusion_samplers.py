@@ -305,7 +305,7 @@ def test_cache_is_exact_where_nothing_is_stale(kind, cfg, cond_dim):
 @pytest.mark.parametrize("kind", ["prefix", "dual"])
 def test_cache_is_an_approximation(kind, monkeypatch):
     """Features of a block whose surroundings are kept are close to those computed anew."""
-    own, far = diffusion.MaskedSampler.look, []
+    own, far = diffusion.MaskedSampler.features, []
 
     def both(self, rows, time):
         cache, first = own(self, rows, time)
@@ -314,7 +314,7 @@ def test_cache_is_an_approximation(kind, monkeypatch):
         widths.append(cache.shape[1])
         return cache, first
 
-    monkeypatch.setattr(diffusion.MaskedSampler, "look", both)
+    monkeypatch.setattr(diffusion.MaskedSampler, "features", both)
     ids, known = canvas([4, 4], 16)
     widths, options = [], {"sampler": "confidence", "temperature": 0.0, "cache": kind}
     sample(network(1, scale=0.2), ids, known, block_length=4, steps=9, **options)

@@ -83,7 +83,7 @@ def decoder(net, x):
 def look(walk, block):
     walk.current_block = block
     rows = torch.arange(len(walk.x))
-    return walk.look(rows, torch.zeros(len(rows)))[0]
+    return walk.features(rows, torch.zeros(len(rows)))[0]
 
 
 @pytest.mark.parametrize("T, length", cases(r"mask_n(\d+)_b(\d+)"))
