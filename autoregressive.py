@@ -28,7 +28,6 @@ from objective import (
     Objective,
     SampleOptions,
     Sampler,
-    choose_sampler,
     features_at,
     pad_to_multiple,
     to_device,
@@ -122,24 +121,8 @@ class Ordered(Objective):
 
     # -- sampling --
 
-    @torch.no_grad()
-    def sample(
-        self,
-        net: Any,
-        ids: Tensor,
-        prompt_mask: Tensor,
-        rng: torch.Generator,
-        options: SampleOptions,
-    ) -> Iterator[Frame]:
-        """From left to right, a frame per written place; temperature, top_k, top_p, banned and stop
-        have their usual meaning. Behind EOS stands padding. It is not written before a given token:
-        a text that holds a given word does not end before it."""
-        walk = TokenByToken(self, ids, prompt_mask, rng, choose_sampler(self, options))
-        frame = walk.frame(None)
-        yield frame
-        for _ in self.write(net, walk):
-            frame = walk.frame(frame)
-            yield frame
+    def sampler(self, options: SampleOptions) -> type[Sampler]:
+        return TokenByToken
 
     def write(self, net: Any, walk: "TokenByToken") -> Iterator[None]:
         """Draw every open place of the canvas; yields after each step."""
@@ -148,17 +131,21 @@ class Ordered(Objective):
 
 class TokenByToken(Sampler):
     """A canvas that is written token by token: x (B, S) int64 and its open places (B, S) bool, with
-    START where it is needed. Given padding at the end of a row is none of its text."""
+    START where it is needed. Given padding at the end of a row is none of its text.
+
+    A frame per written place; temperature, top_k, top_p, banned and stop have their usual meaning.
+    Behind EOS stands padding. It is not written before a given token: a text that holds a given
+    word does not end before it."""
 
     def __init__(
-        self, objective: Ordered, ids: Tensor, prompt_mask: Tensor, rng: Any, o: SampleOptions
+        self, objective: Ordered, net: Any, ids: Tensor, prompt_mask: Tensor, rng: Any, o: Any
     ):
         wrong = {"cfg": o.cfg != 0, "remask": o.remask != "none", "delay_eos": len(o.delay) > 0}
         for name, asked in wrong.items():
             if asked:
                 raise UserError(f"{name}: this model writes one token after another, for good")
         super().__init__(o, rng)
-        self.objective, self.T = objective, ids.shape[1]
+        self.objective, self.net, self.T = objective, net, ids.shape[1]
         self.bare = ~prompt_mask[:, :1]
         x = ids.masked_fill(~prompt_mask, objective.fill)
         self.x, self.editable = objective.begun(x, ~prompt_mask, self.bare)
@@ -168,6 +155,14 @@ class TokenByToken(Sampler):
         fixed = self.inside & ~self.editable
         self.awaited = fixed.flip(1).cumsum(1).flip(1) > 0  # (B, S): a given token comes later
         self.ends = [i for i in {objective.end, o.stop} if i is not None]
+
+    def frames(self) -> Iterator[Frame]:
+        """The canvas at first and after every step."""
+        frame = self.frame(None)
+        yield frame
+        for _ in self.objective.write(self.net, self):
+            frame = self.frame(frame)
+            yield frame
 
     def frame(self, before: Frame | None) -> Frame:
         """The canvas without START; a row is as long as what is settled of it."""

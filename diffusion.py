@@ -39,14 +39,11 @@ from corpus import Batch
 from model import Cache, Transformer, chunked_cross_entropy, chunked_loss, chunks
 from objective import (
     CHOICES,
-    Frame,
     Loss,
     Objective,
     SampleOptions,
     Sampler,
-    choose_sampler,
     features_at,
-    frames,
     low_discrepancy_uniform,
     mask_k_tokens,
     metric,
@@ -593,29 +590,13 @@ class ScoreEntropy(Objective):
 
     # -- sampling --
 
-    @torch.no_grad()
-    def sample(
-        self,
-        net: Any,
-        ids: Tensor,
-        prompt_mask: Tensor,
-        rng: torch.Generator,
-        options: SampleOptions,
-    ) -> Iterator[Frame]:
-        """options.sampler: analytic, euler (both graphs, on a grid of `steps`); on the absorbing
-        graph also those of diffusion.py."""
-        options = choose_sampler(self, options)
-        grids = options.sampler in ("analytic", "euler")
-        if grids:
-            refuse_unused(options)
-        walk = (
-            UniformSampler
-            if not self.graph.absorbing
-            else AbsorbingSampler
-            if grids
-            else MaskedSampler
-        )
-        yield from frames(walk(self, net, ids, prompt_mask, rng, options))
+    def sampler(self, options: SampleOptions) -> type[Sampler]:
+        """analytic and euler on a grid of `steps`, on both graphs; on the absorbing graph also the
+        samplers of masked text."""
+        if options.sampler not in ("analytic", "euler"):
+            return MaskedSampler
+        refuse_unused(options)
+        return AbsorbingSampler if self.graph.absorbing else UniformSampler
 
     def log_score(self, net: Any, h: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
         """h (R, C), x (R,), sigma (R,) -> log-score (R, V) float32, 0 at the current token."""
@@ -902,18 +883,8 @@ class Masked(Objective):
 
     # -- sampling --
 
-    @torch.no_grad()
-    def sample(
-        self,
-        net: Any,
-        ids: Tensor,
-        prompt_mask: Tensor,
-        rng: torch.Generator,
-        options: SampleOptions,
-    ) -> Iterator[Frame]:
-        """diffusion.py says what the options do."""
-        options = choose_sampler(self, options)
-        yield from frames(MaskedSampler(self, net, ids, prompt_mask, rng, options))
+    def sampler(self, options: SampleOptions) -> type[Sampler]:
+        return MaskedSampler
 
 
 class MaskedTokens(Masked):
@@ -1104,18 +1075,9 @@ class BlockDiffusion(Masked):
             ranges += [(k / 20, k / 20 + width) for k in range(round(20 * (1 - width)) + 1)]
         return sorted((float(loss[(t >= a) & (t <= b)].var()), a, b) for a, b in ranges)
 
-    @torch.no_grad()
-    def sample(
-        self,
-        net: Any,
-        ids: Tensor,
-        prompt_mask: Tensor,
-        rng: torch.Generator,
-        options: SampleOptions,
-    ) -> Iterator[Frame]:
-        """diffusion.py says what the options do, within each block; see `BlockSampler`."""
-        options = choose_sampler(self, options)
-        yield from frames(BlockSampler(self, net, ids, prompt_mask, rng, options))
+    def sampler(self, options: SampleOptions) -> type[Sampler]:
+        """Those of masked text, within each block."""
+        return BlockSampler
 
 
 # ==================================================================================================

@@ -37,7 +37,6 @@ from objective import (
     SampleOptions,
     Sampler,
     categorical,
-    choose_sampler,
     features_at,
     low_discrepancy_uniform,
     metric,
@@ -628,19 +627,8 @@ class Insertion(Objective):
 
     # -- sampling --
 
-    @torch.no_grad()
-    def sample(
-        self,
-        net: Any,
-        ids: Tensor,
-        prompt_mask: Tensor,
-        rng: torch.Generator,
-        options: SampleOptions,
-    ) -> Iterator[Frame]:
-        """insertion.py says what the options do."""
-        yield from InsertionSampler(
-            self, net, ids, prompt_mask, rng, choose_sampler(self, options)
-        ).frames()
+    def sampler(self, options: SampleOptions) -> type[Sampler]:
+        return InsertionSampler
 
 
 def _norms(
@@ -1193,27 +1181,21 @@ class FlexMDM(Objective):
 
     # -- sampling --
 
-    @torch.no_grad()
-    def sample(
-        self,
-        net: Any,
-        ids: Tensor,
-        prompt_mask: Tensor,
-        rng: torch.Generator,
-        options: SampleOptions,
-    ) -> Iterator[Frame]:
-        """The canvas is that of chapter 1: holes of unknown length. options.steps leaps, one more
-        that ends at END, and a step that unmasks what is left."""
-        if (prompt_mask & (ids == self.mask_id)).any():
-            raise UserError("MASK is not text: it cannot be given")
-        yield from FlexSampler(
-            self, net, ids, prompt_mask, rng, choose_sampler(self, options)
-        ).frames()
+    def sampler(self, options: SampleOptions) -> type[Sampler]:
+        """options.steps leaps, one more that ends at END, and a step that unmasks what is left."""
+        return FlexSampler
 
 
 class FlexSampler(InsertionSampler):
     """One run of a sampler. The gap behind column c of x, CLS in column 0, is the one to the left
     of column c of what the network sees: x without CLS, and with EOS."""
+
+    def __init__(
+        self, objective: Any, net: Any, ids: Tensor, prompt_mask: Tensor, rng: Any, o: Any
+    ):
+        if (prompt_mask & (ids == objective.mask_id)).any():
+            raise UserError("MASK is not text: it cannot be given")
+        super().__init__(objective, net, ids, prompt_mask, rng, o)
 
     def ancestral(self) -> Iterator[None]:
         """Leaps of equal length from time 0 to END, then all at once."""

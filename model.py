@@ -426,7 +426,24 @@ def learns(h: Tensor, head: Any) -> bool:
     return torch.is_grad_enabled() and (h.requires_grad or head.weight.requires_grad)
 
 
-class _ChunkedLoss(torch.autograd.Function):
+class _Chunks(torch.autograd.Function):
+    """What both functions below share: gradients of the first three inputs (features, weight and
+    bias) are formed with the losses, so the backward pass is one multiplication."""
+
+    @staticmethod
+    def finish(ctx, grads, losses):
+        ctx.grads = grads
+        losses = torch.cat(losses)
+        ctx.mark_non_differentiable(losses)
+        return losses.sum(), losses
+
+    @staticmethod
+    def backward(ctx, scale, _):
+        grads, ctx.grads = ctx.grads, None
+        return *(g.mul_(scale) for g in grads), *[None] * (len(ctx.needs_input_grad) - 3)
+
+
+class _ChunkedLoss(_Chunks):
     """Gradients of a sum of losses by chunks: each chunk goes forward and backward on its own."""
 
     @staticmethod
@@ -443,15 +460,7 @@ class _ChunkedLoss(torch.autograd.Function):
                 grads[0][part] = own[0]
                 grads[1] += own[1]
                 grads[2] += own[2]
-        ctx.grads = grads
-        losses = torch.cat(losses)
-        ctx.mark_non_differentiable(losses)
-        return losses.sum(), losses
-
-    @staticmethod
-    def backward(ctx, scale, _):
-        grads, ctx.grads = ctx.grads, None
-        return *(g.mul_(scale) for g in grads), None, None, None, None
+        return _Chunks.finish(ctx, grads, losses)
 
 
 def chunked_loss(
@@ -475,7 +484,7 @@ def chunked_loss(
     return _ChunkedLoss.apply(h, head.weight, head.bias, loss_fn, parts, banned, learn)
 
 
-class _CrossEntropyOnCPU(torch.autograd.Function):
+class _CrossEntropyOnCPU(_Chunks):
     """Weighted cross entropy with its gradient, weight * (softmax - one-hot), formed in place of
     the logits of each chunk: the only gradient here that is not autograd's. With 50,258 ids on two
     cores the loss takes 0.6 of the time of `_ChunkedLoss` (docs/performance.md)."""
@@ -511,19 +520,11 @@ class _CrossEntropyOnCPU(torch.autograd.Function):
                     grads[1].addmm_(y.t(), x)
                 else:
                     grads[1] += y.t() @ x
-        ctx.grads = grads
-        losses = torch.cat(losses)
-        ctx.mark_non_differentiable(losses)
-        return losses.sum(), losses
-
-    @staticmethod
-    def backward(ctx, scale, _):
-        grads, ctx.grads = ctx.grads, None
-        return *(g.mul_(scale) for g in grads), None, None, None, None, None
+        return _Chunks.finish(ctx, grads, losses)
 
 
 def fuses_cross_entropy(h: Tensor) -> bool:
-    """On a GPU plain code is faster (docs/performance.md)."""
+    """The fused function is for CPUs; on a GPU it was never measured against plain code."""
     return h.device.type == "cpu" and h.dtype == torch.float32
 
 

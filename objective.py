@@ -4,7 +4,7 @@ the options of samplers.
     noisy = objective.corrupt(batch, rng)   # on the CPU, from integers alone
     loss = objective.loss(net, noisy)       # a sum in nats, on the device of the network
     objective.bound(net, batch, rng)        # (B,) nats: the same at evaluation's noise levels
-    objective.sample(net, ids, given, rng, options)  # frames of a canvas that is written
+    objective.sample(net, ids, prompt_mask, rng, options)  # frames of a canvas that is written
 
 An objective owns the process (how text is destroyed and written again) and no parameters; the
 network is handed to it. A class and a line in checkpoint.py add one.
@@ -62,9 +62,7 @@ class Objective:
     estimator: str = "variational bound"  # what `bound` estimates, in words
     epsilon: float = 0.0  # share of the time that it leaves out at its ends
     inserts: bool = False  # are tokens inserted: places of a canvas, holes of unknown length?
-    crops_padding: bool = (
-        False  # does a row end where its text does, whatever is beside it in the batch?
-    )
+    crops_padding: bool = False  # does a row end where its text does, in any batch?
 
     @property
     def criterion(self) -> str:
@@ -91,6 +89,11 @@ class Objective:
         """(B,) float64 nats: unbiased estimate of an upper bound on -log p(written | given)."""
         raise NotImplementedError
 
+    def sampler(self, options: "SampleOptions") -> type["Sampler"]:
+        """The class that writes by options.sampler, which is one of `samplers`."""
+        raise NotImplementedError
+
+    @torch.no_grad()
     def sample(
         self,
         net: Any,
@@ -101,7 +104,8 @@ class Objective:
     ) -> Iterator[Frame]:
         """ids (B, T) with `prompt_mask` (B, T) kept, the rest ignored and written anew; yields the
         start and then a frame per step. `rng` lives on the device of ids."""
-        raise NotImplementedError
+        options = choose_sampler(self, options)
+        yield from self.sampler(options)(self, net, ids, prompt_mask, rng, options).frames()
 
 
 # ---- randomness --------------------------------------------------------------------------------
@@ -289,6 +293,8 @@ class Sampler:
     """What samplers share: they draw tokens, and where options.candidates asks for it, they keep
     what from, for the next frame."""
 
+    x: Tensor  # (B, T) int64: the canvas
+
     def __init__(self, o: SampleOptions, rng: torch.Generator):
         self.o, self.rng = o, rng
         self.unplaced: list[tuple[Tensor, ...]] = []  # drawn, but not yet written
@@ -322,18 +328,21 @@ class Sampler:
         taken, self.draws = self.draws, []
         return Draws(*map(torch.cat, zip(*taken, strict=True))) if taken else None
 
+    def run(self) -> Iterator[None]:
+        """Write the canvas x (B, T); yields after each step."""
+        raise NotImplementedError
 
-def frames(walk: Any) -> Iterator[Frame]:
-    """The frames of a sampler that changes walk.x (B, T) and yields from walk.run()."""
-    before = walk.x.clone()
-    length = torch.full_like(before[:, 0], before.shape[1])
-    if walk.o.length is not None:
-        length = walk.o.length
-    yield Frame(before, length, torch.zeros_like(before, dtype=torch.bool))
-    for _ in walk.run():
-        after = walk.x.clone()
-        yield Frame(after, length, after != before, walk.take_draws())
-        before = after
+    def frames(self) -> Iterator[Frame]:
+        """The canvas at first and after every step of `run`."""
+        before = self.x.clone()
+        length = torch.full_like(before[:, 0], before.shape[1])
+        if self.o.length is not None:
+            length = self.o.length
+        yield Frame(before, length, torch.zeros_like(before, dtype=torch.bool))
+        for _ in self.run():
+            after = self.x.clone()
+            yield Frame(after, length, after != before, self.take_draws())
+            before = after
 
 
 def process_logits(logits: Tensor, o: SampleOptions) -> Tensor:
