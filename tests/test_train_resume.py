@@ -113,7 +113,7 @@ def test_resuming_is_exact(tmp_path: Path, flags: Any, objective: str, optimizer
     for key in ("model", "ema"):
         assert apart(a[key], b[key]) < 5e-3, apart(a[key], b[key])
     for ours, theirs in zip(losses(parts).values(), losses(whole).values(), strict=True):
-        assert math.isclose(ours, theirs, rel_tol=3e-5 if optimizer == "adamw" else 3e-4)
+        assert math.isclose(ours, theirs, rel_tol=3e-5)
     assert torch.allclose(torch.tensor(bounds(whole)), torch.tensor(bounds(parts)), rtol=1e-3)
 
 
