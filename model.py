@@ -486,8 +486,8 @@ def chunked_loss(
 
 class _CrossEntropyOnCPU(_Chunks):
     """Weighted cross entropy with its gradient, weight * (softmax - one-hot), formed in place of
-    the logits of each chunk: the only gradient here that is not autograd's. With it the training of
-    masked and left-to-right models keeps its speed at 50,257 ids (docs/performance.md)."""
+    the logits of each chunk: the only gradient here that is not autograd's. With it masked and
+    left-to-right models keep their speed of training at 50,257 ids (docs/performance.md)."""
 
     @staticmethod
     def forward(ctx, h, matrix, bias, target, weight, banned, dtype, learn):
