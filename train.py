@@ -277,8 +277,8 @@ def shuffle_prompt(batch: Batch, rng: torch.Generator) -> Batch:
 
 
 def permutation(prompt_mask: Tensor, rng: torch.Generator) -> Tensor:
-    """prompt_mask (B, T) bool, a prefix of each row -> (B, T) int64: a uniform permutation of the given
-    places of each row; the others stay."""
+    """prompt_mask (B, T) bool, a prefix of each row -> (B, T) int64: a uniform permutation of the
+    given places of each row; the others stay."""
     assert not (prompt_mask[:, 1:] & ~prompt_mask[:, :-1]).any(), "what is given is no prefix"
     places = torch.arange(prompt_mask.shape[1]).expand(prompt_mask.shape)
     draws = torch.rand(
