@@ -176,20 +176,14 @@ class TokenByToken(Sampler):
         return Frame(x.clone(), length, changed, self.take_draws())
 
     def draw(self, row: Tensor, col: Tensor, z: Tensor) -> None:
-        """Write the places (R,) from logits (R, V); a row that ends is closed behind its end. Of a
-        mirrored pair the first one is drawn and the other copies it."""
+        """Write the places (R,) from logits (R, V); a row that ends is closed behind its end."""
         z = z[:, : self.objective.tokens]
         z = z.clone() if z.dtype == torch.float64 else z.float()
         z[:, list(self.o.banned)] = -torch.inf
         z[:, self.ends] = z[:, self.ends].masked_fill(self.awaited[row, col, None], -torch.inf)
         token = self.sample_categorical(z)
         self.x[row, col], self.editable[row, col] = token, False
-        columns = [col - self.shift[row]]  # in a frame
-        if self.o.mirror is not None:
-            columns.append(self.o.mirror[row, columns[0]])
-            pair = row, columns[1] + self.shift[row]
-            self.x[pair], self.editable[pair] = token, False
-        self.place(row, *columns)
+        self.place(row, col - self.shift[row])  # as a frame counts columns
         ended = torch.isin(token, token.new_tensor(self.ends))
         self.editable[row] &= ~ended[:, None]
 

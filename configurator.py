@@ -382,6 +382,7 @@ def optional(module: str, package: str | None = None) -> Any:
 ROOMS = {
     "cascade": "cascade.chain",
     "compare": "analysis.compare",
+    "mirror": "tasks.mirror",
     "patch": "patches.commands",
     "report": "analysis.report",
 }

@@ -23,6 +23,7 @@ them. n is the number of real tokens; the absorbing graph has one more state, MA
            Distributions of Clean Data, arXiv 2406.03736
 """
 
+import itertools
 import math
 from collections import ChainMap
 from dataclasses import dataclass
@@ -1267,7 +1268,7 @@ CHOICES["remask"] = ChainMap(REMASKING, {"none": None})
 # 7. How a masked canvas is written: the one sampler of every model that predicts masked tokens
 #
 # Four choices compose. Which places are next (`sampler`), how many at a time (`schedule`), within
-# which part of the text (`block_length`), and whether written ones are doubted again (`remask`):
+# which part of the text (`block_length`), and whether written ones are masked again (`remask`):
 #
 #     ancestral      the reverse process on a grid of `steps`; idle steps are skipped (MDLM)
 #     first_hitting  its limit of infinitely many steps, a place at a time (FHS)
@@ -1276,34 +1277,22 @@ CHOICES["remask"] = ChainMap(REMASKING, {"none": None})
 #     margin         ... whose best two tokens are furthest apart (Dream)
 #     entropy        ... whose distribution has the least entropy (Dream)
 #
-# Where comes first, what second: a place is chosen, then its token is drawn in float64, so that no
-# truncated float32 noise decides what is written. (LLaDA draws at all places and keeps the tokens
-# that happen to be probable: the same at temperature 0, and nearly greedy above it.) MASK is never
-# drawn. Ties go to the left, but for tokens that are delayed (`delay`: EOS), which go to the
-# right, so that a text ends before its tail.
+# A place is chosen before its token is drawn, in float64: truncated float32 noise would change the
+# law. (LLaDA draws at all places and keeps the tokens that happen to be probable: the same at
+# temperature 0, and nearly greedy above it.) MASK is never drawn. Ties go to the left, but those of
+# delayed tokens (`delay`: EOS) to the right, so that a text ends before its tail.
 #
 #     FHS    Zheng et al. 2024, Masked Diffusion Models are Secretly Time-Agnostic Masked Models,
 #            arXiv 2409.02908; the others are named in chapter 6
 # ==================================================================================================
 
 
-class Positions(NamedTuple):
-    """Places of the canvas: row, column, and column of the mirrored partner, (R,) each."""
-
-    row: Tensor
-    col: Tensor
-    mate: Tensor
-
-    def __getitem__(self, some: Any) -> "Positions":
-        return Positions(*(getattr(self, name)[some] for name in self._fields))
-
-
 class MaskedSampler(Sampler):
-    """One run of a sampler: the canvas x (B, T), which steps change in place, and what they need.
+    """The canvas x (B, T), which `run` writes: features of the network at the masked places, which
+    of these places are written now (a rule of SAMPLERS), their logits, tokens drawn from them.
 
-    `objective` has: mask_id, noise, normalize, and condition(net, sigma, device), what
-    the network is told of the noise. Every sampler is a method that yields after each step. A
-    mirrored pair is decided once, with the mean of both distributions, and written at both places.
+    `objective` has mask_id, noise, normalize, and condition(net, sigma, device), which turns the
+    total noise into the network's time input.
     """
 
     def __init__(
@@ -1313,9 +1302,8 @@ class MaskedSampler(Sampler):
         self.objective, self.net, self.prompt_mask = objective, net, prompt_mask
         self.mask_id = objective.mask_id
         self.x = torch.where(prompt_mask, ids, self.start(ids))
+        self.editable = ~prompt_mask
         places = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)  # (B, T)
-        self.mirror = places if o.mirror is None else o.mirror
-        self.editable = ~prompt_mask & (places <= self.mirror)  # one of each pair
         self.inside = None  # (B, 1, T): rows of unequal length do not look beyond their ends
         if o.length is not None and bool((o.length < ids.shape[1]).any()):
             self.inside = (places < o.length[:, None])[:, None]
@@ -1325,24 +1313,22 @@ class MaskedSampler(Sampler):
         self.blocks = int(torch.where(self.editable, self.block, 0).max()) + 1
         self.current_block = self.blocks - 1  # the last block that may be written
         self.cache: Cache | None = None
+        self.remask: RemaskStep | None = None  # of the present step
+        self.remasked = torch.zeros_like(prompt_mask)  # (B, T): are masked again in it
+        # (B, T): probability that each token had when it was written
         self.confidence = torch.full(ids.shape, torch.inf, device=ids.device, dtype=torch.float64)
         self._check()
 
     def _check(self) -> None:
         o, adaptive = self.o, self.o.schedule in ADAPTIVE
         problems = {
-            "block_length: a mirrored text is written as one block": o.mirror is not None
-            and self.blocks > 1,
-            "stop: a mirrored text has no end to look for": o.mirror is not None
-            and o.stop is not None,
             f"remask={o.remask} needs a schedule with a number of steps": o.remask != "none"
             and (adaptive or o.sampler == "first_hitting"),
             f"schedule={o.schedule} needs a sampler that looks at probabilities": adaptive
             and o.sampler == "random",
             f"sampler={o.sampler} has no use for schedule and delay_eos": o.sampler not in ORDERS
             and (o.schedule != "uniform" or len(o.delay) > 0),
-            f"cache={o.cache} goes with neither remask nor a mirror": o.cache != "none"
-            and (o.remask != "none" or o.mirror is not None),
+            f"cache={o.cache} does not go with remask": o.cache != "none" and o.remask != "none",
             f"cache={o.cache} needs prompts of one length in a batch": o.cache != "none"
             and (self.inside is not None or bool((self.first != self.first[0]).any())),
             f"cache={o.cache} needs our own network": o.cache != "none"
@@ -1356,58 +1342,98 @@ class MaskedSampler(Sampler):
         """What stands at the places that are not given."""
         return torch.full_like(ids, self.mask_id)
 
+    def run(self) -> Iterator[None]:
+        """Write all blocks, from left to right; yields after each step. `steps` are shared out
+        among the blocks that a row has, so that a row does not depend on its neighbours."""
+        remasks = self.o.remask != "none"
+        blocks = torch.where(self.editable, self.block + 1, 0).amax(1).clamp(min=1)  # (B,)
+        for k in range(self.blocks):
+            self.current_block, self.cache = k, None
+            self.confidence.fill_(torch.inf)  # tokens of other blocks stay
+            steps = (self.o.steps * (k + 1) // blocks - self.o.steps * k // blocks).clamp(min=1)
+            rule = SAMPLERS[self.o.sampler](self, steps)
+            for step in itertools.islice(itertools.count(), rule.limit):
+                row, col = self.masked_positions()
+                if len(row) == 0 and not remasks:
+                    break
+                if remasks:
+                    self.draw_remasked(step, rule.steps)
+                mask_prob = rule.mask_prob(step, row, col)
+                if len(row) and mask_prob is not None:
+                    h = self.forward(row, col, mask_prob)
+                    chosen = rule.choose(step, row, col, h)
+                    self.unmask(row[chosen], col[chosen], h[chosen])
+                if remasks:
+                    self.mask_again()
+                else:
+                    self.finish()
+                yield
+            if remasks and self.finish():
+                yield
+
+    # -- places --
+
+    def masked_positions(self) -> tuple[Tensor, Tensor]:
+        """Row and column (R,) of each MASK up to the present block, row by row."""
+        masked = self.editable & (self.x == self.mask_id) & (self.block <= self.current_block)
+        return masked.nonzero(as_tuple=True)
+
+    def count(self, row: Tensor) -> Tensor:
+        """row (R,) of some places -> (B,): how many of them each row has."""
+        return torch.bincount(row, minlength=len(self.x))
+
     def uniforms(self, *shape: int) -> Tensor:
         return torch.rand(shape, generator=self.rng, device=self.x.device, dtype=torch.float64)
 
-    def at(self, where: Tensor) -> Positions:
-        row, col = where.nonzero(as_tuple=True)
-        return Positions(row, col, self.mirror[row, col])
+    def draw_remasked(self, step: int, steps: int) -> None:
+        """Which tokens of the present block become MASK again at the end of this step."""
+        rule = REMASKING[self.o.remask]
+        eta = rule.eta if self.o.eta is None else self.o.eta
+        self.remask = rule.step(1 - step / steps, 1 - (step + 1) / steps, eta, self.confidence)
+        written = self.editable & (self.x != self.mask_id) & (self.block == self.current_block)
+        drawn = self.uniforms(*self.x.shape) < self.remask.sigma
+        self.remasked = written & drawn & (step < steps - 1)  # the last step leaves no MASK
 
-    def masked_positions(self) -> Positions:
-        """Places that still hold MASK, up to the present block, in row order."""
-        return self.at(
-            self.editable & (self.x == self.mask_id) & (self.block <= self.current_block)
-        )
+    def mask_again(self) -> None:
+        self.x[self.remasked] = self.mask_id
+        self.confidence[self.remasked] = torch.inf
 
-    def left(self, at: Positions) -> Tensor:
-        """(B,) how many places of each row are among `at`."""
-        return torch.bincount(at.row, minlength=len(self.x))
-
-    def parts(self, at: Positions) -> Iterator[slice]:
-        weight = self.net.head.weight
-        return chunks(len(at.row), len(weight), weight.device)
-
-    def write(self, at: Positions, token: Tensor) -> None:
-        self.x[at.row, at.col] = token
-        self.x[at.row, at.mate] = token
-        self.place(at.row, at.col, *([] if self.o.mirror is None else [at.mate]))
+    def finish(self) -> bool:
+        """Once a row has written `stop` and nothing before it is masked, the rest of it is `stop`.
+        Returns whether that changed anything."""
+        if self.o.stop is None:
+            return False
+        masked, before = self.x == self.mask_id, self.x
+        ends = ~self.prompt_mask & (before == self.o.stop) & (masked.cumsum(1) == 0)
+        self.x = before.masked_fill((ends.cumsum(1) > 0) & ~self.prompt_mask, self.o.stop)
+        return not torch.equal(self.x, before)
 
     # -- the network --
 
-    def forward(self, at: Positions, share: Tensor) -> Tensor:
-        """Run the network on the rows that `at` (in row order) touches, told that a share (B,) of
-        the present block is masked -> features (R, M, C): M = 2 with a mirror (the place, and its
-        partner)."""
-        rows, slot = torch.unique_consecutive(at.row, return_inverse=True)
-        sigma = -torch.log1p(-self.overall(share)[rows])
+    def forward(self, row: Tensor, col: Tensor, mask_prob: Tensor) -> Tensor:
+        """Features (R, C) at places (R,) in row order. The network runs on the rows that have
+        some; its time input follows from mask_prob (B,), the share of the present block that is
+        masked."""
+        rows, slot = torch.unique_consecutive(row, return_inverse=True)
+        sigma = -torch.log1p(-self.overall(mask_prob)[rows])
         time = self.objective.condition(self.net, sigma, rows.device)
-        h, first = self.features(rows, time)  # (r, W, C)
-        places = [at.col] if self.o.mirror is None else [at.col, at.mate]
-        return torch.stack([h[slot, place - first] for place in places], 1)
+        h, start = self.features(rows, time)  # (r, W, C)
+        return h[slot, col - start]
 
-    def overall(self, share: Tensor) -> Tensor:
+    def overall(self, mask_prob: Tensor) -> Tensor:
         """Share (B,) of the present block -> share of all written places that are masked."""
         if self.blocks == 1:
-            return share
+            return mask_prob
         later = (self.editable & (self.block > self.current_block)).sum(1)
-        here = (self.editable & (self.block == self.current_block)).sum(1)
-        return (later + here * share) / self.editable.sum(1).clamp(min=1)
+        present = (self.editable & (self.block == self.current_block)).sum(1)
+        return (later + present * mask_prob) / self.editable.sum(1).clamp(min=1)
 
     def network(self, rows: Tensor | slice = slice(0), columns: slice = slice(None)) -> Any:
-        """The network for these rows and columns of the canvas, with guidance if that is asked."""
-        if not self.o.cfg:
-            return self.net
-        return Guided(self.net, self.prompt_mask[rows][:, columns], self.mask_id, self.o.cfg)
+        """The network for these rows and columns, in what the options wrap it in."""
+        net = self.net if self.o.wrap is None else self.o.wrap(self.net, rows)
+        if self.o.cfg:
+            net = Guided(net, self.prompt_mask[rows][:, columns], self.mask_id, self.o.cfg)
+        return net
 
     def features(self, rows: Tensor, time: Tensor | None) -> tuple[Tensor, int]:
         """Features (r, W, C) of a window of some canvases, and the column where it begins."""
@@ -1432,200 +1458,190 @@ class MaskedSampler(Sampler):
         net = self.network(rows, window)
         return net.features(self.x[rows][:, window], time, cache=self.cache), first
 
+    # -- tokens --
+
     def logits(self, h: Tensor) -> Tensor:
-        """Features (r, M, C) -> (r, V), at least float32; MASK and banned ids at -inf. Of pairs,
-        the mean."""
+        """Features (r, C) -> (r, V), at least float32; MASK and banned ids at -inf."""
         z = self.network().logits(h)
         z = z if z.dtype == torch.float64 else z.float()
-        z[..., self.never()] = -torch.inf  # (r, M, V)
-        if self.objective.normalize:
-            z = z.log_softmax(-1)
-        return z[:, 0] if z.shape[1] == 1 else z.logsumexp(1) - math.log(2)
+        z[:, self.never()] = -torch.inf
+        return z.log_softmax(-1) if self.objective.normalize else z
 
     def never(self) -> list[int]:
         """Ids that are not written."""
         return [self.mask_id, *self.o.banned]
 
-    # -- steps --
+    def parts(self, rows: int) -> Iterator[slice]:
+        """Slices of so many features whose logits fit the memory at once."""
+        weight = self.net.head.weight
+        return chunks(rows, len(weight), weight.device)
 
-    def unmask(self, at: Positions, h: Tensor, which: Tensor) -> None:
-        """Draw and write tokens at the places that `which` (R,) bool selects; project no others."""
-        at, h = at[which], h[which]
-        for part in self.parts(at):
+    def unmask(self, row: Tensor, col: Tensor, h: Tensor) -> None:
+        """Draw and write the tokens of these places (R,) from features (R, C)."""
+        for part in self.parts(len(row)):
             z = self.logits(h[part])
             token = self.sample_categorical(z)
-            self.write(at[part], token)
+            self.write(row[part], col[part], token)
             if self.o.remask == "conf":
-                sure = z.double().log_softmax(-1).gather(1, token[:, None])[:, 0].exp()
-                self.confidence[at.row[part], at.col[part]] = sure
+                p = z.double().log_softmax(-1).gather(1, token[:, None])[:, 0].exp()
+                self.confidence[row[part], col[part]] = p
 
-    def scores(self, at: Positions, h: Tensor) -> Tensor:
+    def write(self, row: Tensor, col: Tensor, token: Tensor) -> None:
+        self.x[row, col] = token
+        self.place(row, col)
+
+    def scores(self, row: Tensor, col: Tensor, h: Tensor) -> Tensor:
         """How sure the network is of each place, (R,) in [0, 1]. A place whose best token is to be
         delayed is below 0, the leftmost lowest, and no other counts that token's probability."""
-        order, late = ORDERS[self.o.sampler], torch.tensor(self.o.delay, device=at.col.device)
-        found, masked = [h.new_empty(0)], self.x == self.mask_id
-        for part in self.parts(at):
-            z, row, col = self.logits(h[part]), at.row[part], at.col[part]
-            wait = torch.isin(z.argmax(1), late) if len(late) else None
-            if wait is not None:
+        order, late = ORDERS[self.o.sampler], torch.tensor(self.o.delay, device=col.device)
+        scores, masked = [h.new_empty(0)], self.x == self.mask_id
+        for part in self.parts(len(row)):
+            z = self.logits(h[part])
+            delayed = torch.isin(z.argmax(1), late) if len(late) else None
+            if delayed is not None:
                 z = z.index_fill(1, late, -torch.inf)
-            score = order(z.log_softmax(-1), row, col, masked)
-            last = col / self.x.shape[1] - 1
-            found.append(score if wait is None else torch.where(wait, last, score))
-        return torch.cat(found)
+            score = order(z.log_softmax(-1), row[part], col[part], masked)
+            if delayed is not None:
+                score = torch.where(delayed, col[part] / self.x.shape[1] - 1, score)
+            scores.append(score)
+        return torch.cat(scores)
 
-    def remasked(self, step: int, steps: int) -> tuple[Tensor | None, RemaskStep | None]:
-        """Places (B, T) of the present block that become MASK again in this step, if any may."""
-        if self.o.remask == "none":
-            return None, None
-        t, s = 1 - step / steps, 1 - (step + 1) / steps
-        rule = REMASKING[self.o.remask]
-        found = rule.step(t, s, rule.eta if self.o.eta is None else self.o.eta, self.confidence)
-        written = self.editable & (self.x != self.mask_id) & (self.block == self.current_block)
-        remasked = written & (self.uniforms(*self.x.shape) < found.sigma)
-        return remasked & (step < steps - 1), found  # the last step leaves no MASK
 
-    def remask_places(self, places: Tensor | None) -> None:
-        if places is not None:
-            self.confidence.masked_fill_(places, torch.inf)
-            at = self.at(places)
-            self.write(at, torch.full_like(at.col, self.mask_id))
+# ---- which places are written in a step ---------------------------------------------------------
 
-    # -- samplers of one block --
 
-    def ancestral(self, steps: Tensor) -> Iterator[None]:
-        """The reverse process on a grid of times. Without doubt, the step in which a place is
-        revealed does not depend on the network, so it is drawn first, and each row goes from one
-        of its own events to the next: T (1 - (1 - 1/T)^L) calls per row instead of T (MDLM skips
-        a call when the whole batch is idle)."""
-        if self.o.remask != "none":
-            yield from self.remasking(steps)
-            return
-        done = torch.arange(int(steps.max()) + 1, device=steps.device) / steps[:, None].double()
-        times = 1 - (1 - SAMPLE_EPS) * done.clamp(max=1)  # (B, S + 1)
-        moved = self.objective.noise.mask_prob(times)  # share of masked places
-        unmask_step = self.unmask_step(moved)
-        while len((at := self.masked_positions()).row):
-            mine = unmask_step[at.row, at.col]
-            soonest = unmask_step.amax(1).scatter_reduce(0, at.row, mine, "amin")
-            h = self.forward(at, moved.gather(1, soonest[:, None])[:, 0])
-            self.unmask(at, h, mine == soonest[at.row])
-            yield
+class Unmasking:
+    """A rule of SAMPLERS, for one block of a canvas. Row b has steps[b] of the (B,) steps.
 
-    def unmask_step(self, moved: Tensor) -> Tensor:
-        """moved (B, S + 1) falling -> (B, T) int64: the step that reveals each place, which is the
-        one that takes the share below a uniform level; those below all of them, the last."""
-        level = self.uniforms(*self.x.shape) * moved[:, :1]
-        return moved.shape[1] - 1 - torch.searchsorted(moved.flip(1), level)
+    In each step the loop first asks for mask_prob (B,), the share of the block that is masked: the
+    noise level at which the network is called. Then `choose` says which of the masked places (R,)
+    are written, (R,) bool.
+    """
 
-    def remasking(self, steps: Tensor) -> Iterator[None]:
-        """The reverse process with remasking (ReMDM, eq. 4): a step at a time."""
-        most = int(steps.max())
-        for step in range(most):
-            at, (places, found) = self.masked_positions(), self.remasked(step, most)
-            if len(at.row):
-                share = torch.full_like(self.confidence[:, 0], 1 - found.alpha_t)
-                h = self.forward(at, share.clamp(max=float(self.most())))
-                fires = self.uniforms(len(at.row)) < found.unmask_prob()[at.row, at.col]
-                self.unmask(at, h, fires | (step == most - 1))
-            self.remask_places(places)
-            yield
+    limit: int | None = None  # steps after which the block ends; None: when nothing is masked
 
-    def most(self) -> Tensor:
-        """() share of masked places at t = 1."""
-        return self.objective.noise.mask_prob(torch.ones((), dtype=torch.float64))
+    def __init__(self, canvas: MaskedSampler, steps: Tensor):
+        self.canvas, self.steps, self.o = canvas, int(steps.max()), canvas.o
+        one = torch.ones((), dtype=torch.float64)
+        self.highest = float(canvas.objective.noise.mask_prob(one))  # mask_prob at t = 1
 
-    def first_hitting(self, steps: Tensor) -> Iterator[None]:
-        """The continuous-time limit of the grid, one place per step (FHS, Prop. 4.1): with k places
-        masked, the share of masked ones falls by a factor u^(1/k) until the next reveal."""
-        share = self.most().to(self.x.device).repeat(len(self.x))
-        while len((at := self.masked_positions()).row):
-            left = self.left(at)
-            share = share * self.uniforms(len(share)) ** (1 / left.clamp(min=1))
-            h = self.forward(at, share)
-            self.unmask(at, h, ranks(at.row, self.uniforms(len(at.row))) == 0)
-            yield
+    def mask_prob(self, step: int, row: Tensor, col: Tensor) -> Tensor | None:
+        """None: nothing is written in this step, and the network is not called."""
+        raise NotImplementedError
 
-    def ordered(self, steps: Tensor) -> Iterator[None]:
-        """So many places per step, the best first, and what is doubted besides. A network with time
-        is told the share of masked places at which as many are left."""
-        begun, most = self.left(self.masked_positions()), int(steps.max())
-        plan = self.plan(begun, steps) if self.o.schedule in SCHEDULES else None
-        low, high = (
-            float(self.objective.noise.mask_prob(torch.tensor(SAMPLE_EPS))),
-            float(self.most()),
-        )
-        for step in range(most) if plan is not None else iter(int, 1):
-            at, (places, _) = self.masked_positions(), self.remasked(step, most)
-            if len(at.row) == 0 and places is None:
-                return
-            left, want = self.left(at), None if plan is None else plan[:, step]
-            if places is not None:  # what is doubted comes on top; the last step takes all
-                want = left if step == most - 1 else want + places.sum(1)
-            if len(at.row) and (want is None or bool((want[at.row] > 0).any())):
-                share = (left / begun.clamp(min=1)).double().clamp(low, high)
-                self.choose(at, self.forward(at, share), want)
-            self.remask_places(places)
-            yield
+    def choose(self, step: int, row: Tensor, col: Tensor, h: Tensor) -> Tensor:
+        raise NotImplementedError
 
-    def plan(self, begun: Tensor, steps: Tensor) -> Tensor:
-        """begun, steps (B,) -> (B, S): how many places each row writes in each step."""
-        parts = begun.new_zeros(len(begun), int(steps.max()))
-        for n in steps.unique().tolist():
-            parts[steps == n, :n] = num_transfer_tokens(begun[steps == n], n, self.o.schedule)
-        return parts
 
-    def choose(self, at: Positions, h: Tensor, want: Tensor | None) -> None:
-        """Write the best `want` (B,) places of each row, or as many as the schedule admits."""
+class Ancestral(Unmasking):
+    """The reverse process on a grid of times (MDLM). The step in which a place is unmasked does not
+    depend on the network, so it is drawn first, and each row goes from one of its own events to
+    the next: T (1 - (1 - 1/T)^L) calls per row instead of T. (MDLM skips a call when the whole
+    batch is idle.)"""
+
+    def __init__(self, canvas: MaskedSampler, steps: Tensor):
+        super().__init__(canvas, steps)
+        done = torch.arange(self.steps + 1, device=steps.device) / steps[:, None].double()
+        t = 1 - (1 - SAMPLE_EPS) * done.clamp(max=1)  # (B, S + 1)
+        self.grid = canvas.objective.noise.mask_prob(t)
+        self.unmask_step = unmask_step(self.grid, canvas.uniforms(*canvas.x.shape))
+
+    def mask_prob(self, step: int, row: Tensor, col: Tensor) -> Tensor:
+        due = self.unmask_step[row, col]
+        self.next = self.unmask_step.amax(1).scatter_reduce(0, row, due, "amin")
+        return self.grid.gather(1, self.next[:, None])[:, 0]
+
+    def choose(self, step: int, row: Tensor, col: Tensor, h: Tensor) -> Tensor:
+        return self.unmask_step[row, col] == self.next[row]
+
+
+def unmask_step(mask_prob: Tensor, u: Tensor) -> Tensor:
+    """mask_prob (B, S + 1), falling; u (B, T) uniform -> (B, T) int64: the step that unmasks each
+    place, which is the one that takes mask_prob below a uniform level; else the last."""
+    level = u * mask_prob[:, :1]
+    return mask_prob.shape[1] - 1 - torch.searchsorted(mask_prob.flip(1), level)
+
+
+class RemaskingAncestral(Unmasking):
+    """The reverse process with remasking (ReMDM, eq. 4): a step at a time."""
+
+    def __init__(self, canvas: MaskedSampler, steps: Tensor):
+        super().__init__(canvas, steps)
+        self.limit = self.steps
+
+    def mask_prob(self, step: int, row: Tensor, col: Tensor) -> Tensor:
+        masked = min(1 - self.canvas.remask.alpha_t, self.highest)
+        return torch.full_like(self.canvas.confidence[:, 0], masked)
+
+    def choose(self, step: int, row: Tensor, col: Tensor, h: Tensor) -> Tensor:
+        p = self.canvas.remask.unmask_prob()[row, col]
+        return (self.canvas.uniforms(len(row)) < p) | (step == self.steps - 1)
+
+
+def ancestral(canvas: MaskedSampler, steps: Tensor) -> Unmasking:
+    return (Ancestral if canvas.o.remask == "none" else RemaskingAncestral)(canvas, steps)
+
+
+class FirstHitting(Unmasking):
+    """The continuous-time limit of the grid, one place per step (FHS, Prop. 4.1): with k places
+    masked, mask_prob falls by a factor u^(1/k) until the next one is unmasked."""
+
+    def __init__(self, canvas: MaskedSampler, steps: Tensor):
+        super().__init__(canvas, steps)
+        self.now = torch.full_like(canvas.confidence[:, 0], self.highest)
+
+    def mask_prob(self, step: int, row: Tensor, col: Tensor) -> Tensor:
+        k = self.canvas.count(row).clamp(min=1)
+        self.now = self.now * self.canvas.uniforms(len(self.now)) ** (1 / k)
+        return self.now
+
+    def choose(self, step: int, row: Tensor, col: Tensor, h: Tensor) -> Tensor:
+        return ranks(row, self.canvas.uniforms(len(row))) == 0
+
+
+class Ordered(Unmasking):
+    """So many places per step, by a fixed schedule or as many as score well, the best of an order
+    first. The network sees the noise level at which as many places are masked."""
+
+    def __init__(self, canvas: MaskedSampler, steps: Tensor):
+        super().__init__(canvas, steps)
+        self.lowest = float(canvas.objective.noise.mask_prob(torch.tensor(SAMPLE_EPS)))
+        self.begun = canvas.count(canvas.masked_positions()[0])  # (B,)
+        self.plan = None  # (B, S): how many places each row writes in each step
+        if self.o.schedule in SCHEDULES:
+            self.limit = self.steps
+            self.plan = self.begun.new_zeros(len(steps), self.steps)
+            for n in steps.unique().tolist():
+                tokens = num_transfer_tokens(self.begun[steps == n], n, self.o.schedule)
+                self.plan[steps == n, :n] = tokens
+
+    def mask_prob(self, step: int, row: Tensor, col: Tensor) -> Tensor | None:
+        left = self.canvas.count(row)
+        if self.plan is not None:
+            self.number = self.plan[:, step]
+            if self.o.remask != "none":  # as many more as become MASK; the last step writes all
+                more = self.canvas.remasked.sum(1)
+                self.number = left if step == self.steps - 1 else self.number + more
+            if not (self.number[row] > 0).any():
+                return None
+        return (left / self.begun.clamp(min=1)).double().clamp(self.lowest, self.highest)
+
+    def choose(self, step: int, row: Tensor, col: Tensor, h: Tensor) -> Tensor:
         if self.o.sampler == "random":
-            self.unmask(at, h, ranks(at.row, self.uniforms(len(at.row))) < want[at.row])
-            return
-        score = self.scores(at, h)
-        if want is not None:
-            which = ranks(at.row, score) < want[at.row]
+            score = self.canvas.uniforms(len(row))
         else:
-            name = self.o.schedule
-            which = ADAPTIVE[name](at.row, score, getattr(self.o, name))
-        self.unmask(at, h, which)
-
-    # -- all blocks --
-
-    def run(self) -> Iterator[None]:
-        """Every block in turn; yields after each step. `steps` are shared out among the blocks that
-        a row has: it does not depend on its neighbours."""
-        sampler, steps = SAMPLERS[self.o.sampler], self.o.steps
-        own = torch.where(self.editable, self.block + 1, 0).amax(1).clamp(min=1)  # (B,)
-        for k in range(self.blocks):
-            self.current_block, self.cache = k, None
-            self.confidence.fill_(torch.inf)  # what stands in other blocks is settled
-            mine = (steps * (k + 1) // own - steps * k // own).clamp(min=1)
-            for _ in sampler(self, mine):
-                if self.o.remask == "none":
-                    self.finish()
-                yield
-            if self.o.remask != "none" and self.finish():
-                yield
-            self.close()
-
-    def finish(self) -> bool:
-        """Once a row has written `stop` and nothing before it is open, the rest of it is `stop`.
-        Returns whether that changed anything."""
-        if self.o.stop is None:
-            return False
-        masked, before = self.x == self.mask_id, self.x
-        ends = ~self.prompt_mask & (before == self.o.stop) & (masked.cumsum(1) == 0)
-        self.x = before.masked_fill((ends.cumsum(1) > 0) & ~self.prompt_mask, self.o.stop)
-        return not torch.equal(self.x, before)
-
-    def close(self) -> None:
-        """Called when a block is complete."""
+            score = self.canvas.scores(row, col, h)
+        if self.plan is not None:
+            return ranks(row, score) < self.number[row]
+        name = self.o.schedule
+        return ADAPTIVE[name](row, score, getattr(self.o, name))
 
 
-# steps (B,) int64: how many of them the present block of each row has
-SAMPLERS: dict[str, Callable[[MaskedSampler, Tensor], Iterator[None]]] = {
-    "ancestral": MaskedSampler.ancestral,
-    "first_hitting": MaskedSampler.first_hitting,
-    **dict.fromkeys(ORDERS, MaskedSampler.ordered),
+# (canvas, steps (B,) int64 of each row in the present block) -> rule
+SAMPLERS: dict[str, Callable[[MaskedSampler, Tensor], Unmasking]] = {
+    "ancestral": ancestral,
+    "first_hitting": FirstHitting,
+    **dict.fromkeys(ORDERS, Ordered),
 }
 
 
@@ -1653,35 +1669,30 @@ class UniformSampler(MaskedSampler):
     projected, a chunk at a time. Euler or analytic steps, then the denoiser."""
 
     def start(self, ids: Tensor) -> Tensor:
-        """Random text, equal in both of a mirrored pair."""
-        places = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-        mirror = places if self.o.mirror is None else self.o.mirror
+        """Random text without banned ids."""
         allowed = [i for i in range(self.objective.graph.n) if i not in self.o.banned]
         noise = torch.randint(len(allowed), ids.shape, generator=self.rng, device=ids.device)
-        noise = torch.tensor(allowed, device=ids.device)[noise]
-        return noise.gather(1, torch.minimum(places, mirror))
+        return torch.tensor(allowed, device=ids.device)[noise]
 
     def run(self) -> Iterator[None]:
-        times, at = grid(self.o.steps), self.at(self.editable)
-        if len(at.row) == 0:
+        times, (row, col) = grid(self.o.steps), self.editable.nonzero(as_tuple=True)
+        if len(row) == 0:
             return
         noise = self.objective.noise
-        total = noise.total(times)
+        sigma = noise.total(times)
         for i in range(self.o.steps + 1):
             if i == self.o.steps:
-                step, dsigma = denoise_weights, total[i]
+                step, dsigma = denoise_weights, sigma[i]
             elif self.o.sampler == "euler":
                 step, dsigma = euler_weights, (times[i] - times[i + 1]) * noise.rate(times[i])
             else:
-                step, dsigma = analytic_weights, total[i] - total[i + 1]
-            h = self.forward(at, -torch.expm1(-total[i]).expand(len(self.x)))
-            drawn = []
-            for part in self.parts(at):
-                x = self.x[at.row, at.col][part]
-                ways = h[part].unbind(1)  # the place, and its partner if it has one
-                weights = sum(self.step_weights(way, x, total[i], step, dsigma) for way in ways)
-                drawn.append(self.draw(weights, x))
-            self.write(at, torch.cat(drawn))
+                step, dsigma = analytic_weights, sigma[i] - sigma[i + 1]
+            h = self.forward(row, col, -torch.expm1(-sigma[i]).expand(len(self.x)))
+            x, drawn = self.x[row, col], []
+            for part in self.parts(len(row)):
+                weights = self.step_weights(h[part], x[part], sigma[i], step, dsigma)
+                drawn.append(self.draw(weights, x[part]))
+            self.write(row, col, torch.cat(drawn))
             yield
 
     def step_weights(
@@ -1689,7 +1700,7 @@ class UniformSampler(MaskedSampler):
     ) -> Tensor:
         """Weights (r, V) float64 of the next state, from features h (r, C) and states x (r,)."""
         each = sigma.to(x.device).expand(len(x))
-        score = self.objective.log_score(self.net, h, x, each).double().exp()
+        score = self.objective.log_score(self.network(), h, x, each).double().exp()
         return step(self.objective.graph, x, score, dsigma.to(x.device).expand(len(x)))
 
     def draw(self, weights: Tensor, x: Tensor) -> Tensor:
@@ -1703,34 +1714,36 @@ class UniformSampler(MaskedSampler):
 
 class AbsorbingSampler(MaskedSampler):
     """Samplers of the absorbing graph whose events depend on the scores: Euler or analytic steps,
-    then the denoiser. In a step, a masked place is revealed with probability gain * (sum of its
+    then the denoiser. In a step, a masked place is unmasked with probability gain * (sum of its
     scores), clipped to 1: the total weight of all moves in `analytic_weights` (gain = e^dsigma - 1)
     or `euler_weights` (gain = dt sigma'(t)). Then its token is drawn from the scores. The same law
     as a draw over all V states, and only what is still MASK is projected."""
 
     def run(self) -> Iterator[None]:
         times, noise = grid(self.o.steps), self.objective.noise
-        total = noise.total(times)
+        sigma = noise.total(times)
         for i in range(self.o.steps + 1):
-            at = self.masked_positions()
-            if len(at.row) == 0:
+            row, col = self.masked_positions()
+            if len(row) == 0:
                 return
-            h = self.forward(at, -torch.expm1(-total[i]).expand(len(self.x)))
+            h = self.forward(row, col, -torch.expm1(-sigma[i]).expand(len(self.x)))
             if i == self.o.steps:
-                self.unmask(at, h, torch.ones_like(at.row, dtype=torch.bool))
+                self.unmask(row, col, h)
+            elif self.o.sampler == "euler":
+                gain = (times[i] - times[i + 1]) * noise.rate(times[i])
+                self.step(row, col, h, sigma[i], gain.item())
             else:
-                gain = torch.expm1(total[i] - total[i + 1])
-                if self.o.sampler == "euler":
-                    gain = (times[i] - times[i + 1]) * noise.rate(times[i])
-                self.step(at, h, total[i], gain.item())
+                gain = torch.expm1(sigma[i] - sigma[i + 1])
+                self.step(row, col, h, sigma[i], gain.item())
             yield
 
-    def step(self, at: Positions, h: Tensor, sigma: Tensor, gain: float) -> None:
-        for part in self.parts(at):
+    def step(self, row: Tensor, col: Tensor, h: Tensor, sigma: Tensor, gain: float) -> None:
+        for part in self.parts(len(row)):
             z, shift = self.logits(h[part]), self.objective.shift(sigma)
-            mass = z.logsumexp(1).double() - (0 if shift is None else shift.item())
-            fires = self.uniforms(len(z)) < gain * mass.exp()
-            self.write(at[part][fires], self.sample_categorical(z[fires]))
+            total = z.logsumexp(1).double() - (0 if shift is None else shift.item())
+            moves = self.uniforms(len(z)) < gain * total.exp()
+            token = self.sample_categorical(z[moves])
+            self.write(row[part][moves], col[part][moves], token)
 
 
 # ==================================================================================================
@@ -1762,8 +1775,6 @@ class BlockSampler(MaskedSampler):
         self.kept, self.stored = Cache(B, T), 0  # clean columns below `stored` are in the cache
         if o.cfg:
             raise UserError("cfg: block diffusion has no guidance, its prompt lies in the cache")
-        if o.mirror is not None and self.size < T:
-            raise UserError("mirror: this model writes from left to right, in several blocks")
         if o.block_length not in (0, objective.length):
             raise UserError(f"block_length: this model was trained with {objective.length}")
 
@@ -1786,7 +1797,7 @@ class BlockSampler(MaskedSampler):
             mask = inside if mask is None else mask & inside
         if time is not None:
             time = self.levels(rows, time, start)[every]
-        h = self.net.features(self.x[every, kept.at], time, mask, cache=kept)
+        h = self.network(every).features(self.x[every, kept.at], time, mask, cache=kept)
         return h[rows, clean:] if clean else h, start
 
     def levels(self, rows: Tensor, time: Tensor, start: int) -> Tensor:

@@ -365,7 +365,7 @@ def are_greedy(
         batch = answer_batch(model, *row, ends)
         written = model.objective.target_mask(batch)[0]
         place = slice(int(written.nonzero().max()) + 1)
-        begun.append(Prompt(batch.ids[0, place], ~written[place], torch.arange(place.stop)))
+        begun.append(Prompt(batch.ids[0, place], ~written[place]))
     made = generate(model, begun, options, 0, batch_size, dtype=dtype)
     both = (written_ids(model, ids, begun) for ids in (made.ids, [one.ids for one in begun]))
     found, wanted = (closed(model, ids) for ids in both)

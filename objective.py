@@ -11,7 +11,7 @@ network is handed to it. A class and a line in checkpoint.py add one.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Container, Iterator, NamedTuple
+from typing import Any, Callable, Container, Iterator, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -261,7 +261,8 @@ class SampleOptions:
     stop_temperature: float = 1.0  # insertion: of the readout that stops
     length_temperature: float = 1.0  # idlm: of the readout of how many tokens are missing
     first_step_factor: bool = True  # idlm: the exact rate of the first token of a text
-    mirror: Tensor | None = None  # (B, T) int64: partner of each place, itself where it has none
+    # (net, rows (r,) of the canvas) -> the network that is called for them: tasks/palindromes
+    wrap: Callable[[Any, Any], Any] | None = None
     length: Tensor | None = None  # (B,) int64: where rows end that are shorter than T
 
     def __post_init__(self):
@@ -313,14 +314,13 @@ class Sampler:
             best = p.topk(min(self.o.candidates, p.shape[-1]))
             self.unplaced.append((ids, p.gather(-1, ids[:, None])[:, 0], best.indices, best.values))
 
-    def place(self, row: Tensor, *columns: Tensor) -> None:
+    def place(self, row: Tensor, col: Tensor) -> None:
         """What was drawn since the last call stands now at rows (R,) and columns (R,) of the
-        canvas, in the order of the draws. Further columns hold the same tokens: of a mirrored
-        pair."""
+        canvas, in the order of the draws."""
         if self.unplaced:
             parts = [torch.cat(part) for part in zip(*self.unplaced, strict=True)]
             assert len(parts[0]) == len(row), (len(parts[0]), len(row))
-            self.draws += [Draws(row, col, *parts) for col in columns]
+            self.draws.append(Draws(row, col, *parts))
             self.unplaced = []
 
     def take_draws(self) -> Draws | None:

@@ -57,7 +57,13 @@ class Prompt(NamedTuple):
 
     ids: Tensor  # (T,) int64
     prompt_mask: Tensor  # (T,) bool: these ids stay
-    mirror: Tensor  # (T,) int64: partner of each place, itself where it has none
+    mirror: Tensor | None = None  # (T,) int64, of a palindrome: which place holds the same token
+
+    @classmethod
+    def of(cls, parts: list[int | None]) -> "Prompt":
+        """Given ids, and None for each place that is written."""
+        ids = torch.tensor([0 if p is None else p for p in parts])
+        return cls(ids, torch.tensor([p is not None for p in parts]))
 
 
 class Samples(NamedTuple):
@@ -116,13 +122,13 @@ def canvas(
     the text, whose length must be known, mirrors itself. Raises UserError for what does not fit."""
     parts = list(_template(model, infill)) if infill else model.tokenizer.encode(prompt)
     frame, special = framed(model), model.meta["specials"]
-    known = not (mirrored and model.objective.inserts)
-    _require(known, "palindrome: no axis is known while tokens are inserted")
+    has_axis = not (mirrored and model.objective.inserts)
+    _require(has_axis, "palindrome: no axis is known while tokens are inserted")
     if model.meta.get("task") in PUZZLES:
         _require(not infill, "infill: this model answers questions; ask one with --prompt")
         return answer_canvas(model, [*parts, special["bos"]], length or max_length)
     if "[*]" in infill:
-        return _open_canvas([special["bos"]] * frame + parts)
+        return Prompt.of([special["bos"]] * frame + parts)  # a place for each hole
     asked = max(len(parts), length, max_length)
     block = canvas_end(model, asked + 2 * frame)
     room = min(max_length or block, block - 2 * frame)
@@ -132,22 +138,12 @@ def canvas(
     fixed = len(parts) if infill else length  # 0: the model decides
     assert fixed or not mirrored, "the axis of a mirror needs a length"
     parts += [None] * ((fixed or room) - len(parts))
-    mirror, text = torch.arange(block if frame else len(parts)), slice(frame, frame + fixed)
-    if mirrored:  # the axis lies inside the text, between BOS and EOS
-        mirror[text] = mirror[text].flip(0)
     if frame:
         parts = [special["bos"], *parts, special["eos"] if fixed else None]
         # what lies beyond the longest text that was asked for is padding; else it is open
         parts += [special["pad"] if fixed or max_length else None] * (block - len(parts))
-    _mirror_given(parts, mirror.tolist(), model)
-    ids = torch.tensor([0 if p is None else p for p in parts])
-    return Prompt(ids, torch.tensor([p is not None for p in parts]), mirror)
-
-
-def _open_canvas(parts: list[int | None]) -> Prompt:
-    """A whole text whose holes are of unknown length, one place each."""
-    ids = torch.tensor([0 if p is None else p for p in parts])
-    return Prompt(ids, torch.tensor([p is not None for p in parts]), torch.arange(len(ids)))
+    begun = Prompt.of(parts)
+    return _mirror(begun, model) if mirrored else begun
 
 
 def chat_canvas(model: Model, messages: list[Message], length: int = 0) -> Prompt:
@@ -165,10 +161,7 @@ def answer_canvas(model: Model, ids: list[int], length: int = 0) -> Prompt:
             f"{len(ids)} tokens of conversation and {max(1, length)} of answer do not fit the "
             f"block of {block}"
         )
-    length = length or room
-    given = torch.arange(len(ids) + length) < len(ids)
-    canvas = torch.tensor(ids + [0] * length)
-    return Prompt(canvas, given, torch.arange(len(canvas)))
+    return Prompt.of([*ids, *[None] * (length or room)])
 
 
 def _template(model: Model, text: str) -> Iterator[int | None]:
@@ -184,15 +177,15 @@ def _template(model: Model, text: str) -> Iterator[int | None]:
         yield from [None] * size if i % 2 else model.tokenizer.encode(piece)
 
 
-def _mirror_given(parts: list[int | None], mirror: list[int], model: Model) -> None:
-    """Give the partner of a given place the same id; refuse two that differ."""
-    for i, j in enumerate(mirror):
-        if parts[i] is None or parts[j] == parts[i]:
-            continue
-        if parts[j] is not None:
-            pair = model.tokenizer.decode([parts[i]]), model.tokenizer.decode([parts[j]])
-            raise UserError(f"no palindrome has {pair[0]!r} at a place mirrored by {pair[1]!r}")
-        parts[j] = parts[i]
+def _mirror(begun: Prompt, model: Model) -> Prompt:
+    """The same as a palindrome: the partner of a given place is given the same id. Refuses two that
+    differ."""
+    ids, given, _ = begun
+    mirror = room("mirror").partners(ids, given, list(model.meta["specials"].values()))
+    for i in (given & given[mirror] & (ids != ids[mirror])).nonzero().flatten()[:1]:
+        pair = [model.tokenizer.decode([int(ids[place])]) for place in (i, mirror[i])]
+        raise UserError(f"no palindrome has {pair[0]!r} at a place mirrored by {pair[1]!r}")
+    return Prompt(torch.where(given, ids, ids[mirror]), given | given[mirror], mirror)
 
 
 def read_prompt(text: str) -> str:
@@ -230,12 +223,17 @@ def generate(
             sizes = torch.tensor([len(c.ids) for c in part])
             even = zip(*_even(part, int(sizes.max()), pad), strict=True)
             ids, given, mirror = (torch.stack(p).to(device) for p in even)
-            paired = (mirror != torch.arange(mirror.shape[1], device=device)).any()
-            own = _mirrored(options, mirror, model) if paired else options
+            own = options
             if (sizes != ids.shape[1]).any():
                 own = replace(own, length=sizes.to(device))
             rng = generator(seed, SAMPLING, number, device=device)
-            frames = model.objective.sample(model.net, ids, given, rng, own)
+            if all(c.mirror is None for c in part):
+                frames = model.objective.sample(model.net, ids, given, rng, own)
+            else:  # inside a text whose length is fixed, no special token may be written
+                own = replace(own, banned=tuple(model.meta["specials"].values()))
+                frames = room("mirror").sample(
+                    model.objective, model.net, ids, given, mirror, rng, own
+                )
             frames = watch(frames, given) if number == 0 else frames
             with autocast(dtype, device):
                 last = deque(frames, maxlen=1).pop()
@@ -288,20 +286,16 @@ def _inserted(row: list[int], begun: Prompt) -> list[int]:
 
 
 def _even(canvases: list[Prompt], T: int, pad: int) -> list[Prompt]:
-    """All of T places: behind a shorter canvas stands given padding."""
+    """All of T places: behind a shorter canvas stands given padding (mirrored ones are of one
+    length). Without a mirror, each place is its own partner."""
     return [
         Prompt(
             F.pad(c.ids, (0, T - len(c.ids)), value=pad),
             F.pad(c.prompt_mask, (0, T - len(c.prompt_mask)), value=True),
-            torch.cat([c.mirror, torch.arange(len(c.mirror), T)]),
+            torch.arange(T) if c.mirror is None else c.mirror,
         )
         for c in canvases
     ]
-
-
-def _mirrored(options: SampleOptions, mirror: Tensor, model: Model) -> SampleOptions:
-    """Inside a text whose length is fixed, no special token may be written."""
-    return replace(options, mirror=mirror, banned=tuple(model.meta["specials"].values()))
 
 
 @contextmanager

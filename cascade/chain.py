@@ -136,7 +136,7 @@ def stage_canvas(stage: Stage, prefix: Tensor, clamp: bool) -> Prompt:
     if clamp and stage.given:
         where = stage.given + places(stage.given, stage.written)
         ids[where], given[where] = prefix, True
-    return Prompt(ids, given, torch.arange(len(ids)))
+    return Prompt(ids, given)
 
 
 def unwatched(frames: Iterable[Frame], given: Tensor) -> Iterable[Frame]:

@@ -4,6 +4,7 @@ A module here makes the corpus of its task, or scores samples of it (`scores` or
 `evaluate` is what evaluate.py prints for such a corpus (configurator.TASKS). Read in this order:
 
     palindromes.py   what a palindrome is, and the rows of the demo (prepare_bytes.py writes them)
+    mirror.py        samples that mirror themselves by construction
     stars.py         star graphs; `python -m tasks.stars` makes all corpora but palindromes
     puzzles.py       answers to star graphs, zebra puzzles, countdown: formats and scores
     grammar.py       a small grammar of English with all of its sentences

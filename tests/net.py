@@ -210,14 +210,25 @@ def sampled(objective: Any, net: Any, name: str, given: dict[str, Any]) -> torch
 
     told = {"steps": 6, **given}
     rows = batch()
-    if told.pop("mirror", None):
-        told["mirror"] = torch.arange(WIDTH - 1, -1, -1).expand(ROWS, -1).contiguous()
+    ids, given_places, run = rows.ids, rows[1], objective.sample
+    if told.pop("mirror", None):  # what is given mirrors itself as well
+        mirror = torch.arange(WIDTH - 1, -1, -1).expand(ROWS, -1).contiguous()
+        given_places = given_places | given_places.flip(1)
+        first = torch.minimum(mirror, mirror.flip(1))
+        ids = ids.gather(1, first)
+        try:
+            from tasks.mirror import sample
+
+            def run(net, ids, given, rng, options):
+                return sample(objective, net, ids, given, mirror, rng, options)
+        except ImportError:  # 3985a0c
+            told["mirror"] = mirror
     if told.pop("length", None):
         told["length"] = rows.length
     if "gap" in told:
         told["gap"] = SampleOptions(**told["gap"])
     options = SampleOptions(**told, sampler=name)
-    *_, last = objective.sample(net, rows.ids, rows[1], generator(7), options)
+    *_, last = run(net, ids, given_places, generator(7), options)
     return torch.cat([last.length[:, None], last.ids], 1)
 
 

@@ -408,16 +408,13 @@ def test_a_text_that_has_ended_costs_no_more():
 def test_refusals():
     objective, net = process(4), network()
     ids = torch.zeros(2, 8, dtype=torch.int64)
-    mirror = torch.arange(8).flip(0).expand_as(ids)
     for word, options in (
         ("cfg", {"cfg": 1.0}),
-        ("mirror", {"mirror": mirror}),
         ("block_length", {"block_length": 2}),
     ):
         with pytest.raises(UserError, match=word):
             run(objective, net, ids, ids > 0, **options)
     run(objective, net, ids, ids > 0, block_length=4)
-    run(process(0), net, ids, ids > 0, mirror=mirror)
     meta = {"vocab_size": V, "specials": {}}
     for word, options in (
         ("importance", {"importance": True}),

@@ -253,7 +253,7 @@ def test_where_then_what_is_the_dense_step(sampler, normalize):
     walk = AbsorbingSampler(process, net, x, x < 0, generator(0), SampleOptions(sampler=sampler))
     times = grid(8)
     total = noise.total(times)
-    h = walk.forward(walk.masked_positions(), -torch.expm1(-total[2]).expand(1))
+    h = walk.forward(*walk.masked_positions(), -torch.expm1(-total[2]).expand(1))
     z = walk.logits(h).double()
     if sampler == "analytic":
         gain, dsigma = torch.expm1(total[2] - total[3]), total[2] - total[3]
@@ -261,7 +261,7 @@ def test_where_then_what_is_the_dense_step(sampler, normalize):
         gain = dsigma = (times[2] - times[3]) * noise.rate(times[2])
     ours = gain * (z - process.shift(total[2])).exp()
     ours[:, graph.mask_id] = 1 - ours.sum(1)  # stay
-    score = process.log_score(net, h[:, 0], x[0], total[2].expand(3)).double().exp()
+    score = process.log_score(net, h, x[0], total[2].expand(3)).double().exp()
     dense = STEPS[sampler](graph, x[0], score, dsigma.expand(3))
     torch.testing.assert_close(ours, dense, rtol=1e-5, atol=1e-7)
 

@@ -19,6 +19,7 @@ from diffusion import (
     Masked,
     ScoreEntropy,
     grid,
+    unmask_step,
 )
 from model import Transformer
 from objective import SampleOptions, generator
@@ -118,23 +119,9 @@ def test_every_combination_writes_everything(options, prompt, cond_dim, seed):
         before = frame.ids
 
 
-@pytest.mark.parametrize("remask", ["none", "conf"])
-@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "first_hitting"])
-def test_mirrored_text_is_written_in_pairs(sampler, remask):
-    ids, known = canvas([0, 0], 9)
-    mirror = torch.arange(9).flip(0).expand(2, -1)
-    options = {"sampler": sampler, "remask": remask, "mirror": mirror, "steps": 6}
-    for frame in sample(NETS[0], ids, known, **options):
-        assert torch.equal(frame.ids, frame.ids.flip(1))
-    assert not (frame.ids == V - 1).any()
-
-
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"mirror": True, "block_length": 2, "prompts": [0, 0]}, "block_length"),
-        ({"mirror": True, "stop": 2}, "stop"),
-        ({"mirror": True, "cache": "dual"}, "cache"),
         ({"cache": "prefix", "length": True}, "cache"),
         ({"cache": "prefix", "prompts": [1, 2]}, "cache"),
         ({"cache": "prefix", "other": True}, "cache"),
@@ -144,11 +131,8 @@ def test_mirrored_text_is_written_in_pairs(sampler, remask):
 )
 def test_refused(options, words):
     ids, known = canvas(options.pop("prompts", [1, 1]), 6)
-    places = torch.arange(6).expand(2, -1)
     if options.pop("length", False):
         options["length"] = torch.tensor([5, 6])
-    if options.pop("mirror", False):
-        options["mirror"] = places.flip(1)
     net = Given(torch.zeros(2, 6, V)) if options.pop("other", False) else NETS[0]
     with pytest.raises(UserError, match=words) as caught:
         sample(net, ids, known, **options)
@@ -358,12 +342,9 @@ def test_idle_steps_of_the_reverse_process_are_skipped():
 def test_the_step_of_a_place(steps):
     """Level u of the share at t = 1 is passed in the step that the shares say: on an even grid of
     levels, the frequency of each step is the share that it reveals."""
-    ids, known = canvas([0], 100_000)
-    process = Masked(V, V - 1, LogLinear())
-    made = diffusion.MaskedSampler(process, NETS[0], ids, known, None, SampleOptions())
-    made.uniforms = lambda *shape: (torch.arange(shape[1]).double() + 0.5)[None] / shape[1]
-    moved = process.noise.mask_prob(torch.linspace(1, 1e-5, steps + 1).double())
-    found = torch.bincount(made.unmask_step(moved[None])[0], minlength=steps + 1) / 100_000
+    u = (torch.arange(100_000).double() + 0.5)[None] / 100_000
+    moved = LogLinear().mask_prob(torch.linspace(1, 1e-5, steps + 1).double())
+    found = torch.bincount(unmask_step(moved[None], u)[0], minlength=steps + 1) / 100_000
     share = torch.cat([moved[:-1] - moved[1:], moved[-1:]]) / moved[0]
     torch.testing.assert_close(found.double(), share, rtol=0, atol=1.1e-5)
 
@@ -410,13 +391,13 @@ def test_unmask_rate_at_a_large_vocabulary(monkeypatch):
     """1,000 steps over 50,257 nearly equal tokens: in float32, a race of all tokens against MASK
     reveals 0.15 of the places that it should in a step, and the rest at the end, and lowers the
     entropy of tokens (Zheng et al. 2024). Ours is within 3 standard errors in both."""
-    kept, own = [], diffusion.MaskedSampler.unmask_step
+    kept = []
 
-    def due(self, moved):
-        kept.append(own(self, moved))
+    def due(mask_prob, u):
+        kept.append(unmask_step(mask_prob, u))
         return kept[-1]
 
-    monkeypatch.setattr(diffusion.MaskedSampler, "unmask_step", due)
+    monkeypatch.setattr(diffusion, "unmask_step", due)
     ids, net = torch.zeros(60, 16, dtype=torch.int64), Wide(N + 1, 2.0)
     options = SampleOptions(sampler="ancestral", steps=1000)
     *_, last = Masked(N, None, LogLinear()).sample(net, ids, ids > 0, generator(1), options)
@@ -441,9 +422,9 @@ def test_unmask_rate_of_scores(step):
     walk = AbsorbingSampler(process, net, ids, ids > 0, generator(2), options)
     levels = iter((torch.arange(rows).double() + 0.5) / rows)
     walk.uniforms = lambda count: torch.stack([next(levels) for _ in range(count)])
-    total, at = process.noise.total(grid(1000)), walk.masked_positions()
-    h = walk.forward(at, torch.ones(1).double())
-    walk.step(at, h, total[step], float(torch.expm1(total[step] - total[step + 1])))
+    total, (row, col) = process.noise.total(grid(1000)), walk.masked_positions()
+    h = walk.forward(row, col, torch.ones(1).double())
+    walk.step(row, col, h, total[step], float(torch.expm1(total[step] - total[step + 1])))
     assert abs(int((walk.x != N).sum()) - rows / (1000 - step)) <= 1
 
 
@@ -471,7 +452,7 @@ def nearby(logp, row, col, masked):
 def test_an_order_sees_where_the_places_are(monkeypatch):
     """The law is the same at all places, so the margin is, and the nearest place comes next."""
     monkeypatch.setitem(diffusion.ORDERS, "nearby", nearby)
-    monkeypatch.setitem(diffusion.SAMPLERS, "nearby", diffusion.MaskedSampler.ordered)
+    monkeypatch.setitem(diffusion.SAMPLERS, "nearby", diffusion.Ordered)
     process = Masked(3, None, Affine())
     net = Given(torch.tensor([1.0, 0.5, 0.0, 0.0]).expand(1, 7, 4).double())
     prompt_mask = torch.zeros(1, 7, dtype=torch.bool)

@@ -509,7 +509,7 @@ def test_written_ids():
     """Not what was given, which may hold EOS; up to the first EOS for rows, all of a stream."""
     ids = torch.tensor([[1, 0, 5, 6, 0, 7], [1, 2, 3, 4, 5, 6]])
     given = torch.tensor([True, True, False, False, False, False])
-    begun = [Prompt(ids[0], given, torch.arange(6)), Prompt(ids[1][:5], given[:5], torch.arange(5))]
+    begun = [Prompt(ids[0], given), Prompt(ids[1][:5], given[:5])]
     rows = model_of(Numbers(), 6, {"splits": {"train": {"rows": 2}}}, **MASKED)
     stream = model_of(Numbers(), 6, {"splits": {"train": {"rows": 0}}}, **MASKED)
     assert written_ids(rows, ids, begun) == [[5, 6, 0], [3, 4, 5]]

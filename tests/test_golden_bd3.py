@@ -185,7 +185,7 @@ def test_step_laws(net):
     walk = decoder(net, xt)
     h = look(walk, walk.blocks - 1)
     x = xt[:, -h.shape[1] :]
-    p = walk.logits(h.flatten(0, 1)[:, None, None]).softmax(-1).double().view(*x.shape, -1)
+    p = walk.logits(h.flatten(0, 1)).softmax(-1).double().view(*x.shape, -1)
     certain = torch.nn.functional.one_hot(x, p.shape[-1]).double()
     p = torch.where((x == MASK)[..., None], p, certain)
     lengths = dict(re.findall(r"\(([\d.]+),([\d.]+)\)", FACTS["notes"]))

@@ -49,11 +49,11 @@ def proposed():
     free = type("Free", (MaskedSampler,), {"never": lambda self: []})  # MASK is a token there
     options = SampleOptions(sampler="confidence", temperature=0.0)
     decoder = free(Masked(V, V - 1, Power()), Given(outputs), x, ~places, generator(0), options)
-    at = decoder.masked_positions()
-    h = decoder.forward(at, torch.ones(len(x)).double())
+    row, col = decoder.masked_positions()
+    h = decoder.forward(row, col, torch.ones(len(x)).double())
     token = sample_categorical(decoder.logits(h), options, None)
-    same(x.index_put((at.row, at.col), token), "ti_x0")
-    return at.row, decoder.scores(at, h)
+    same(x.index_put((row, col), token), "ti_x0")
+    return row, decoder.scores(row, col, h)
 
 
 RULES = {
@@ -143,9 +143,9 @@ def predictions(decoder):
     """(B, T, V): the law of the token at masked places, the token itself at written ones."""
     x, V = decoder.x, decoder.objective.network_kwargs["vocab_size"]
     p = torch.nn.functional.one_hot(x, V).double()
-    at = decoder.masked_positions()
-    h = decoder.forward(at, torch.full((len(x),), 0.5).double())
-    p[at.row, at.col] = decoder.logits(h).double().softmax(1)
+    row, col = decoder.masked_positions()
+    h = decoder.forward(row, col, torch.full((len(x),), 0.5).double())
+    p[row, col] = decoder.logits(h).double().softmax(1)
     return p
 
 
@@ -186,14 +186,15 @@ def test_trust_is_kept(time, canvas, monkeypatch):
     token is its probability, and a forgotten one has none."""
     after = -gold(f"remdm_conf_out_t{time}").double()
     p, masked = predictions(canvas), canvas.x == canvas.mask_id
-    at = canvas.masked_positions()
-    wrote = after.isfinite()[at.row, at.col]
-    gap = (p[at.row, at.col] - after[at.row, at.col][:, None]).abs()[wrote]
+    row, col = canvas.masked_positions()
+    wrote = after.isfinite()[row, col]
+    gap = (p[row, col] - after[row, col][:, None]).abs()[wrote]
     assert (gap.amin(1) < 1e-6).all()  # each is the probability of a token: that was drawn
     monkeypatch.setattr(MaskedSampler, "sample_categorical", lambda *_: gap.argmin(1))
-    h = canvas.forward(at, torch.full((len(masked),), 0.5).double())
-    canvas.unmask(at, h, wrote)
-    canvas.remask_places(~masked & after.isinf())
+    h = canvas.forward(row, col, torch.full((len(masked),), 0.5).double())
+    canvas.unmask(row[wrote], col[wrote], h[wrote])
+    canvas.remasked = ~masked & after.isinf()
+    canvas.mask_again()
     close(-canvas.confidence, f"remdm_conf_out_t{time}")
 
 

@@ -16,7 +16,7 @@ from recorded import Recorded
 
 import diffusion
 from corpus import Batch, Corpus, CorpusWriter
-from diffusion import Clamped, MaskedSampler
+from diffusion import Clamped
 from objective import SampleOptions, generator
 from prepare_pretrain import chunks
 from prepare_sft import join
@@ -197,7 +197,7 @@ def test_count_rule(fact, truncated):
 RUNS = sorted({m[1] for m in (re.match(r"samp_(\w+?)_A$", n) for n in ARRAYS) if m})
 
 
-def run(name, decoder, monkeypatch, **options):
+def run(name, **options):
     """Our canvases (T,), greedy, from the start on, each once."""
     net, prompt = (
         Table(*(gold(f"samp_{name}_{part}") for part in "ABCG")),
@@ -206,7 +206,6 @@ def run(name, decoder, monkeypatch, **options):
     T, V, _ = net.outputs.shape
     ids = torch.cat([prompt, torch.zeros(T - len(prompt), dtype=torch.int64)])[None]
     given = (torch.arange(T) < len(prompt))[None]
-    monkeypatch.setattr(diffusion, "MaskedSampler", decoder)
     process = diffusion.Masked(V, V - 1, Clamped())
     options = SampleOptions(temperature=0.0, **options)
     frames = [f.ids[0] for f in process.sample(net, ids, given, generator(0), options)]
@@ -227,12 +226,12 @@ def test_random_order(name, monkeypatch):
     times = torch.linspace(1, 0, len(R) + 1)
     due = (R >= (times[1:] / times[:-1])[:, None]).int().argmax(0)
 
-    class Replayed(MaskedSampler):
-        def unmask_step(self, moved):
-            assert moved.shape == (1, len(R) + 1)
-            return due[None]
+    def replayed(mask_prob, u):
+        assert mask_prob.shape == (1, len(R) + 1)
+        return due[None]
 
-    ours, mask = run(name, Replayed, monkeypatch, sampler="ancestral", steps=len(R))
+    monkeypatch.setattr(diffusion, "unmask_step", replayed)
+    ours, mask = run(name, sampler="ancestral", steps=len(R))
     assert torch.equal(torch.stack(ours), torch.stack(once([ours[0], *want[:, 0]])))
     flags = (want[:, 0] == mask).long()  # masked and still to be written are the same
     same(torch.stack([want[:, 0], flags], 1), f"samp_{name}_random_states")
@@ -245,7 +244,7 @@ def test_confidence_order(name, monkeypatch, truncated):
     the old ones in sight; ours leaves a text that is written."""
     want = gold(f"samp_{name}_low_confidence_states")
     options = {"sampler": "confidence", "schedule": "truncated", "steps": len(want)}
-    ours, mask = run(name, MaskedSampler, monkeypatch, **options)
+    ours, mask = run(name, **options)
     masked_ = want[:, 0] == mask
     full = int((~masked_.any(1)).int().argmax())  # the step after which none is masked
     assert torch.equal(torch.stack(ours), torch.stack(once([ours[0], *want[: full + 1, 0]])))

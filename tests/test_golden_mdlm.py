@@ -98,10 +98,11 @@ def log_law(outputs, x):
     """MDLM's parametrisation, by our sampler: the law of the token at masked places (B, T, V), and
     certainty of what is written."""
     decoder = MaskedSampler(process(), Given(outputs), x, x != MASK, None, SampleOptions())
-    at = decoder.masked_positions()
+    row, col = decoder.masked_positions()
     logp = torch.full(outputs.shape, -torch.inf).scatter(2, x[..., None], 0.0)
-    if len(at.row):
-        logp[at.row, at.col] = decoder.logits(decoder.forward(at, torch.ones(len(x)).double()))
+    if len(row):
+        h = decoder.forward(row, col, torch.ones(len(x)).double())
+        logp[row, col] = decoder.logits(h)
     return logp
 
 

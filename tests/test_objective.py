@@ -12,7 +12,7 @@ import torch
 from exact import Distribution, ExactNetwork, total_variation
 
 from checkpoint import OBJECTIVES, build_network, build_objective
-from configurator import Config, UserError
+from configurator import Config
 from corpus import Batch
 from diffusion import MaskedTokens
 from objective import SampleOptions, generator
@@ -254,22 +254,6 @@ def test_frames(case, steps):
         again = run(objective, net, ids, given, sampler=sampler, steps=steps)[-1].ids
         other = run(objective, net, ids, given, seed=1, sampler=sampler, steps=steps)[-1].ids
         assert torch.equal(last, again) and not torch.equal(last, other)
-
-
-@pytest.mark.parametrize("case", CASES, ids=names)
-def test_mirrored_pairs_are_equal_in_every_frame(case):
-    net, objective = network(case, 7)
-    ids = torch.full((32, 7), 3)
-    given = torch.tensor([True, False, False, False, False, False, True]).expand_as(ids)
-    mirror = torch.arange(7).flip(0).expand_as(ids)
-    if case[1].get("block_length"):
-        with pytest.raises(UserError, match="mirror"):
-            run(objective, net, ids, given, mirror=mirror)
-        return
-    for sampler in samplers(objective):
-        for frame in run(objective, net, ids, given, sampler=sampler, steps=6, mirror=mirror):
-            assert torch.equal(frame.ids, frame.ids.flip(1)), sampler
-        assert frame.ids[:, 1:6].unique().numel() > 2  # and not by being all the same
 
 
 @pytest.mark.parametrize("case", CASES, ids=names)

@@ -101,7 +101,7 @@ def test_every_sampler_finishes(form: str, sampler: str, steps: int):
     model = random_model(form, frame=False)
     ids = torch.randint(0, 7, (BLOCK,), generator=torch.Generator().manual_seed(1))
     given = torch.arange(BLOCK) % 3 == 1
-    begun = Prompt(ids, given, torch.arange(BLOCK))
+    begun = Prompt(ids, given)
     for seed in range(3):
         found = written(model, begun, SampleOptions(steps=steps, sampler=sampler), seed)
         free = found.ids[:, ~given]
@@ -134,7 +134,7 @@ def test_nothing_to_write(form: str, sampler: str):
     """All places given: the canvas comes back as it is."""
     model = random_model(form, frame=False)
     ids = torch.randint(0, 7, (BLOCK,), generator=torch.Generator().manual_seed(1))
-    begun = Prompt(ids, torch.ones(BLOCK, dtype=torch.bool), torch.arange(BLOCK))
+    begun = Prompt(ids, torch.ones(BLOCK, dtype=torch.bool))
     assert (written(model, begun, SampleOptions(steps=4, sampler=sampler)).ids == ids).all()
 
 
@@ -150,9 +150,7 @@ def test_same_seed_same_text(form: str, sampler: str):
 def test_temperature_zero_is_one_text(form: str, sampler: str):
     """At temperature 0 all places revealed in one step get their most probable token."""
     model = random_model(form, frame=False)
-    blank = Prompt(
-        torch.zeros(BLOCK).long(), torch.zeros(BLOCK, dtype=torch.bool), torch.arange(BLOCK)
-    )
+    blank = Prompt.of([None] * BLOCK)
     if sampler != "confidence":  # only there does the order depend on no draw
         written(model, blank, SampleOptions(steps=3, sampler=sampler, temperature=0))
         return

@@ -330,10 +330,7 @@ def test_texts_of_samples_are_their_ids_decoded(tokenizer: HF):
     model = new_model(tokenizer, 0.35)
     ids = [tokenizer.encode(text) for text in ("say", "name two colours", "who")]
     sizes = [len(i) + n for i, n in zip(ids, (3, 6, 1), strict=True)]
-    begun = [
-        Prompt(torch.tensor(i + [0] * (n - len(i))), torch.arange(n) < len(i), torch.arange(n))
-        for i, n in zip(ids, sizes, strict=True)
-    ]
+    begun = [Prompt.of([*i, *[None] * (n - len(i))]) for i, n in zip(ids, sizes, strict=True)]
     plain = [i for i in range(tokenizer.vocab_size) if i < 5 or i >= 285]  # all special tokens
     found = generate(
         model, begun, SampleOptions(steps=3, banned=tuple(plain)), seed=3, batch_size=2

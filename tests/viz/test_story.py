@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from checkpoint import build_network, build_objective
 from configurator import Config
 from objective import Frame, SampleOptions, generator
+from tasks.mirror import sample as mirror_sample
 from viz import view
 from viz.story import GONE, Drawn, Trace, by_place, readable
 
@@ -296,9 +297,10 @@ def test_probabilities_are_those_of_the_network() -> None:
 def test_both_places_of_a_mirrored_pair_tell_of_their_draw(name: str) -> None:
     net, objective = network(**RUNS[name][0])
     mirror = torch.arange(T).flip(0).expand(B, T)
-    o = SampleOptions(mirror=mirror, banned=(BOS, EOS, PAD), candidates=5)
+    o = SampleOptions(banned=(BOS, EOS, PAD), candidates=5)
     free = torch.zeros(B, T, dtype=torch.bool)
-    frames = list(objective.sample(net, torch.zeros(B, T).long(), free, generator(2), o))
+    ids = torch.zeros(B, T, dtype=torch.int64)
+    frames = list(mirror_sample(objective, net, ids, free, mirror, generator(2), o))
     told = {}
     for frame in frames:
         told |= by_place(frame.draws, B)
