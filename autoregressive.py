@@ -21,16 +21,14 @@ from torch import Tensor
 
 from configurator import UserError
 from corpus import Batch
-from model import Cache, chunked_cross_entropy
+from model import Cache, chunked_cross_entropy, features_at, to_device
 from objective import (
     Frame,
     Loss,
     Objective,
     SampleOptions,
     Sampler,
-    features_at,
     pad_to_multiple,
-    to_device,
 )
 from pretrained.causal import build_xlnet
 

@@ -37,18 +37,24 @@ from torch import Tensor
 
 from configurator import UserError
 from corpus import Batch
-from model import Cache, Transformer, chunked_cross_entropy, chunked_loss, chunks
+from model import (
+    Cache,
+    Transformer,
+    chunked_cross_entropy,
+    chunked_loss,
+    chunks,
+    features_at,
+    to_device,
+)
 from objective import (
     CHOICES,
     Loss,
     Objective,
     SampleOptions,
     Sampler,
-    features_at,
     low_discrepancy_uniform,
     mask_k_tokens,
     metric,
-    to_device,
 )
 
 # ==================================================================================================

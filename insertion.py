@@ -29,7 +29,15 @@ from torch import Tensor
 from configurator import UserError
 from corpus import Batch
 from diffusion import Exponential, Noise, ranks
-from model import chunk_rows, chunked_cross_entropy, chunked_loss, chunks, pad_rows
+from model import (
+    chunk_rows,
+    chunked_cross_entropy,
+    chunked_loss,
+    chunks,
+    features_at,
+    pad_rows,
+    to_device,
+)
 from objective import (
     Frame,
     Loss,
@@ -37,12 +45,10 @@ from objective import (
     SampleOptions,
     Sampler,
     categorical,
-    features_at,
     low_discrepancy_uniform,
     metric,
     pad_to_multiple,
     sample_categorical,
-    to_device,
 )
 
 # ==================================================================================================

@@ -363,11 +363,41 @@ class Transformer(nn.Module):
 
 
 # ==================================================================================================
-# Losses over the vocabulary, without all logits at once
+# What losses need: features at the scored places; the vocabulary without all logits at once
 # ==================================================================================================
 
 
 @lru_cache(8)
+def to_device(x: Tensor, device: torch.device | str) -> Tensor:
+    """x on the device of the network, without waiting. A copy to a GPU from ordinary memory would
+    wait until all that was asked of it before is done; from pinned memory it takes its turn."""
+    if torch.device(device).type == "cuda" and not x.is_cuda:
+        x = x.pin_memory()
+    return x.to(device, non_blocking=True)
+
+
+def features_at(
+    net: Any,
+    seen: Tensor,
+    scored: Tensor,
+    time: Tensor | None,
+    mask: Tensor | None = None,
+    **more: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Features of the network on seen (B, T) at the scored places (B, T) bool -> (h (R, C) on the
+    network's device, row (R,), column (R,)). A mask, and `more` that `features` takes, go along.
+
+    seen, scored, row and column are on the CPU, so that finding the places never makes a GPU wait.
+    """
+    device = net.head.weight.device
+    row, col = scored.nonzero(as_tuple=True)
+    more = {name: to_device(x, device) for name, x in more.items()}
+    masks = [] if mask is None else [to_device(mask, device)]
+    h = net.features(to_device(seen, device), time, *masks, **more)
+    places = to_device(row * scored.shape[1] + col, device)
+    return h.flatten(0, 1)[places], row, col
+
+
 def memory_of(device: torch.device) -> int:
     """Bytes of memory of a GPU, or of this machine (16 GB where the system does not tell)."""
     if device.type == "cuda":

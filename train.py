@@ -33,8 +33,8 @@ import checkpoint
 from checkpoint import build_network, build_objective
 from configurator import Config, UserError, describe, load, optional, run, run_command, save_json
 from corpus import Batch, Corpus, Prefetcher, length_bucketed_rows, sole_writer
-from model import autocast, gemm_peak, wants_compile
-from objective import Objective, generator, seed_of, to_device
+from model import autocast, gemm_peak, to_device, wants_compile
+from objective import Objective, generator, seed_of
 from parallel import fsdp
 from parallel.fsdp import local, total_norm
 from parallel.processes import World, enter_world

@@ -22,8 +22,8 @@ from checkpoint import Model
 from corpus import Batch
 from diffusion import BlockDiffusion, Masked, ScoreEntropy, denoise_weights
 from insertion import IDLM, FlexMDM, Insertion, InsertionTransformer, drop_tokens, noised, pick
-from model import chunks
-from objective import Objective, features_at, generator, mask_k_tokens
+from model import chunks, features_at
+from objective import Objective, generator, mask_k_tokens
 
 PROBE = 7  # stream of randomness; train.py, sample.py, evaluate.py and evaluate.py have others
 LEVELS = 10
