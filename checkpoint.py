@@ -54,7 +54,7 @@ from tokenizer import Tokenizer, tokenizer_from
 # ==================================================================================================
 
 
-def schedule(cfg: Config) -> Noise:
+def noise_schedule(cfg: Config) -> Noise:
     """The noise schedule of a config. Raises UserError for a name that is not in NOISES."""
     if cfg.noise not in NOISES:
         known = ", ".join(NOISES)
@@ -77,12 +77,12 @@ def score_entropy(cfg: Config, vocab_size: int, specials: dict[str, int]) -> Sco
         graph = Absorbing(vocab_size) if mask is None else Absorbing(vocab_size - 1, mask)
     if not cfg.time_input and not (cfg.normalize or cfg.scale_by_sigma):
         raise UserError("time_input=False needs normalize or scale_by_sigma: scores grow with 1/t")
-    return ScoreEntropy(graph, schedule(cfg), cfg.scale_by_sigma, cfg.normalize)
+    return ScoreEntropy(graph, noise_schedule(cfg), cfg.scale_by_sigma, cfg.normalize)
 
 
 def masked(cfg: Config, vocab_size: int, specials: dict[str, int]) -> Masked:
     """Masked diffusion with the book-keeping of the config."""
-    noise = schedule(cfg)
+    noise = noise_schedule(cfg)
     if cfg.importance and not hasattr(noise, "at"):
         raise UserError(f"importance=True needs a noise with a method `at`; {cfg.noise} has none")
     return Masked(
@@ -104,7 +104,7 @@ def masked_tokens(cfg: Config, vocab_size: int, specials: dict[str, int]) -> Mas
     return MaskedTokens(
         vocab_size,
         specials.get("mask"),
-        schedule(cfg),
+        noise_schedule(cfg),
         padding=cfg.padding,
         random_length=cfg.random_length,
     )
@@ -121,7 +121,7 @@ def block_diffusion(cfg: Config, vocab_size: int, specials: dict[str, int]) -> B
     return BlockDiffusion(
         vocab_size,
         specials.get("mask"),
-        schedule(cfg),
+        noise_schedule(cfg),
         length=cfg.block_length,
         low=cfg.t_low,
         high=cfg.t_high,
@@ -154,7 +154,7 @@ def insertion_diffusion(cfg: Config, vocab_size: int, specials: dict[str, int]) 
     return IDLM(
         vocab_size,
         specials,
-        schedule(cfg),
+        noise_schedule(cfg),
         longest=cfg.block_size,
         close_prompt=cfg.close_prompt,
         **{key: getattr(cfg, key) for key in flags.split()},

@@ -137,7 +137,7 @@ class Config:
     beta2: float = 0.95  # AdamW
     grad_clip: float = 1.0  # global gradient norm; 0 turns clipping off
     # learning rate, as a multiple of the peak
-    schedule: Literal["constant", "cosine", "linear", "flat_cosine"] = "cosine"  # after the warm-up
+    lr_schedule: Literal["constant", "cosine", "linear", "flat_cosine"] = "cosine"  # after warm-up
     warmup_iters: int = 0  # linear from 1/warmup_iters to 1
     lr_decay_iters: int | None = None  # where the decay ends; None: max_iters
     min_lr: float = 0.1  # final multiple of the peak
@@ -191,6 +191,20 @@ class Config:
 
 
 # ---- reading values ----------------------------------------------------------------------------
+
+# Keys that have been renamed: the present name -> the former one, which old command lines, config
+# files and checkpoints still use. A former name means the present one that the class has.
+ALIASES = {
+    "lr_schedule": "schedule",
+    "unmask_schedule": "schedule",
+}
+
+
+def present_name(cls: type, name: str) -> str:
+    """The field of `cls` that `name` means: itself, or what it is called now."""
+    fields = {f.name for f in dataclasses.fields(cls)}
+    renamed = (new for new, old in ALIASES.items() if old == name and new in fields)
+    return name if name in fields else next(renamed, name)
 
 
 def _parts(kind: Any) -> tuple[list, tuple]:
@@ -258,6 +272,19 @@ def _convert(cls: type, origin: str, key: str, value: Any, reader: Callable) -> 
         _refuse(origin, f"{key} must be {_describe(kinds[key])}, got {value!r}")
 
 
+def _convert_all(cls: type, origin: str, given: dict[str, Any], reader: Callable) -> dict[str, Any]:
+    """All that one origin gives, under present names and checked. Raises UserError."""
+    values: dict[str, Any] = {}
+    for name, value in given.items():
+        key = present_name(cls, name)
+        value = _convert(cls, origin, key, value, reader)
+        if values.get(key, value) != value:
+            both = f"{ALIASES[key]} is the former name of {key}"
+            _refuse(origin, f"{both}, and they differ: {values[key]!r} and {value!r}; keep {key}")
+        values[key] = value
+    return values
+
+
 def _read_file(path: str) -> dict[str, Any]:
     """Run one override file -> its public names that are plain data."""
     found = next((p for p in (Path(path), ROOT / path) if p.is_file()), None)
@@ -286,19 +313,21 @@ def load(cls: type, argv: list[str]) -> tuple[Any, dict[str, str]]:
     for path in [a for a in argv if not a.startswith("-")]:
         if not path.endswith(".py"):
             _refuse("command line", f"{path!r} is neither a .py file nor --key=value")
-        for key, value in _read_file(path).items():
-            values[key] = _convert(cls, path, key, value, _from_data)
-            origins[key] = path
-    kinds = typing.get_type_hints(cls)
+        given = _convert_all(cls, path, _read_file(path), _from_data)
+        values |= given
+        origins |= dict.fromkeys(given, path)
+    kinds, told = typing.get_type_hints(cls), {}
     for arg in [a for a in argv if a.startswith("-")]:
         key, equals, text = arg.lstrip("-").partition("=")
         key = key.replace("-", "_")
-        if not equals and kinds.get(key) is bool:
+        if not equals and kinds.get(present_name(cls, key)) is bool:
             text = "true"  # --show is --show=true
         elif not equals or not arg.startswith("--"):
             _refuse("command line", f"write --{key}=value instead of {arg}")
-        values[key] = _convert(cls, "command line", key, text, _from_text)
-        origins[key] = "command line"
+        told[key] = text
+    given = _convert_all(cls, "command line", told, _from_text)
+    values |= given
+    origins |= dict.fromkeys(given, "command line")
     return build(cls, values, origins), origins
 
 
@@ -313,7 +342,7 @@ def build(cls: type, values: dict[str, Any], origins: dict[str, str] | None = No
 def checked_values(cls: type, saved: dict[str, Any], origin: str) -> dict[str, Any]:
     """The plain dict of a checkpoint with values of the right types; others, and unknown keys, are
     refused."""
-    return {str(k): _convert(cls, origin, str(k), v, _from_data) for k, v in saved.items()}
+    return _convert_all(cls, origin, {str(k): v for k, v in saved.items()}, _from_data)
 
 
 def from_saved(cls: type, saved: dict[str, Any], origin: str) -> Any:

@@ -1266,15 +1266,16 @@ REMASKING: dict[str, RemaskRule] = {
 }
 
 # what the options of samplers may be: the names of these registries
-CHOICES["schedule"] = ChainMap(ADAPTIVE, SCHEDULES)
+CHOICES["unmask_schedule"] = ChainMap(ADAPTIVE, SCHEDULES)
 CHOICES["remask"] = ChainMap(REMASKING, {"none": None})
 
 
 # ==================================================================================================
 # 7. How a masked canvas is written: the one sampler of every model that predicts masked tokens
 #
-# Four choices compose. Which places are next (`sampler`), how many at a time (`schedule`), within
-# which part of the text (`block_length`), and whether written ones are masked again (`remask`):
+# Four choices compose. Which places are next (`sampler`), how many at a time (`unmask_schedule`),
+# within which part of the text (`block_length`), and whether written ones are masked again
+# (`remask`):
 #
 #     ancestral      the reverse process on a grid of `steps`; idle steps are skipped (MDLM)
 #     first_hitting  its limit of infinitely many steps, a place at a time (FHS)
@@ -1326,14 +1327,15 @@ class MaskedSampler(Sampler):
         self._check()
 
     def _check(self) -> None:
-        o, adaptive = self.o, self.o.schedule in ADAPTIVE
+        o, adaptive = self.o, self.o.unmask_schedule in ADAPTIVE
         problems = {
-            f"remask={o.remask} needs a schedule with a number of steps": o.remask != "none"
+            f"remask={o.remask} needs an unmask_schedule with a number of steps": o.remask != "none"
             and (adaptive or o.sampler == "first_hitting"),
-            f"schedule={o.schedule} needs a sampler that looks at probabilities": adaptive
+            f"unmask_schedule={o.unmask_schedule} needs a sampler that uses probabilities": adaptive
             and o.sampler == "random",
-            f"sampler={o.sampler} has no use for schedule and delay_eos": o.sampler not in ORDERS
-            and (o.schedule != "uniform" or len(o.delay) > 0),
+            f"sampler={o.sampler} has no use for unmask_schedule and delay_eos": o.sampler
+            not in ORDERS
+            and (o.unmask_schedule != "uniform" or len(o.delay) > 0),
             f"cache={o.cache} does not go with remask": o.cache != "none" and o.remask != "none",
             f"cache={o.cache} needs prompts of one length in a batch": o.cache != "none"
             and (self.inside is not None or bool((self.first != self.first[0]).any())),
@@ -1614,11 +1616,11 @@ class Ordered(Unmasking):
         self.lowest = float(canvas.objective.noise.mask_prob(torch.tensor(SAMPLE_EPS)))
         self.begun = canvas.count(canvas.masked_positions()[0])  # (B,)
         self.plan = None  # (B, S): how many places each row writes in each step
-        if self.o.schedule in SCHEDULES:
+        if self.o.unmask_schedule in SCHEDULES:
             self.limit = self.steps
             self.plan = self.begun.new_zeros(len(steps), self.steps)
             for n in steps.unique().tolist():
-                tokens = num_transfer_tokens(self.begun[steps == n], n, self.o.schedule)
+                tokens = num_transfer_tokens(self.begun[steps == n], n, self.o.unmask_schedule)
                 self.plan[steps == n, :n] = tokens
 
     def mask_prob(self, step: int, row: Tensor, col: Tensor) -> Tensor | None:
@@ -1639,7 +1641,7 @@ class Ordered(Unmasking):
             score = self.canvas.scores(row, col, h)
         if self.plan is not None:
             return ranks(row, score) < self.number[row]
-        name = self.o.schedule
+        name = self.o.unmask_schedule
         return ADAPTIVE[name](row, score, getattr(self.o, name))
 
 
@@ -1664,7 +1666,7 @@ def grid(steps: int) -> Tensor:
 def refuse_unused(options: SampleOptions) -> None:
     """The grids below write the whole text at once, by scores."""
     plain = SampleOptions()
-    for key in ("schedule", "block_length", "cfg", "remask", "cache", "stop", "delay"):
+    for key in ("unmask_schedule", "block_length", "cfg", "remask", "cache", "stop", "delay"):
         if getattr(options, key) != getattr(plain, key):
             value = getattr(options, key)
             raise UserError(f"sampler={options.sampler} has no use for {key}={value}")

@@ -341,7 +341,12 @@ def greedy_options(
     None where what is written depends on chance. scale: of the guidance."""
     names = model.objective.samplers
     if "confidence" in names and not model.objective.inserts:
-        how = {"sampler": "confidence", "temperature": 0.0, "schedule": "factor", "factor": 0.0}
+        how = {
+            "sampler": "confidence",
+            "temperature": 0.0,
+            "unmask_schedule": "factor",
+            "factor": 0.0,
+        }
         return SampleOptions(**how, stop=stop, cfg=scale)
     own = next((name for name in ("left_to_right", "threshold") if name in names), None)
     return SampleOptions(sampler=own, temperature=0.0) if own else None

@@ -211,9 +211,9 @@ class SampleOptions:
     temperature: float = 1.0  # 0 takes the most probable token
     top_k: int = 0  # 0 keeps all tokens
     top_p: float = 1.0  # smallest set of tokens that holds this probability; 0 keeps the best one
-    schedule: str = "uniform"  # how many places per step, in the ordered samplers
-    threshold: float = 0.9  # schedule=threshold: places that score so much
-    factor: float = 1.0  # schedule=factor: the r best while they score 1 - factor / (r + 1)
+    unmask_schedule: str = "uniform"  # how many places per step, in the ordered samplers
+    threshold: float = 0.9  # unmask_schedule=threshold: places that score so much
+    factor: float = 1.0  # unmask_schedule=factor: the r best while they score 1 - factor / (r + 1)
     block_length: int = 0  # tokens that are written before those to their right; 0: all at once
     cfg: float = 0.0  # guidance towards the prompt; 0 is none
     remask: str = "none"  # doubt what is written: cap, rescale, conf, loop
@@ -246,7 +246,8 @@ class SampleOptions:
         require(self, "eta", self.eta is None or 0 <= self.eta <= 1, "between 0 and 1")
 
 
-# What these options may be. diffusion.py adds `schedule` and `remask`, the names of its registries.
+# What these options may be. diffusion.py adds `unmask_schedule` and `remask`, the names of its
+# registries.
 CHOICES: dict[str, Container[str]] = {"cache": ("none", "prefix", "dual")}
 
 

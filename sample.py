@@ -340,9 +340,9 @@ class SamplerConfig:
     temperature: float = 1.0  # of the token draws; 0 takes the most probable
     top_k: int = 0  # keep the k most probable tokens; 0 keeps all
     top_p: float = 1.0  # keep the fewest tokens that hold this probability
-    schedule: str = "uniform"  # how many places: uniform | linear | cosine | threshold | factor
-    threshold: float = 0.9  # schedule=threshold: write every place that is at least so sure
-    factor: float = 1.0  # schedule=factor: write the r surest while sure of 1 - factor / (r + 1)
+    unmask_schedule: str = "uniform"  # how many: uniform | linear | cosine | threshold | factor
+    threshold: float = 0.9  # unmask_schedule=threshold: write every place that is at least so sure
+    factor: float = 1.0  # unmask_schedule=factor: the r surest while sure of 1 - factor / (r + 1)
     block_length: int = 0  # write so many tokens before those to their right; 0: all at once
     cfg: float = 0.0  # guidance: how far to go beyond what the prompt alone says
     remask: str = "none"  # write again what was written: cap | rescale | conf | loop (ReMDM)

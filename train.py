@@ -46,16 +46,16 @@ from parallel.processes import World, enter_world
 
 def lr_multiple(step: int, cfg: Config) -> float:
     """Learning rate of update `step` (the first is 1) as a multiple of the peak: linear warm-up,
-    then by cfg.schedule down to cfg.min_lr at lr_decay_iters, and constant from there on."""
+    then by cfg.lr_schedule down to cfg.min_lr at lr_decay_iters, and constant from there on."""
     if step < cfg.warmup_iters:
         return step / cfg.warmup_iters
     end = cfg.lr_decay_iters or cfg.max_iters
     # flat_cosine: the peak until 80 % of the run, as in the palindrome fork of SEDD
-    begin = int(0.8 * end) if cfg.schedule == "flat_cosine" else cfg.warmup_iters
+    begin = int(0.8 * end) if cfg.lr_schedule == "flat_cosine" else cfg.warmup_iters
     done = min(max(step - begin, 0) / max(end - begin, 1), 1.0)
-    if cfg.schedule == "constant":
+    if cfg.lr_schedule == "constant":
         return 1.0
-    if cfg.schedule == "linear":
+    if cfg.lr_schedule == "linear":
         return 1 + (cfg.min_lr - 1) * done
     return cfg.min_lr + (1 - cfg.min_lr) * 0.5 * (1 + math.cos(math.pi * done))
 

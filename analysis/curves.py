@@ -70,8 +70,8 @@ def usual_ways(model: Model) -> dict[str, list[tuple[float, dict[str, Any]]]]:
     if "confidence" in names and not model.objective.inserts:
         found = {
             "equal shares of --steps": [(n, {**order, "steps": n}) for n in STEPS],
-            "--schedule=threshold": [
-                (t, {**order, "schedule": "threshold", "threshold": t}) for t in THRESHOLDS
+            "--unmask_schedule=threshold": [
+                (t, {**order, "unmask_schedule": "threshold", "threshold": t}) for t in THRESHOLDS
             ],
         }
         if model.meta["task"] in PUZZLES:

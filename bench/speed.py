@@ -102,7 +102,9 @@ class Ours:
     def __init__(self, cfg: BenchConfig, shape: Shape, form: str, dtype="float32", fill=0.02):
         values = {k: v for k, v in shape._asdict().items() if k != "vocab"}
         values |= {"time_input": False, "objective": "ilm"} if form == "ilm" else {}
-        self.config = Config(**values, normalize=form == "mdlm", dtype=dtype, schedule="constant")
+        self.config = Config(
+            **values, normalize=form == "mdlm", dtype=dtype, lr_schedule="constant"
+        )
         V, names = shape.vocab, ("mask",) if form != "ilm" else ("mask", "pad", "bos", "cls")
         meta = {"vocab_size": V, "specials": {name: V - 1 - i for i, name in enumerate(names)}}
         self.objective, self.device = build_objective(self.config, meta), pick_device(cfg.device)

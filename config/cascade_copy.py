@@ -24,7 +24,7 @@ max_iters = 800
 learning_rate = 3e-3
 beta2 = 0.98
 warmup_iters = 50
-schedule = "cosine"
+lr_schedule = "cosine"
 ema_decay = 0.99
 
 eval_interval = 400

@@ -19,7 +19,7 @@ learning_rate = 1e-2
 beta2 = 0.98
 weight_decay = 0.01
 warmup_iters = 50
-schedule = "flat_cosine"
+lr_schedule = "flat_cosine"
 min_lr = 0.02
 ema_decay = 0.0  # the learning rate goes to almost nothing, which averages as well
 

@@ -26,7 +26,7 @@ learning_rate = 3e-3
 beta2 = 0.98
 weight_decay = 0.01
 warmup_iters = 20
-schedule = "flat_cosine"
+lr_schedule = "flat_cosine"
 min_lr = 0.02
 ema_decay = 0.0  # the learning rate goes to almost nothing, which averages as well
 

@@ -24,7 +24,7 @@ beta1 = 0.9
 beta2 = 0.95
 weight_decay = 2e-2
 warmup_iters = 895
-schedule = "constant"
+lr_schedule = "constant"
 ema_decay = 0.0
 max_iters = 10000
 demo = "evaluate.py --samples=100"

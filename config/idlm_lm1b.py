@@ -15,6 +15,6 @@ length_loss_weight = 0.001
 learning_rate = 5e-5
 weight_decay = 0.03
 warmup_iters = 2000
-schedule = "cosine"
+lr_schedule = "cosine"
 min_lr = 0.02  # to 1e-6; published in four cycles, here in one
 grad_clip = 0.5

@@ -24,6 +24,6 @@ learning_rate = 1e-4
 beta2 = 0.999
 weight_decay = 0.01
 warmup_iters = 1000
-schedule = "constant"
+lr_schedule = "constant"
 ema_decay = 0.9999
 eval_interval = 5000

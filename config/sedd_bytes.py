@@ -22,6 +22,6 @@ optimizer = "adamw"
 learning_rate = 3e-4
 beta2 = 0.95
 warmup_iters = 2000
-schedule = "flat_cosine"
+lr_schedule = "flat_cosine"
 min_lr = 0.1
 ema_decay = 0.999

@@ -24,6 +24,6 @@ max_iters = 400_000
 learning_rate = 3e-4
 beta2 = 0.999
 warmup_iters = 2500
-schedule = "constant"
+lr_schedule = "constant"
 ema_decay = 0.9999
 eval_interval = 5000

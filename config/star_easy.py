@@ -18,7 +18,7 @@ max_iters = 50_000
 learning_rate = 1e-4
 beta2 = 0.999
 weight_decay = 0.01
-schedule = "constant"
+lr_schedule = "constant"
 ema_decay = 0.9999
 eval_interval = 2500
 demo = "evaluate.py --temperature=0"

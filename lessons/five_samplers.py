@@ -42,7 +42,7 @@ SAMPLERS = {
     "surest places, 4 calls": {"sampler": "confidence", "steps": 4},
     "reverse process, 64 steps": {"sampler": "ancestral", "steps": 64},
     "surest first, one by one": {"sampler": "confidence", "steps": 64},
-    "all that are 90 % sure": {"sampler": "confidence", "schedule": "threshold"},
+    "all that are 90 % sure": {"sampler": "confidence", "unmask_schedule": "threshold"},
 }
 
 
@@ -70,7 +70,8 @@ def trained(steps: int) -> checkpoint.Model:
         write_corpus(Path(folder) / "letters")
         told = f"data_dir={folder} dataset=letters out_dir={folder}/out objective=masked device=cpu"
         told += " time_input=False block_size=10 n_layer=2 n_head=4 n_embd=64 positions=both"
-        told += " batch_size=64 optimizer=muon learning_rate=5e-3 schedule=flat_cosine min_lr=0.02"
+        told += " batch_size=64 optimizer=muon learning_rate=5e-3"
+        told += " lr_schedule=flat_cosine min_lr=0.02"
         told += f" ema_decay=0 threads=1 eval_iters=2 max_iters={steps} eval_interval={steps}"
         with contextlib.redirect_stdout(io.StringIO()):
             train.main([f"--{one}" for one in told.split()])

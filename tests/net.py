@@ -101,12 +101,12 @@ DRAWS: list[dict[str, Any]] = [{}, {"temperature": 0.0}, {"temperature": 0.7, "t
 MASKED = [
     *DRAWS,
     {"top_p": 0.8},
-    {"schedule": "linear"},
-    {"schedule": "cosine"},
-    {"schedule": "threshold", "threshold": 0.3},
-    {"schedule": "factor", "factor": 1.5},
+    {"unmask_schedule": "linear"},
+    {"unmask_schedule": "cosine"},
+    {"unmask_schedule": "threshold", "threshold": 0.3},
+    {"unmask_schedule": "factor", "factor": 1.5},
     {"block_length": 4},
-    {"block_length": 4, "schedule": "threshold", "threshold": 0.4},
+    {"block_length": 4, "unmask_schedule": "threshold", "threshold": 0.4},
     {"cfg": 1.5, "temperature": 0.0},
     *({"remask": rule, "temperature": 0.5} for rule in ("cap", "rescale", "conf", "loop")),
     {"remask": "cap", "eta": 0.5, "block_length": 4},
@@ -122,7 +122,12 @@ SAMPLING: dict[str, list[dict[str, Any]]] = {
     "sedd": [*MASKED, {"steps": 1}],
     "masked": MASKED,
     "mlm": [{}, {"temperature": 0.0}, {"block_length": 4}],
-    "bd3": [*DRAWS, {"schedule": "threshold", "threshold": 0.3}, {"remask": "conf"}, {"stop": 7}],
+    "bd3": [
+        *DRAWS,
+        {"unmask_schedule": "threshold", "threshold": 0.3},
+        {"remask": "conf"},
+        {"stop": 7},
+    ],
     "ar": [*DRAWS, {"top_p": 0.8}, {"stop": 7}, {"banned": (0, 1)}],
     "xlnet": [*DRAWS, {"stop": 7}],
     "ilm": [
@@ -227,6 +232,8 @@ def sampled(objective: Any, net: Any, name: str, given: dict[str, Any]) -> torch
         told["length"] = rows.length
     if "gap" in told:
         told["gap"] = SampleOptions(**told["gap"])
+    if "unmask_schedule" in told and not hasattr(SampleOptions, "unmask_schedule"):  # 3985a0c
+        told["schedule"] = told.pop("unmask_schedule")
     options = SampleOptions(**told, sampler=name)
     *_, last = run(net, ids, given_places, generator(7), options)
     return torch.cat([last.length[:, None], last.ids], 1)

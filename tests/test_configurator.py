@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 import configurator
 from configurator import Config, UserError, describe, from_saved, load, usage
+from evaluate import EvaluateConfig
 from sample import SampleConfig
 
 
@@ -272,6 +273,47 @@ def test_committed_configs_load():
         assert origins and cfg != Config(), f"{path} changes nothing"
 
 
+# ---- names that settings had before --------------------------------------------------------------
+
+
+def test_a_former_name_is_taken_everywhere(file):
+    """`schedule` was the learning rate's in train.py and the order of unmasking in sample.py."""
+    path = str(file('schedule = "linear"'))
+    cfg, origins = load(Config, [path])
+    assert cfg == Config(lr_schedule="linear") and origins == {"lr_schedule": path}
+    assert load(Config, [path, "--schedule=constant"])[0].lr_schedule == "constant"
+    assert load(Config, [path, "--lr_schedule=constant"])[0].lr_schedule == "constant"
+    assert load(SampleConfig, [path, "--top_k=3"])[0] == SampleConfig(
+        unmask_schedule="linear", top_k=3
+    )
+    assert "lr_schedule must be one of constant" in told("--schedule=pink")
+    assert "unknown key schedule" in told("--schedule=linear", cls=Kinds)
+    assert "unknown key unmask_schedule" in told("--unmask_schedule=linear")
+
+
+def test_both_names_at_once_must_agree(file):
+    assert load(Config, ["--schedule=linear", "--lr_schedule=linear"])[0].lr_schedule == "linear"
+    message = told("--schedule=linear", "--lr_schedule=cosine")
+    assert "schedule is the former name of lr_schedule" in message
+    assert "'linear'" in message and "'cosine'" in message and "keep lr_schedule" in message
+    path = file('schedule = "linear"\nlr_schedule = "cosine"')
+    assert f"config error: {path}: schedule is the former name" in told(path)
+
+
+@pytest.mark.parametrize("cls", [Config, SampleConfig])
+def test_help_shows_present_names_only(cls: type):
+    flags = [line.split("=")[0].strip() for line in usage(cls).splitlines() if "--" in line]
+    assert not set(flags) & {f"--{old}" for old in configurator.ALIASES.values()}
+
+
+def test_former_names_are_no_present_ones():
+    """Otherwise a key would mean two things in one class."""
+    for cls in (Config, SampleConfig, EvaluateConfig):
+        fields = {f.name for f in dataclasses.fields(cls)}
+        former = [old for new, old in configurator.ALIASES.items() if new in fields]
+        assert not fields & set(former) and len(former) == len(set(former))
+
+
 # ---- what is told ------------------------------------------------------------------------------
 
 
@@ -320,6 +362,20 @@ def test_saved_values_are_checked():
         from_saved(Config, {"n_layer": "3"}, "ckpt.pt")
     with pytest.raises(UserError, match=r"ckpt\.pt: n_layer must be at least 1, got 0"):
         from_saved(Config, {"n_layer": 0}, "ckpt.pt")
+
+
+def test_a_config_of_an_earlier_version_loads():
+    """config_3985a0c.json: what a tiny run of config/palindrome.py saved then."""
+    saved = json.loads((Path(__file__).parent / "config_3985a0c.json").read_text())
+    assert saved["schedule"] == "flat_cosine"
+    cfg = from_saved(Config, saved, "ckpt.pt")
+    now = dataclasses.asdict(cfg)
+    assert now.pop("lr_schedule") == saved.pop("schedule")
+    assert {key: now[key] for key in saved if key in now} == {
+        k: saved[k] for k in saved if k in now
+    }
+    with pytest.raises(UserError, match=r"ckpt\.pt: schedule is the former name of lr_schedule"):
+        from_saved(Config, {"schedule": "linear", "lr_schedule": "cosine"}, "ckpt.pt")
 
 
 def test_a_config_cannot_be_changed():

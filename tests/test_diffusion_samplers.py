@@ -66,15 +66,18 @@ def sample(net, ids, given, seed=0, **options):
 NETS = {0: network(1), 8: network(2, cond_dim=8)}
 OWN = ("ancestral", "first_hitting")  # samplers with a schedule of their own
 REFUSED = (  # what the options contradict, and the words that say so
-    (lambda o: o["remask"] != "none" and o["schedule"] in ("threshold", "factor"), "remask"),
+    (lambda o: o["remask"] != "none" and o["unmask_schedule"] in ("threshold", "factor"), "remask"),
     (lambda o: o["remask"] != "none" and o["sampler"] == "first_hitting", "remask"),
-    (lambda o: o["sampler"] == "random" and o["schedule"] in ("threshold", "factor"), "schedule"),
-    (lambda o: o["sampler"] in OWN and (o["schedule"] != "uniform" or o["delay"]), "no use"),
+    (
+        lambda o: o["sampler"] == "random" and o["unmask_schedule"] in ("threshold", "factor"),
+        "unmask_schedule",
+    ),
+    (lambda o: o["sampler"] in OWN and (o["unmask_schedule"] != "uniform" or o["delay"]), "no use"),
     (lambda o: o["cache"] != "none" and o["remask"] != "none", "cache"),
 )
 CHOICES = {
     "sampler": st.sampled_from(list(SAMPLERS)),
-    "schedule": st.sampled_from(["uniform", "linear", "cosine", "threshold", "factor"]),
+    "unmask_schedule": st.sampled_from(["uniform", "linear", "cosine", "threshold", "factor"]),
     "remask": st.sampled_from(["none", "none", "cap", "rescale", "conf", "loop"]),
     "cache": st.sampled_from(["none", "none", "prefix", "dual"]),
     "steps": st.integers(1, 25),
@@ -100,7 +103,7 @@ def test_every_combination_writes_everything(options, prompt, cond_dim, seed):
     """No MASK is left, given tokens stay, banned ones do not appear, and without doubt nothing that
     is written changes; or it is refused, in one line, for a reason in the list."""
     ids, known = canvas([prompt, prompt], 10, seed)
-    full = {"schedule": "uniform", "cache": "none", "remask": "none", "delay": (), **options}
+    full = {"unmask_schedule": "uniform", "cache": "none", "remask": "none", "delay": (), **options}
     problems = [words for holds, words in REFUSED if holds(full)]
     if problems:
         with pytest.raises(UserError, match="|".join(problems)):
@@ -155,7 +158,12 @@ def test_a_row_does_not_depend_on_its_neighbours(sampler, schedule, cond_dim):
     size = torch.tensor(lengths)
     known = known | (torch.arange(T) >= size[:, None])
     for more in ({}, {"block_length": 3}, {"block_length": 5, "cfg": 0.5}, LATE):
-        options = {"sampler": sampler, "schedule": schedule, "temperature": 0.0, "threshold": 0.4}
+        options = {
+            "sampler": sampler,
+            "unmask_schedule": schedule,
+            "temperature": 0.0,
+            "threshold": 0.4,
+        }
         options |= {"steps": 7, **more}
         *_, together = sample(NETS[cond_dim], ids, known, length=size, **options)
         for i, n in enumerate(lengths):
@@ -239,10 +247,10 @@ def test_thresholds(sampler):
     options = {"sampler": sampler, "temperature": 0.0}
     ids, known = canvas([2, 2], 9)
     for sizes, calls in (
-        ({"schedule": "threshold", "threshold": 1.0}, 7),
-        ({"schedule": "threshold", "threshold": 0.0}, 1),
-        ({"schedule": "factor", "factor": 0.0}, 7),
-        ({"schedule": "factor", "factor": 99.0}, 1),
+        ({"unmask_schedule": "threshold", "threshold": 1.0}, 7),
+        ({"unmask_schedule": "threshold", "threshold": 0.0}, 1),
+        ({"unmask_schedule": "factor", "factor": 0.0}, 7),
+        ({"unmask_schedule": "factor", "factor": 99.0}, 1),
     ):
         assert len(sample(NETS[0], ids, known, **options, **sizes)) == 1 + calls
 
@@ -474,9 +482,9 @@ def test_schedules_and_remasking_rules_are_names_in_a_registry(monkeypatch):
     process = Masked(3, None, Affine())
     net = Given(torch.zeros(1, 5, 4).double())
     none = torch.zeros(1, 5, dtype=torch.bool)
-    options = SampleOptions(sampler="confidence", schedule="all", remask="never", steps=4)
+    options = SampleOptions(sampler="confidence", unmask_schedule="all", remask="never", steps=4)
     frames = [*process.sample(net, none.long(), none, generator(0), options)]
     assert (frames[1].ids < 3).all()
-    for key in ("schedule", "remask"):
+    for key in ("unmask_schedule", "remask"):
         with pytest.raises(UserError, match=f"{key} must be one of .*(all|never)"):
             SampleOptions(**{key: "pink"})

@@ -533,7 +533,16 @@ def test_canvases_end_where_training_ended():
 def test_every_setting_of_a_sampler_can_be_told_and_is_reported():
     """EvaluateConfig and SampleConfig have the sampler's options from one place, with help."""
     shared = {f.name for f in dataclasses.fields(SamplerConfig)}
-    own = {"steps", "sampler", "temperature", "top_k", "top_p", "schedule", "threshold", "factor"}
+    own = {
+        "steps",
+        "sampler",
+        "temperature",
+        "top_k",
+        "top_p",
+        "unmask_schedule",
+        "threshold",
+        "factor",
+    }
     own |= {"block_length", "cfg", "remask", "eta", "cache"}
     assert own <= shared
     for kind in (EvaluateConfig, SampleConfig):

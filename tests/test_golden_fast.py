@@ -101,7 +101,7 @@ def test_generate(name):
         temperature=0.0,
         steps=fact["steps"],
         block_length=fact["block_length"],
-        schedule="uniform" if threshold is None else "threshold",
+        unmask_schedule="uniform" if threshold is None else "threshold",
         threshold=threshold or 0.0,
     )
     process = Masked(len(net.B), fact["mask_id"], Power())

@@ -243,7 +243,7 @@ def test_confidence_order(name, monkeypatch, truncated):
     the places that they wrote last if that was before the last step, and draw their tokens again,
     the old ones in sight; ours leaves a text that is written."""
     want = gold(f"samp_{name}_low_confidence_states")
-    options = {"sampler": "confidence", "schedule": "truncated", "steps": len(want)}
+    options = {"sampler": "confidence", "unmask_schedule": "truncated", "steps": len(want)}
     ours, mask = run(name, **options)
     masked_ = want[:, 0] == mask
     full = int((~masked_.any(1)).int().argmax())  # the step after which none is masked

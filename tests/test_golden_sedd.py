@@ -122,7 +122,7 @@ def test_lr(name):
     warmup = int(re.search(r"warmup=(\d+)", described)[1])
     total = re.search(r"n_iters=(\d+)", described)
     kind = "flat_cosine" if total else "constant"
-    cfg = Config(warmup_iters=warmup, schedule=kind, max_iters=int(total[1]) if total else 10**9)
+    cfg = Config(warmup_iters=warmup, lr_schedule=kind, max_iters=int(total[1]) if total else 10**9)
     ours = torch.tensor([lr_multiple(int(k), cfg) for k in gold("lr.step")])
     close(ours, f"lr.{name}_mult", 1e-5, 1e-7)
 

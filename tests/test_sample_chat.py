@@ -171,9 +171,9 @@ def test_evaluation(ckpt: str, folder: Path, monkeypatch: Any, capsys: Any):
     [
         "--block_length=4",
         "--block_length=5 --steps=3",
-        "--schedule=threshold --threshold=0.02",
-        "--schedule=factor --factor=0.9 --sampler=margin",
-        "--schedule=cosine --steps=4 --sampler=entropy",
+        "--unmask_schedule=threshold --threshold=0.02",
+        "--unmask_schedule=factor --factor=0.9 --sampler=margin",
+        "--unmask_schedule=cosine --steps=4 --sampler=entropy",
         "--cfg=0.5",
         "--cache=prefix --block_length=4",
         "--cache=dual --block_length=4 --cfg=0.5",
@@ -289,10 +289,10 @@ def test_an_answer_is_cut_at_its_first_eos_and_knows_nothing_of_the_prompt(token
 
 HOW = [
     {"sampler": "confidence"},
-    {"sampler": "margin", "schedule": "cosine", "steps": 5},
+    {"sampler": "margin", "unmask_schedule": "cosine", "steps": 5},
     {"sampler": "entropy", "block_length": 7, "steps": 9},
-    {"sampler": "confidence", "schedule": "threshold", "threshold": 0.3, "block_length": 8},
-    {"sampler": "confidence", "schedule": "factor", "factor": 2.0},
+    {"sampler": "confidence", "unmask_schedule": "threshold", "threshold": 0.3, "block_length": 8},
+    {"sampler": "confidence", "unmask_schedule": "factor", "factor": 2.0},
     {"sampler": "confidence", "cfg": 1.0, "steps": 11},
     {"sampler": "confidence", "steps": 6, "delays": True},
 ]
@@ -367,7 +367,7 @@ def test_eight_answers_are_learnt_by_heart(tokenizer: HF):
             optimizer.zero_grad()
     model.net.eval()
     begun = [chat_canvas(model, [(USER, question)]) for question, _ in PAIRS]
-    for how in ({}, {"steps": 3}, {"sampler": "entropy"}, {"schedule": "threshold"}):
+    for how in ({}, {"steps": 3}, {"sampler": "entropy"}, {"unmask_schedule": "threshold"}):
         options = SampleOptions(**{"sampler": "confidence", "temperature": 0.0, "stop": eos, **how})
         made = generate(model, begun, options)
         for (_, answer), row, one in zip(PAIRS, made.ids, begun, strict=True):

@@ -536,7 +536,7 @@ def test_both_ends_of_time(graph: Any, noise: Any, dtype: torch.dtype, monkeypat
 @pytest.mark.parametrize("warmup, end", [(0, None), (10, None), (10, 60), (99, None)])
 def test_learning_rate_in_closed_form(schedule: str, warmup: int, end: int | None):
     cfg = Config(
-        schedule=schedule, warmup_iters=warmup, lr_decay_iters=end, max_iters=100, min_lr=0.2
+        lr_schedule=schedule, warmup_iters=warmup, lr_decay_iters=end, max_iters=100, min_lr=0.2
     )
     last = end or 100
     begin = 0.8 * last if schedule == "flat_cosine" else warmup
@@ -594,7 +594,7 @@ def test_rows_with_nothing_to_write(tmp_path: Path, flags: Any):
 
 def test_a_resumed_run_takes_the_new_learning_rate(done: Path, flags: Any):
     """The flag of the command line, not the one in the checkpoint."""
-    argv = flags(done, max_iters=5, init_from="resume", learning_rate=0.5, schedule="constant")
+    argv = flags(done, max_iters=5, init_from="resume", learning_rate=0.5, lr_schedule="constant")
     train.main([*argv, "--weight_decay=0.25"])
     (group,) = checkpoint.read(done / "ckpt.pt")["optimizer"][0]["param_groups"]
     assert group["lr"] == 0.5 and group["weight_decay"] == 0.25

@@ -358,7 +358,7 @@ def _fault(loss, call):
 def test_a_loss_that_is_not_finite(tmp_path: Path, flags: Any, fault: Any):
     """Fault 25: step, loss before it, rate and place in the data are told; nothing is changed."""
     out, code = tmp_path / "out", fault(NAN.replace("STEPS", "(8,)"))
-    values = {"eval_interval": 3, "schedule": "constant", "learning_rate": 0.002}
+    values = {"eval_interval": 3, "lr_schedule": "constant", "learning_rate": 0.002}
     job = Launched("train.py", code, *flags(out, max_iters=20, **values))
     assert job.wait() == 1
     (line,) = lines(job.err)

@@ -31,9 +31,9 @@ FULL = {
 OPTIMIZERS = {
     "adamw": {},
     "muon": {"optimizer": "muon", "grad_clip": 0.1},
-    "plain": {"ema_decay": 0.0, "schedule": "constant", "grad_clip": 0.0},
-    "linear": {"ema_warmup": False, "schedule": "linear", "ema_decay": 0.9},
-    "flat": {"schedule": "flat_cosine", "gradient_checkpointing": True},
+    "plain": {"ema_decay": 0.0, "lr_schedule": "constant", "grad_clip": 0.0},
+    "linear": {"ema_warmup": False, "lr_schedule": "linear", "ema_decay": 0.9},
+    "flat": {"lr_schedule": "flat_cosine", "gradient_checkpointing": True},
 }
 slow = pytest.mark.slow
 

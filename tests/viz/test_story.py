@@ -207,7 +207,10 @@ RUNS = {
     "masked": (MASKED, {}),
     "remasked": (MASKED, {"remask": "conf", "steps": 6}),
     "guided": (MASKED, {"cfg": 1.0, "sampler": "margin", "block_length": 3}),
-    "greedy": (MASKED, {"temperature": 0.0, "sampler": "confidence", "schedule": "threshold"}),
+    "greedy": (
+        MASKED,
+        {"temperature": 0.0, "sampler": "confidence", "unmask_schedule": "threshold"},
+    ),
     "bd3": ({"objective": "bd3", "block_length": 3}, {}),
     "ilm": ({"objective": "ilm", "time_input": False}, {"stop_threshold": 1.0}),
     "ilm top_k": ({"objective": "ilm", "time_input": False}, {"stop_threshold": 1.0, "top_k": 3}),
