@@ -1,11 +1,16 @@
 """Configuration: one flat, frozen, typed dataclass per command; files of overrides; --key=value.
 
-    python train.py config/palindrome.py config/mine.py --batch_size=32 --show
+    python train.py config/palindrome.py config/mine.py --batch_size=32
+    python train.py config/star_easy.py config/objective/ilm.py
 
 Every positional argument is a Python file, run from left to right in an empty namespace; the
-public names that it leaves behind, if they are plain data, override the defaults. A file may build
-on another by an ordinary `from config.palindrome import *`. The command line always has the last
-word, wherever it stands. Config files are programs and are executed: run only those you trust.
+public names that it leaves behind, if they are plain data, override the defaults. So files compose:
+one says which data and network, the next which objective. A file may also build on another by an
+ordinary `from config.palindrome import *`. The command line always has the last word, wherever it
+stands. Config files are programs and are executed: run only those you trust.
+
+A run whose `out_dir` nobody sets goes to out/ and the names of its config files, the last first:
+out/ilm_star_easy for the second command above.
 
 A mistake of the user's is a `UserError`: one line on stderr and exit code 2, raised before
 anything is written. `run(main)` at the bottom of every command turns it into that.
@@ -63,7 +68,7 @@ class Config:
     prepare: str = ""  # command that makes the corpus; run when its folder is missing
     block_size: int = 32  # positions per row
     # the run
-    out_dir: str = "out"  # checkpoints, config.json and log.jsonl go here
+    out_dir: str = "auto"  # of checkpoints and logs; auto: out/ and the names of the config files
     init_from: str = "scratch"  # scratch | resume | auto | a checkpoint, folder or hub id
     finetune_suffix: str = ""  # what out_dir gets at its end where init_from names weights
     seed: int = 1337  # every draw derives from it: init, data order, noise, dropout
@@ -285,9 +290,34 @@ def _convert_all(cls: type, origin: str, given: dict[str, Any], reader: Callable
     return values
 
 
+def _find(path: str) -> Path | None:
+    """A config file, in the working directory or in this repository."""
+    return next((p for p in (Path(path), ROOT / path) if p.is_file()), None)
+
+
+def _composed(path: str) -> list[str]:
+    """The file itself; or, for config/OBJECTIVE_star_LEVEL.py of an earlier layout, the two files
+    that say the same now, which are printed."""
+    objective, _, data = Path(path).stem.partition("_")
+    folders = ["objective"] if data in ("star_tiny", "star_small") else ["published", "objective"]
+    files = [[f"config/{data}.py", f"config/{folder}/{objective}.py"] for folder in folders]
+    there = [pair for pair in files if all((ROOT / file).is_file() for file in pair)]
+    if _find(path) or not data.startswith("star_") or not there:
+        return [path]
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{path} is now: {' '.join(there[0])}", file=sys.stderr)
+    return there[0]
+
+
+def _out_dir(files: list[str]) -> str:
+    """out/ilm_star_easy for config/star_easy.py config/objective/ilm.py; out without files."""
+    names = [Path(file).stem for file in reversed(files)]
+    return "out/" + "_".join(names) if names else "out"
+
+
 def _read_file(path: str) -> dict[str, Any]:
     """Run one override file -> its public names that are plain data."""
-    found = next((p for p in (Path(path), ROOT / path) if p.is_file()), None)
+    found = _find(path)
     if found is None:
         raise UserError(f"config error: no such config file: {path}")
     try:
@@ -310,7 +340,8 @@ def load(cls: type, argv: list[str]) -> tuple[Any, dict[str, str]]:
         print(usage(cls))
         raise SystemExit(0)
     values, origins = {}, {}
-    for path in [a for a in argv if not a.startswith("-")]:
+    files = [file for a in argv if not a.startswith("-") for file in _composed(a)]
+    for path in files:
         if not path.endswith(".py"):
             _refuse("command line", f"{path!r} is neither a .py file nor --key=value")
         given = _convert_all(cls, path, _read_file(path), _from_data)
@@ -328,7 +359,11 @@ def load(cls: type, argv: list[str]) -> tuple[Any, dict[str, str]]:
     given = _convert_all(cls, "command line", told, _from_text)
     values |= given
     origins |= dict.fromkeys(given, "command line")
-    return build(cls, values, origins), origins
+    cfg = build(cls, values, origins)
+    if getattr(cfg, "out_dir", "") == "auto":
+        cfg = dataclasses.replace(cfg, out_dir=_out_dir(files))
+        origins["out_dir"] = "auto"
+    return cfg, origins
 
 
 def build(cls: type, values: dict[str, Any], origins: dict[str, str] | None = None) -> Any:

@@ -3,7 +3,6 @@
 #   python train.py config/ar_star_hard.py
 from config.star_hard import *  # noqa: F403
 
-out_dir = "out/ar_star_hard"
 objective = "ar"
 learning_rate = 1e-5
 max_iters = 100_000

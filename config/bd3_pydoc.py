@@ -7,7 +7,6 @@
 # A step costs two to three times one of mdlm_pydoc.py: it runs over the noised and the clean text.
 from config.mdlm_pydoc import *  # noqa: F403
 
-out_dir = "out/bd3_pydoc"
 objective = "bd3"
 block_length = 8
 t_low = 0.3

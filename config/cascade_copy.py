@@ -4,7 +4,6 @@
 #   python train.py config/cascade_copy.py --prefix_shuffle --out_dir=out/cascade_copy_shuffle
 #
 # 17.3 nats per sample are possible, 20.5 without the order of what is given, 26.8 without it.
-out_dir = "out/cascade_copy"
 dataset = "cascade_copy"
 prepare = "-m cascade.stages --source=copy --lengths=4,8 --stage=2"
 block_size = 12

@@ -6,7 +6,6 @@
 # Its training questions are what it can answer; see the README for how well.
 from config.shakespeare import *  # noqa: F403
 
-out_dir = "out/chat_pydoc"
 dataset = "pydoc_sft"
 prepare = "prepare_sft.py --source=pydoc --tokenizer=train:4096 --max_rows=2000"
 block_size = 80  # the longest row has 77 tokens

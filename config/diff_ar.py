@@ -4,7 +4,6 @@
 #   python sample.py --ckpt=out/diff_ar/ckpt.pt --file=f.py --lines=1:9 --message="rename x to y"
 #
 # Without a git history, name commits: --prepare="-m patches.prepare --source=FILE.jsonl ...".
-out_dir = "out/diff_ar"
 dataset = "diff_hunks"
 prepare = (
     "-m patches.prepare --ext=.py --window=3 --per_hunk --max_bytes=200000 "

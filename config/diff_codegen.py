@@ -3,7 +3,6 @@
 # CodeGen with its tokenizer.json and model.safetensors, from the hub or as a folder.
 #
 #   python train.py config/diff_codegen.py
-out_dir = "out/diff_codegen"
 dataset = "diff_codegen"
 prepare = (
     "-m patches.prepare --tokenizer=Salesforce/codegen-350M-mono --block_size=2048 "

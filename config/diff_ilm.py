@@ -3,7 +3,6 @@
 #   python train.py config/diff_ilm.py
 from config.diff_ar import *  # noqa: F403
 
-out_dir = "out/diff_ilm"
 objective = "ilm"
 close_prompt = True  # nothing is ever inserted into what is given
 

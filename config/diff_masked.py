@@ -3,7 +3,6 @@
 #   python train.py config/diff_masked.py
 from config.diff_ar import *  # noqa: F403
 
-out_dir = "out/diff_masked"
 objective = "masked"
 noise = "loglinear"
 padding = "crop"

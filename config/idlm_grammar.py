@@ -3,7 +3,6 @@
 #   python train.py config/idlm_grammar.py
 from config.ilm_grammar import *  # noqa: F403
 
-out_dir = "out/idlm_grammar"
 objective = "idlm"
 noise = "exponential"
 sigma_min = 1.0

@@ -3,7 +3,6 @@
 #   torchrun --standalone --nproc_per_node=8 train.py config/idlm_lm1b.py
 from config.ilm_lm1b import *  # noqa: F403
 
-out_dir = "out/idlm_lm1b"
 objective = "idlm"
 noise = "exponential"
 sigma_min = 5.0

@@ -3,7 +3,6 @@
 #   torchrun --standalone --nproc_per_node=8 train.py config/idlm_owt.py
 from config.ilm_owt import *  # noqa: F403
 
-out_dir = "out/idlm_owt"
 objective = "idlm"
 noise = "exponential"
 sigma_min = 50.0

@@ -1,9 +1,8 @@
-# Insertion diffusion (IDLM) on star graphs, level hard.
+# Insertion diffusion (IDLM) on star graphs, level hard: higher rates, as its paths are longer.
 #
 #   python train.py config/idlm_star_hard.py
 from config.star_hard import *  # noqa: F403
 
-out_dir = "out/idlm_star_hard"
 objective = "idlm"
 noise = "exponential"
 sigma_min = 5.0

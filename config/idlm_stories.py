@@ -3,7 +3,6 @@
 #   torchrun --standalone --nproc_per_node=8 train.py config/idlm_stories.py
 from config.ilm_stories import *  # noqa: F403
 
-out_dir = "out/idlm_stories"
 objective = "idlm"
 noise = "exponential"
 sigma_min = 20.0

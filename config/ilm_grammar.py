@@ -5,7 +5,6 @@
 # evaluate.py tells how many of its samples are sentences.
 from config.star_easy import *  # noqa: F403
 
-out_dir = "out/ilm_grammar"
 dataset = "grammar"
 prepare = "-m tasks.stars --task=grammar"
 block_size = 15

@@ -1,7 +1,6 @@
 # ILM on sentences (LM1B) as published: 512 rows of at most 128 tokens per step, a million steps.
 #
 #   torchrun --standalone --nproc_per_node=8 train.py config/ilm_lm1b.py
-out_dir = "out/ilm_lm1b"
 dataset = "lm1b_rows"
 prepare = (
     "prepare_pretrain.py --source=lm1b --packing=rows --detokenize=lm1b --context_length=128"

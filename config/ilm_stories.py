@@ -3,7 +3,6 @@
 #   torchrun --standalone --nproc_per_node=8 train.py config/ilm_stories.py
 from config.ilm_lm1b import *  # noqa: F403
 
-out_dir = "out/ilm_stories"
 dataset = "stories_rows"
 prepare = (
     "prepare_pretrain.py --source=stories --packing=rows --context_length=1024"

@@ -5,7 +5,6 @@
 # With --init_from=kuleshov-group/mdlm-owt it goes on from the published weights.
 from config.sedd_small import *  # noqa: F403
 
-out_dir = "out/mdlm_owt"
 prepare = "prepare_pretrain.py --source=openwebtext --tokenizer=gpt2 --num_workers=16"
 
 objective = "masked"

@@ -6,7 +6,6 @@
 # minutes on two cores of an AMD EPYC.
 from config.shakespeare import *  # noqa: F403
 
-out_dir = "out/mdlm_pydoc"
 dataset = "pydoc_bpe"
 prepare = "prepare_pretrain.py --source=pydoc --tokenizer=train:4096"
 block_size = 128

@@ -4,7 +4,6 @@
 #   python train.py config/modernbert_pretrain.py config/modernbert_tiny.py   # without a network
 #
 # 256 rows of 1024 tokens per step, 500,000 steps: the recipe of the ModernBERT diffusion model.
-out_dir = "out/modernbert_pretrain"
 dataset = "fineweb_wikipedia"
 prepare = (
     "prepare_pretrain.py --large_dataset --packing=pad --context_length=1024 --num_workers=16 "

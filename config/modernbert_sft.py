@@ -3,7 +3,6 @@
 #   python train.py config/modernbert_sft.py --init_from=out/modernbert_pretrain/ckpt.pt
 from config.modernbert_pretrain import *  # noqa: F403
 
-out_dir = "out/modernbert_sft"
 dataset = "alpaca_sft"
 prepare = "prepare_sft.py --source=alpaca --hf_model_name=answerdotai/ModernBERT-large"
 init_from = "out/modernbert_pretrain/ckpt.pt"

@@ -1,7 +1,7 @@
 # The first stage of config/modernbert_pretrain.py with a small random ModernBERT and no network.
 #
 #   python train.py config/modernbert_pretrain.py config/modernbert_tiny.py
-out_dir = "out/modernbert_tiny"
+out_dir = "out/modernbert_tiny"  # with whatever stands before it
 dataset = "pydoc_bpe"
 prepare = "prepare_pretrain.py --source=pydoc --tokenizer=train:4096"
 init_from = "modernbert-tiny"

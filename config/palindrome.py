@@ -4,7 +4,6 @@
 #
 # A small network without time (RADD: an absorbing score is a softmax, and the noise level only a
 # factor), learnt positions and Muon. For expected losses and times see the README.
-out_dir = "out/palindrome"
 dataset = "palindrome"
 prepare = "prepare_bytes.py --source=palindrome"
 block_size = 32

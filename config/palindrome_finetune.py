@@ -1,9 +1,9 @@
 # Then palindromes as people write them, with case, spaces and punctuation.
 #
 #   python train.py config/palindrome_finetune.py --init_from=out/palindrome_pretrain/ckpt.pt
-from config.palindrome_pretrain import *  # noqa: F403
+from config.palindrome import *  # noqa: F403
 
-out_dir = "out/palindrome_finetune"
+out_dir = "out/palindrome_finetune"  # whatever its size
 dataset = "phrases"
 prepare = "prepare_bytes.py --source=phrases"
 init_from = "out/palindrome_pretrain/ckpt.pt"

@@ -2,9 +2,9 @@
 #
 #   python train.py config/palindrome_ilm.py
 #   python sample.py --ckpt=out/palindrome_ilm/ckpt.pt --infill="ab[*]a" --show
-from config.palindrome_mdlm import *  # noqa: F403
+from config.palindrome import *  # noqa: F403
 
-out_dir = "out/palindrome_ilm"
+block_size = 18
 objective = "ilm"
 time_input = False
 max_iters = 2400

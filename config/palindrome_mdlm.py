@@ -6,7 +6,6 @@
 # of 32, so there are more of them.
 from config.palindrome import *  # noqa: F403
 
-out_dir = "out/palindrome_mdlm"
 block_size = 18
 objective = "masked"
 noise = "loglinear"

@@ -3,7 +3,7 @@
 #   python train.py config/palindrome_pretrain.py
 from config.palindrome import *  # noqa: F403
 
-out_dir = "out/palindrome_pretrain"
+out_dir = "out/palindrome_pretrain"  # whatever its size: palindrome_finetune.py begins there
 dataset = "pydoc"
 prepare = "prepare_bytes.py --source=pydoc"
 max_iters = 3000

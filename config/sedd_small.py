@@ -3,7 +3,6 @@
 #   torchrun --standalone --nproc_per_node=8 train.py config/sedd_small.py --dataset=YOURS
 #
 # With --init_from=louaaron/sedd-small it goes on from the published weights.
-out_dir = "out/sedd_small"
 dataset = "openwebtext"
 block_size = 1024
 

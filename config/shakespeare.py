@@ -4,7 +4,6 @@
 #
 # The text is fetched from the hub, or: python prepare_pretrain.py --source=shakespeare
 # --tokenizer=chars --path=input.txt. For expected losses and times see the README.
-out_dir = "out/shakespeare"
 dataset = "shakespeare"
 prepare = "prepare_pretrain.py --source=shakespeare --tokenizer=chars"
 block_size = 64

@@ -9,7 +9,6 @@
 # on from published weights, in out/stage1-finetuning.
 from config.sedd_small import *  # noqa: F403
 
-out_dir = "out/stage1"
 finetune_suffix = "-finetuning"
 dataset = "openwebtext_stage1"
 prepare = (

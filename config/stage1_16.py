@@ -2,7 +2,6 @@
 from config.stage1 import *  # noqa: F403
 from config.stage1 import prepare as _prepare
 
-out_dir = "out/stage1_16"
 dataset = "openwebtext_16_stage1"
 prepare = _prepare + " --lengths=16,32,128"
 block_size = 16

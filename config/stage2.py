@@ -4,7 +4,6 @@
 from config.stage1 import *  # noqa: F403
 from config.stage1 import prepare as _first
 
-out_dir = "out/stage2"
 dataset = "openwebtext_stage2"
 prepare = _first.replace("--stage=1", "--stage=2")
 block_size = 96  # 32 given, 64 written

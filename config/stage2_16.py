@@ -2,7 +2,6 @@
 from config.stage2 import *  # noqa: F403
 from config.stage2 import prepare as _prepare
 
-out_dir = "out/stage2_16"
 dataset = "openwebtext_16_stage2"
 prepare = _prepare + " --lengths=16,32,128"
 block_size = 48

@@ -4,5 +4,4 @@
 #   torchrun --standalone --nproc_per_node=4 train.py config/stage2_shuffle.py
 from config.stage2 import *  # noqa: F403
 
-out_dir = "out/stage2_shuffle"
 prefix_shuffle = True

@@ -4,7 +4,6 @@
 from config.stage1 import *  # noqa: F403
 from config.stage1 import prepare as _first
 
-out_dir = "out/stage3"
 dataset = "openwebtext_stage3"
 prepare = _first.replace("--stage=1", "--stage=3")
 block_size = 192  # 64 given, 128 written

@@ -2,7 +2,6 @@
 from config.stage3 import *  # noqa: F403
 from config.stage3 import prepare as _prepare
 
-out_dir = "out/stage3_16"
 dataset = "openwebtext_16_stage3"
 prepare = _prepare + " --lengths=16,32,128"
 block_size = 160

@@ -1,7 +1,7 @@
 # Star graphs as published (easy): 3 arms, paths of 5 nodes. Data, size and recipe of ILM
 # (arXiv 2505.05755): 85 M parameters, 50,000 steps of 64 rows; for a GPU.
 #
-#   python train.py config/ilm_star_easy.py
+#   python train.py config/star_easy.py config/objective/ilm.py
 dataset = "star_easy"
 prepare = "-m tasks.stars --level=easy"
 block_size = 36

@@ -1,7 +1,7 @@
 # Star graphs of 2 arms and paths of 4 nodes: learnt in less than three minutes on two cores. Data
 # and size only.
 #
-#   python train.py config/mdlm_star_small.py
+#   python train.py config/star_small.py config/objective/mdlm.py
 from config.star_tiny import *  # noqa: F403
 
 dataset = "star_small"

@@ -1,6 +1,6 @@
 # Star graphs of 2 arms and paths of 3 nodes: what a minute on two cores learns. Data and size only.
 #
-#   python train.py config/mdlm_star_tiny.py
+#   python train.py config/star_tiny.py config/objective/mdlm.py
 dataset = "star_tiny"
 prepare = "-m tasks.stars --level=tiny"
 block_size = 16

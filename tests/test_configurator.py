@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import configurator
+from checkpoint import OBJECTIVES, build_objective
 from configurator import Config, UserError, describe, from_saved, load, usage
 from evaluate import EvaluateConfig
 from sample import SampleConfig
@@ -72,8 +73,9 @@ def test_accepted(argument: str, key: str, value: object):
     cfg, origins = load(Config, [argument])
     assert getattr(cfg, key) == value
     assert type(getattr(cfg, key)) is type(value)  # 1 == 1.0 == True would hide a wrong type
-    assert origins == {key: "command line"}
-    assert dataclasses.replace(cfg, **{key: getattr(Config(), key)}) == Config()  # nothing else
+    assert origins == {key: "command line", "out_dir": "auto"}
+    rest = {key: getattr(Config(), key), "out_dir": "auto"}
+    assert dataclasses.replace(cfg, **rest) == Config()  # nothing else
 
 
 @pytest.mark.parametrize(
@@ -177,7 +179,12 @@ def test_files_apply_in_order_and_the_command_line_last(file):
     for argv in (["--seed=7", one, two], [one, "--seed=7", two], [one, two, "--seed=7"]):
         cfg, origins = load(Config, [str(a) for a in argv])
         assert (cfg.batch_size, cfg.max_iters, cfg.seed) == (1, 20, 7)
-        assert origins == {"batch_size": str(one), "max_iters": str(two), "seed": "command line"}
+        assert origins == {
+            "batch_size": str(one),
+            "max_iters": str(two),
+            "seed": "command line",
+            "out_dir": "auto",
+        }
     assert load(Config, [str(two), str(one)])[0].max_iters == 10
     assert load(Config, ["--seed=1", "--seed=2"])[0].seed == 2
 
@@ -240,7 +247,8 @@ compile = True
     cfg, origins = load(Config, [str(file(text))])
     assert (cfg.batch_size, cfg.learning_rate, cfg.compile) == (16, 1.0, "true")
     assert type(cfg.learning_rate) is float
-    assert sorted(origins) == ["batch_size", "compile", "learning_rate", "lr_decay_iters"]
+    own = ["batch_size", "compile", "learning_rate", "lr_decay_iters"]
+    assert sorted(origins) == [*own, "out_dir"]
 
 
 def test_files_build_on_one_another_from_anywhere(tmp_path: Path):
@@ -268,9 +276,89 @@ def test_a_file_in_the_working_directory_comes_first(tmp_path: Path, monkeypatch
 
 
 def test_committed_configs_load():
-    for path in sorted((configurator.ROOT / "config").glob("*.py")):
+    for path in sorted((configurator.ROOT / "config").rglob("*.py")):
         cfg, origins = load(Config, [str(path)])
-        assert origins and cfg != Config(), f"{path} changes nothing"
+        assert set(origins) - {"out_dir"} and cfg.out_dir != "out/", path
+
+
+# ---- files that compose, and where their runs go -----------------------------------------------
+
+
+def test_a_run_goes_to_the_names_of_its_files(file):
+    one, two = str(file("seed = 1", "data.py")), str(file("seed = 2", "ilm.py"))
+    for argv, out in (
+        ([], "out"),
+        (["--seed=3"], "out"),
+        ([one], "out/data"),
+        ([one, two], "out/ilm_data"),
+        ([one, "--seed=3", two], "out/ilm_data"),
+        ([one, two, "--out_dir=mine"], "mine"),
+        ([one, two, "--out_dir=auto"], "out/ilm_data"),
+        ([one, str(file('out_dir = "mine"', "more.py"))], "mine"),
+    ):
+        cfg, origins = load(Config, argv)
+        assert cfg.out_dir == out
+        assert (origins["out_dir"] == "auto") == (out != "mine")
+
+
+def test_every_pair_of_data_and_objective_has_a_folder_of_its_own():
+    """A file that names its folder must not do so for what is composed with it."""
+    names = ["palindrome", "star_tiny", "star_small", "star_easy", "star_medium", "star_hard"]
+    objectives = sorted((configurator.ROOT / "config/objective").glob("*.py"))
+    pairs = [[f"config/{name}.py", str(path)] for name in names for path in objectives]
+    cfgs = [load(Config, pair)[0] for pair in pairs]
+    assert len({cfg.out_dir for cfg in cfgs}) == len(pairs) >= 60
+    kinds = {cfg.objective for cfg in cfgs}
+    assert kinds == set(OBJECTIVES)
+    for cfg in cfgs:
+        build_objective(cfg, {"vocab_size": 9, "specials": {"pad": 5, "mask": 8, "eos": 7}})
+
+
+@pytest.mark.parametrize(
+    "name, now",
+    [
+        ("ilm_star_easy", "star_easy objective/ilm"),
+        ("idlm_star_easy", "star_easy published/idlm"),
+        ("idlm_star_tiny", "star_tiny objective/idlm"),
+        ("mdlm_star_hard", "star_hard published/mdlm"),
+        ("mdlm_star_small", "star_small objective/mdlm"),
+        ("ar_star_medium", "star_medium published/ar"),
+        ("xlnet_star_tiny", "star_tiny objective/xlnet"),
+    ],
+)
+def test_files_of_the_earlier_layout(name: str, now: str, capsys):
+    """A config per objective and level of star graphs is two files now; the folder is the same."""
+    files = [f"config/{file}.py" for file in now.split()]
+    old, _ = load(Config, [f"config/{name}.py", "--seed=3"])
+    assert capsys.readouterr().err == f"config/{name}.py is now: {' '.join(files)}\n"
+    assert old == load(Config, [*files, "--seed=3"])[0] and old.out_dir == f"out/{name}"
+    assert capsys.readouterr().err == ""
+
+
+def test_what_was_never_a_file_is_refused():
+    for name in (
+        "config/pink_star_easy.py",
+        "config/ilm_star_pink.py",
+        "config/ilm_shakespeare.py",
+    ):
+        assert f"no such config file: {name}" in told(name)
+
+
+def test_published_numbers_of_star_graphs():
+    """Where the published recipes differ from one another."""
+    for files, values in (
+        ("star_easy published/idlm", {"sigma_max": 30.0, "max_iters": 80_000, "time_input": True}),
+        ("idlm_star_hard", {"sigma_max": 50.0, "max_iters": 80_000, "time_input": True}),
+        ("star_hard published/mdlm", {"max_iters": 100_000, "warmup_iters": 500}),
+        ("star_easy published/ar", {"learning_rate": 1e-5, "max_iters": 50_000}),
+        ("ar_star_hard", {"learning_rate": 1e-5, "max_iters": 100_000}),
+        (
+            "star_hard objective/ilm",
+            {"learning_rate": 1e-4, "max_iters": 50_000, "block_size": 136},
+        ),
+    ):
+        cfg, _ = load(Config, [f"config/{file}.py" for file in files.split()])
+        assert {key: getattr(cfg, key) for key in values} == values, files
 
 
 # ---- names that settings had before --------------------------------------------------------------
@@ -280,7 +368,8 @@ def test_a_former_name_is_taken_everywhere(file):
     """`schedule` was the learning rate's in train.py and the order of unmasking in sample.py."""
     path = str(file('schedule = "linear"'))
     cfg, origins = load(Config, [path])
-    assert cfg == Config(lr_schedule="linear") and origins == {"lr_schedule": path}
+    assert cfg == Config(lr_schedule="linear", out_dir="out/mine")
+    assert origins == {"lr_schedule": path, "out_dir": "auto"}
     assert load(Config, [path, "--schedule=constant"])[0].lr_schedule == "constant"
     assert load(Config, [path, "--lr_schedule=constant"])[0].lr_schedule == "constant"
     assert load(SampleConfig, [path, "--top_k=3"])[0] == SampleConfig(
@@ -340,6 +429,7 @@ def test_describe_shows_only_what_differs_and_its_origin(file):
     cfg, origins = load(Config, [str(path), "--learning_rate=1"])
     rows = [line.split() for line in describe(cfg, origins).splitlines()]
     assert rows == [
+        ["out_dir", "=", "'out/mine'", "auto"],
         ["batch_size", "=", "7", str(path)],
         ["learning_rate", "=", "1.0", "command", "line"],
     ]
