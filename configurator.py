@@ -136,7 +136,6 @@ class Config:
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: block matrices by Muon, the rest by AdamW
     learning_rate: float = 3e-4  # peak, AdamW
     muon_lr: float = 0.01  # peak, Muon
-    muon_momentum: float = 0.95  # Nesterov momentum of Muon
     weight_decay: float = 0.0  # AdamW, on all parameters
     beta1: float = 0.9  # AdamW
     beta2: float = 0.95  # AdamW
@@ -169,7 +168,7 @@ class Config:
         rates = "learning_rate muon_lr weight_decay grad_clip"
         for key in (rates + " warmup_iters threads seed skip_nonfinite").split():
             require(self, key, getattr(self, key) >= 0, "at least 0")
-        for key in "dropout ema_decay beta1 beta2 muon_momentum".split():
+        for key in "dropout ema_decay beta1 beta2".split():
             require(self, key, 0 <= getattr(self, key) < 1, "at least 0 and below 1")
         require(self, "min_lr", 0 <= self.min_lr <= 1, "between 0 and 1, a multiple of the peak")
         step = self.n_head * (1 if self.positions == "learned" else 2)  # rotary turns pairs
@@ -202,6 +201,12 @@ class Config:
 ALIASES = {
     "lr_schedule": "schedule",
     "unmask_schedule": "schedule",
+}
+
+# Keys of `Config` that are gone, and the value that always holds now: what old command lines,
+# config files and checkpoints may still say; any other value is refused.
+DROPPED = {
+    "muon_momentum": 0.95,
 }
 
 
@@ -277,11 +282,27 @@ def _convert(cls: type, origin: str, key: str, value: Any, reader: Callable) -> 
         _refuse(origin, f"{key} must be {_describe(kinds[key])}, got {value!r}")
 
 
+def _is_dropped(cls: type, origin: str, key: str, value: Any, reader: Callable) -> bool:
+    """Whether it is a key that is gone, and may be passed over. Raises UserError for a value that
+    no longer can be chosen."""
+    if cls is not Config or key not in DROPPED:
+        return False
+    try:
+        same = reader(value, type(DROPPED[key])) == DROPPED[key]
+    except (ValueError, KeyError):
+        same = False
+    if not same:
+        _refuse(origin, f"{key} is always {DROPPED[key]!r} now, got {value!r}; leave it out")
+    return True
+
+
 def _convert_all(cls: type, origin: str, given: dict[str, Any], reader: Callable) -> dict[str, Any]:
     """All that one origin gives, under present names and checked. Raises UserError."""
     values: dict[str, Any] = {}
     for name, value in given.items():
         key = present_name(cls, name)
+        if _is_dropped(cls, origin, key, value, reader):
+            continue
         value = _convert(cls, origin, key, value, reader)
         if values.get(key, value) != value:
             both = f"{ALIASES[key]} is the former name of {key}"

@@ -78,7 +78,7 @@ def make_optimizers(cfg: Config, net: nn.Module, device: torch.device) -> list:
     muon = torch.optim.Muon(
         [{"params": matrices, "peak": cfg.muon_lr}],
         lr=cfg.muon_lr,
-        momentum=cfg.muon_momentum,
+        momentum=0.95,
         weight_decay=0.0,
     )
     return [adamw, muon]

@@ -395,6 +395,20 @@ def test_help_shows_present_names_only(cls: type):
     assert not set(flags) & {f"--{old}" for old in configurator.ALIASES.values()}
 
 
+def test_keys_that_are_gone(file):
+    """With the value that always holds they are passed over, with another one refused."""
+    for key, value in configurator.DROPPED.items():
+        assert load(Config, [f"--{key}={value}"])[0] == load(Config, [])[0]
+        assert load(Config, [str(file(f"{key} = {value!r}"))])[0].out_dir == "out/mine"
+        assert from_saved(Config, {key: value, "seed": 3}, "ckpt.pt") == Config(seed=3)
+        assert f"unknown key {key}" in told(f"--{key}={value}", cls=SampleConfig)
+    for saved in (0.9, "0.95", None):
+        with pytest.raises(UserError, match=r"ckpt\.pt: muon_momentum is always 0\.95 now, got"):
+            from_saved(Config, {"muon_momentum": saved}, "ckpt.pt")
+    assert "muon_momentum is always 0.95 now, got '0.9'" in told("--muon_momentum=0.9")
+    assert "muon_momentum is always 0.95 now, got 'x'" in told("--muon_momentum=x")
+
+
 def test_former_names_are_no_present_ones():
     """Otherwise a key would mean two things in one class."""
     for cls in (Config, SampleConfig, EvaluateConfig):
@@ -459,11 +473,9 @@ def test_a_config_of_an_earlier_version_loads():
     saved = json.loads((Path(__file__).parent / "config_3985a0c.json").read_text())
     assert saved["schedule"] == "flat_cosine"
     cfg = from_saved(Config, saved, "ckpt.pt")
-    now = dataclasses.asdict(cfg)
+    now = dataclasses.asdict(cfg) | configurator.DROPPED
     assert now.pop("lr_schedule") == saved.pop("schedule")
-    assert {key: now[key] for key in saved if key in now} == {
-        k: saved[k] for k in saved if k in now
-    }
+    assert {key: now.get(key) for key in saved} == saved
     with pytest.raises(UserError, match=r"ckpt\.pt: schedule is the former name of lr_schedule"):
         from_saved(Config, {"schedule": "linear", "lr_schedule": "cosine"}, "ckpt.pt")
 
