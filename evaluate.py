@@ -43,8 +43,8 @@ from sample import (
     answer_canvas,
     answer_defaults,
     canvases,
-    framed,
     generate,
+    has_bos_eos,
     read_prompt,
     sample_options,
     settings,
@@ -273,7 +273,7 @@ def answer_row(model: Model, prompt: str, answer: str, chat: bool) -> Row:
     ids, begun = (model.tokenizer.encode(text) for text in (prompt + answer, prompt.rstrip()))
     differ = (k for k, (a, b) in enumerate(zip(ids, begun, strict=False)) if a != b)
     same = next(differ, min(len(ids), len(begun)))
-    if not framed(model):
+    if not has_bos_eos(model):
         return ids, same
     special = model.meta["specials"]
     return [special["bos"], *ids, special["eos"]], same + 1
@@ -281,7 +281,7 @@ def answer_row(model: Model, prompt: str, answer: str, chat: bool) -> Row:
 
 def ended(model: Model, chat: bool) -> bool:
     """Do the rows of training have an end, and does it belong to an answer?"""
-    return chat or framed(model) or model.meta.get("task") in PUZZLES
+    return chat or has_bos_eos(model) or model.meta.get("task") in PUZZLES
 
 
 def answer_batch(model: Model, ids: list[int], prompt: int, rows: bool) -> Batch:
@@ -649,7 +649,7 @@ def sampled(cfg: EvaluateConfig, model: Model, corpus: Corpus, split: str, usual
     made = generate(model, begun, how, cfg.seed, cfg.batch_size, watch, cfg.dtype)
     found = closed(model, written_ids(model, made.ids, begun))
     rate = sum(map(len, found)) / made.seconds
-    speed = {"seconds": made.seconds, "tokens_per_second": rate, "calls": made.rows / len(begun)}
+    speed = {"seconds": made.seconds, "tokens_per_second": rate, "nfe": made.rows / len(begun)}
     return Texts(prompts, found, written_text(batch), speed)
 
 
@@ -661,8 +661,8 @@ def answer_room(model: Model) -> int:
 
 def describe_cost(speed: dict[str, float], told: dict[str, Any] | None = None) -> None:
     """What samples took, and, if told, how they were made."""
-    rate, calls = speed["tokens_per_second"], speed["calls"]
-    print(f"  {rate:,.0f} tokens/s written, up to EOS; {calls:.1f} network calls per sample")
+    rate, nfe = speed["tokens_per_second"], speed["nfe"]
+    print(f"  {rate:,.0f} tokens/s written, up to EOS; {nfe:.1f} network calls per sample")
     if told:
         print("  " + " ".join(f"{k}={v}" for k, v in told.items()), flush=True)
 

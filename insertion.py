@@ -100,8 +100,8 @@ class InsertionSampler(Sampler):
         behind = torch.where(F.pad(hole[:, 1:], (0, 1)), F.pad(number[:, 1:], (0, 1)), -1)
         order = (~kept).long().argsort(dim=1, stable=True)
         size, beyond = kept.sum(1), column >= kept.sum(1)[:, None]
-        self.x = self.framed(ids.gather(1, order).masked_fill(beyond, objective.pad_id))
-        self.hole = self.framed(behind.gather(1, order).masked_fill(beyond, -1), -1)
+        self.x = self.prepend(ids.gather(1, order).masked_fill(beyond, objective.pad_id))
+        self.hole = self.prepend(behind.gather(1, order).masked_fill(beyond, -1), -1)
         self.fresh = torch.zeros_like(self.x, dtype=torch.bool)
         self.length = size + 1
         self.width = max(T, o.capacity)
@@ -111,7 +111,7 @@ class InsertionSampler(Sampler):
         self.alive = self.left > 0
         self.longest = int((self.length + self.left).max())  # columns; a network may have no more
 
-    def framed(self, x: Tensor, first: int | None = None) -> Tensor:
+    def prepend(self, x: Tensor, first: int | None = None) -> Tensor:
         """CLS, or `first`, in front of x (B, T)."""
         return F.pad(x, (1, 0), value=self.objective.cls_id if first is None else first)
 
@@ -501,7 +501,7 @@ class Insertion(Objective):
     def target_mask(self, batch: Batch) -> Tensor:
         return ~batch.prompt_mask & (torch.arange(batch.ids.shape[1]) < batch.length[:, None])
 
-    def framed(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def with_cls(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """A batch with CLS in front and without EOS -> ids (B, T + 1), droppable (B, T + 1), length
         (B,). Raises UserError for a row that nothing given begins."""
         if not batch.prompt_mask[:, 0].all():
@@ -521,7 +521,7 @@ class Insertion(Objective):
 
     def corrupt(self, batch: Batch, rng: torch.Generator) -> Rows:
         """n of a row's L tokens dropped, n uniform on 0..L."""
-        ids, droppable, length = self.framed(batch)
+        ids, droppable, length = self.with_cls(batch)
         n = (torch.rand(len(ids), generator=rng) * (droppable.sum(1) + 1)).long()
         rows = drop_tokens(ids, droppable, length, pick(droppable, n, rng), self.pad_id)
         return rows._replace(asked=self.target_mask(batch).any(1))
@@ -600,7 +600,7 @@ class Insertion(Objective):
         m_d is how many missing tokens equal d in its gap: inserting any of them is one event. The
         sum is estimated at `samples` values of n, one in each of as many strata.
         """
-        ids, droppable, length = self.framed(batch)
+        ids, droppable, length = self.with_cls(batch)
         L = droppable.sum(1)
         full = drop_tokens(ids, droppable, length, torch.zeros_like(droppable), self.pad_id)
         cls = self.look(net, full, None, full.gaps)[0]
@@ -809,7 +809,7 @@ class IDLM(Insertion):
 
     def at_time(self, batch: Batch, time: Tensor, rng: torch.Generator) -> Rows:
         """The batch with n = min(Poisson(total), L) tokens of each row dropped; time (B,)."""
-        ids, droppable, length = self.framed(batch)
+        ids, droppable, length = self.with_cls(batch)
         drawn = torch.poisson(self.noise.total(time), generator=rng).long()
         n = torch.minimum(drawn, droppable.sum(1))
         rows = drop_tokens(ids, droppable, length, pick(droppable, n, rng), self.pad_id)
@@ -871,7 +871,7 @@ class IDLM(Insertion):
         estimate goes by s, the total noise since `low`, at squares of even steps: few tokens are
         missing where r_d = 1 / s is large.
         """
-        ids, droppable, length = self.framed(batch)
+        ids, droppable, length = self.with_cls(batch)
         L, ends = droppable.sum(1), torch.tensor([self.noise.t_min, 1.0], dtype=torch.float64)
         begun, whole = self.noise.total(ends)
         nats = torch.zeros(len(ids), dtype=torch.float64)
@@ -1053,7 +1053,7 @@ class FlexMDM(Objective):
     def target_mask(self, batch: Batch) -> Tensor:
         return ~batch.prompt_mask & (torch.arange(batch.ids.shape[1]) < batch.length[:, None])
 
-    def framed(self, batch: Batch) -> FlexRows:
+    def with_eos(self, batch: Batch) -> FlexRows:
         """The rows of a batch, with EOS behind those that end without. Raises UserError for a row
         that nothing given begins: what its samplers could not start from."""
         if not batch.prompt_mask[:, 0].all():
@@ -1113,7 +1113,7 @@ class FlexMDM(Objective):
 
     def corrupt(self, batch: Batch, rng: torch.Generator) -> Noised:
         """One time per row, low-discrepancy."""
-        rows = self.framed(batch)
+        rows = self.with_eos(batch)
         time = LATEST * low_discrepancy_uniform(len(rows.ids), rng).double()
         x = noised(rows, *self.times(rows, rng), time, self.mask_id, self.pad_id)
         return x._replace(asked=int(self.target_mask(batch).any(1).sum()))
@@ -1151,7 +1151,7 @@ class FlexMDM(Objective):
         t = END (1 - u^2) with uniform u: with a uniform t the spread would be infinite. For the
         true network, whose rates are those of training, it exceeds -log p by 9.3e-4 L at most.
         """
-        rows = self.framed(batch)
+        rows = self.with_eos(batch)
         nats = torch.zeros(len(rows.ids), dtype=torch.float64)
         for i in range(samples):
             u = (i + torch.rand(len(nats), generator=rng, dtype=torch.float64)) / samples

@@ -64,7 +64,7 @@ from prepare.texts import (
     training_text,
 )
 from prepare_bytes import batches, in_order
-from tokenizer import Bytes, Symbols, Tokenizer, create, with_frame
+from tokenizer import Bytes, Symbols, Tokenizer, create, with_bos_eos
 
 SHARES = {"pydoc": 0.05}  # of validation; 0.005 for the other sources
 
@@ -199,7 +199,7 @@ def make_tokenizer(cfg: PretrainConfig, source: Source) -> Tokenizer:
 
     if cfg.packing != "rows":
         return create(name, texts, cfg.bpe_dir, cfg.huggingface_cache_dir)
-    return with_frame(create(name, texts, cfg.bpe_dir, cfg.huggingface_cache_dir, chat=False))
+    return with_bos_eos(create(name, texts, cfg.bpe_dir, cfg.huggingface_cache_dir, chat=False))
 
 
 # ---- from text to ids --------------------------------------------------------------------------
@@ -299,8 +299,8 @@ def padded_rows(
 def chunks(ids: Iterable[int], context_length: int, bos: int, eos: int) -> np.ndarray:
     """A document as the ModernBERT diffusion model trains on it: BOS, its ids (N,), EOS, in rows
     (ceil((N + 2) / context_length), context_length), the last one filled with EOS."""
-    framed = np.array([bos, *ids, eos], np.int64)
-    return padded_rows(framed, np.array([len(framed)]), context_length, eos)[0]
+    row = np.array([bos, *ids, eos], np.int64)
+    return padded_rows(row, np.array([len(row)]), context_length, eos)[0]
 
 
 # ---- the command -------------------------------------------------------------------------------

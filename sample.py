@@ -72,11 +72,11 @@ class Samples(NamedTuple):
     ids: Tensor  # (N, T) int64, T the longest canvas
     texts: list[str]
     seconds: float
-    calls: int  # of the network
-    rows: int  # canvases that it was called on, over all calls
+    nfe: int  # number of function evaluations: calls of the network
+    rows: int  # canvases in those calls, summed
 
 
-def framed(model: Model) -> bool:
+def has_bos_eos(model: Model) -> bool:
     """Are the rows of this model [BOS] text [EOS] PAD...? If not, every position is text."""
     names = {"pad", "bos", "eos"} <= set(model.meta["specials"])
     bare = model.meta.get("task") in ("chat", "stage", "diff", *PUZZLES)
@@ -121,7 +121,7 @@ def canvas(
     so many tokens of text. max_length: at most so many; 0 is as many as the block holds. mirrored:
     the text, whose length must be known, mirrors itself. Raises UserError for what does not fit."""
     parts = list(_template(model, infill)) if infill else model.tokenizer.encode(prompt)
-    frame, special = framed(model), model.meta["specials"]
+    frame, special = has_bos_eos(model), model.meta["specials"]
     has_axis = not (mirrored and model.objective.inserts)
     _require(has_axis, "palindrome: no axis is known while tokens are inserted")
     if model.meta.get("task") in PUZZLES:
@@ -241,7 +241,7 @@ def generate(
     widest = max([widest, *(x.shape[1] for x in done)])
     ids = torch.cat([F.pad(x, (0, widest - x.shape[1]), value=pad) for x in done])
     texts = [text_of(model, row) for row in ids.tolist()]
-    return Samples(ids, texts, time.perf_counter() - clock, counter["calls"], counter["rows"])
+    return Samples(ids, texts, time.perf_counter() - clock, counter["nfe"], counter["rows"])
 
 
 def is_stream(model: Model) -> bool:
@@ -301,10 +301,10 @@ def _even(canvases: list[Prompt], T: int, pad: int) -> list[Prompt]:
 @contextmanager
 def _counted_calls(net: Any) -> Iterator[dict[str, int]]:
     """Count the calls of the network, and the canvases in them, for the time of a block."""
-    counter = {"calls": 0, "rows": 0}
+    counter = {"nfe": 0, "rows": 0}
 
     def count(module: Any, args: tuple, output: Tensor) -> None:
-        counter["calls"] += 1
+        counter["nfe"] += 1
         counter["rows"] += len(output)
 
     hook = net.norm.register_forward_hook(count)
@@ -452,7 +452,7 @@ def insertion_options(cfg: SamplerConfig, model: Model, options: SampleOptions) 
         return known.get(method, {"top_p": p, "strict_p": True})
 
     gap, infill = cfg.second_sampling_method, getattr(cfg, "infill", "")
-    block, room = model.config.block_size, cfg.max_length + 2 * framed(model)
+    block, room = model.config.block_size, cfg.max_length + 2 * has_bos_eos(model)
     return dataclasses.replace(
         options,
         **rule(cfg.sampling_method, cfg.top, cfg.p),
@@ -481,7 +481,7 @@ def palindrome_lengths(cfg: SampleConfig, model: Model, prompt: str) -> range | 
     """Lengths at which some palindrome begins with the prompt; one only where there is no frame
     that tells where a text ends."""
     longest = cfg.max_length or longest_text(model) or model.config.block_size
-    if not framed(model):
+    if not has_bos_eos(model):
         return [longest]
     ids = model.tokenizer.encode(prompt)
     few = range(min(max(SHORTEST, len(ids)), longest), longest + 1)

@@ -77,9 +77,9 @@ class GPT2:
     specials = {"eos": 50256}  # noqa: RUF012
     # splits text into words before merging (GPT-2's published rule)
     words = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-    frame = ("cls", "bos", "pad", "unk", "mask", "sep")  # ids after EOS where rows are framed (ILM)
+    row_specials = ("cls", "bos", "pad", "unk", "mask", "sep")  # ids after EOS (ILM)
 
-    def __init__(self, merges: str, framed: bool = False):
+    def __init__(self, merges: str, has_bos_eos: bool = False):
         tiktoken = optional("tiktoken")
         pairs = (line.split() for line in merges.splitlines())
         ranks = {base64.b64decode(token): int(rank) for token, rank in pairs}
@@ -89,10 +89,11 @@ class GPT2:
         self.codec = tiktoken.Encoding(
             "gpt2", pat_str=self.words, mergeable_ranks=ranks, special_tokens=special
         )
-        self.files, self.framed = {"gpt2.tiktoken": merges}, framed
-        if framed:
-            self.specials = {"eos": 50256, **{k: 50257 + i for i, k in enumerate(self.frame)}}
-            self.vocab_size = 50257 + len(self.frame)
+        self.files, self.has_bos_eos = {"gpt2.tiktoken": merges}, has_bos_eos
+        if has_bos_eos:
+            extra = {name: 50257 + i for i, name in enumerate(self.row_specials)}
+            self.specials = {"eos": 50256, **extra}
+            self.vocab_size = 50257 + len(extra)
 
     @classmethod
     def create(cls, bpe_dir: str = "") -> "GPT2":
@@ -122,7 +123,8 @@ class GPT2:
         return self.codec.decode([i for i in _until(ids, 50256) if i < 50256])
 
     def spec(self) -> dict[str, Any]:
-        return {"kind": self.kind, "framed": True} if self.framed else {"kind": self.kind}
+        # "framed" is the key in the meta.json of corpora and checkpoints, whose specs must be equal
+        return {"kind": self.kind, "framed": True} if self.has_bos_eos else {"kind": self.kind}
 
 
 class HF:
@@ -173,7 +175,7 @@ class HF:
         names = {**cls(codec.to_str()).names, "pad": "<EOS>"}
         return cls(codec.to_str(), names)
 
-    def with_frame(self) -> "HF":
+    def with_bos_eos(self) -> "HF":
         """The same with BOS, EOS and PAD that differ: those that it lacks are added at its end, as
         [BOS], [EOS], [PAD]. The frame that BERT puts around its inputs is none of a text."""
         own = {
@@ -287,11 +289,11 @@ def create(
     return HF.create(name, cache_dir, chat)
 
 
-def with_frame(tokenizer: Tokenizer) -> Tokenizer:
+def with_bos_eos(tokenizer: Tokenizer) -> Tokenizer:
     """The tokenizer with BOS, EOS and PAD of their own, for rows of one text each."""
     if isinstance(tokenizer, GPT2):
-        return GPT2(tokenizer.files["gpt2.tiktoken"], framed=True)
-    return tokenizer.with_frame() if isinstance(tokenizer, HF) else tokenizer
+        return GPT2(tokenizer.files["gpt2.tiktoken"], has_bos_eos=True)
+    return tokenizer.with_bos_eos() if isinstance(tokenizer, HF) else tokenizer
 
 
 def vocabulary(tokenizer: Tokenizer) -> dict[str, int]:

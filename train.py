@@ -442,7 +442,7 @@ def start(cfg: Config, origins: dict[str, str], world: World) -> TrainState:
         checkpoint.load_weights(net, weights, cfg.init_from, grow)
     net = net.to("cpu" if sharded else world.device).train()
     compile_blocks(net, cfg, world.device)
-    module, root = fsdp.spread(net, objective, cfg, world)
+    module, root = fsdp.wrap_model(net, objective, cfg, world)
     if parts:
         parts.fill_weights(checkpoint.weights_of(net))
     params = dict(net.named_parameters())
@@ -450,7 +450,9 @@ def start(cfg: Config, origins: dict[str, str], world: World) -> TrainState:
     optimizers = make_optimizers(cfg, net, world.device)
     state = TrainState(cfg, world, corpus, net, objective, module, optimizers, ema, root)
     if resumed is not None:
-        state.load_state_dict(fsdp.parted(resumed, parts, ema, optimizers) if sharded else resumed)
+        if sharded:
+            resumed = fsdp.shard_state(resumed, parts, ema, optimizers)
+        state.load_state_dict(resumed)
     return state
 
 

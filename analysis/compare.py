@@ -52,7 +52,7 @@ def quality(cfg: EvaluateConfig, model: Model, corpus: Corpus) -> dict[str, Any]
     what; of a corpus that knows no right answers, none."""
     task = model.meta.get("task")
     if task == "diff":  # evaluate.py alone writes and applies patches
-        return {"measure": "none", "score": None, "calls": None, "tokens_per_second": None}
+        return {"measure": "none", "score": None, "nfe": None, "tokens_per_second": None}
     judge = room(task) if task in TASKS else None
     texts = sampled(cfg, model, corpus, cfg.split, judge.SAMPLES if judge else TEXTS)
     name, score = "none", None
@@ -63,7 +63,7 @@ def quality(cfg: EvaluateConfig, model: Model, corpus: Corpus) -> dict[str, Any]
         name, score = "exact answers", same.exact / same.rows
     n, speed = len(texts.found), texts.speed
     error = None if score is None else math.sqrt(score * (1 - score) / n)
-    cost = {key: speed[key] for key in ("calls", "tokens_per_second")}
+    cost = {key: speed[key] for key in ("nfe", "tokens_per_second")}
     return {"measure": name, "score": score, "score_error": error, "samples": n, **cost}
 
 
@@ -97,7 +97,7 @@ def measure(
     }
     if model.objective.bounded and cfg.rows:
         found["bound"] = bound(cfg, model, corpus)
-    none = {"measure": "none", "score": None, "calls": None, "tokens_per_second": None}
+    none = {"measure": "none", "score": None, "nfe": None, "tokens_per_second": None}
     asked = cfg.samples is None or cfg.samples > 0
     return {**found, **(quality(cfg, model, corpus) if asked else none)}
 
@@ -119,7 +119,7 @@ def row_of(found: dict[str, Any]) -> list[str]:
         score += f" +- {found['score_error']:.1%}"
     return [
         *(found["name"], found["objective"], f"{found['parameters']:,}", f"{found['step']:,}"),
-        *(nats, bits, score, told(found["calls"], "{:.1f}")),
+        *(nats, bits, score, told(found["nfe"], "{:.1f}")),
         *(told(found["tokens_per_second"], "{:,.0f}"), f"{how['sampler']}, {how['temperature']:g}"),
     ]
 

@@ -24,7 +24,7 @@ from model import pick_device
 STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 THRESHOLDS = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999)
 RATIOS = (1.0, 0.9, 0.7, 0.5, 0.3, 0.1, 0.03)  # of a gap to the likeliest one
-Points = list[tuple[float, float, float]]  # setting, calls per answer, share of exact answers
+Points = list[tuple[float, float, float]]  # setting, NFE per answer, share of exact answers
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def curves(cfg: CurveConfig, model: Model, corpus: Corpus) -> dict[str, Points]:
         some = dataclasses.replace(base, **how)
         texts = sampled(some, model, corpus, "train" if chat else "val", cfg.samples)
         same = compare(texts.found, texts.wanted, eos)
-        return texts.speed["calls"], same.exact / same.rows
+        return texts.speed["nfe"], same.exact / same.rows
 
     every = ways(model, cfg.every).items()
     return {name: [(number, *point(how)) for number, how in some] for name, some in every}
@@ -105,8 +105,8 @@ def draw(found: dict[str, Points], path: str) -> None:
     many = len(found) > 2  # names beside the points, not among them
     figure, axes = plot.subplots(figsize=(8.5 if many else 6, 3.4), layout="constrained")
     for (name, points), marker in zip(found.items(), "osD^v*pXhP" * len(found), strict=False):
-        _, calls, share = zip(*points, strict=True)
-        axes.plot(calls, [100 * s for s in share], marker=marker, ms=4, label=name)
+        _, nfe, share = zip(*points, strict=True)
+        axes.plot(nfe, [100 * s for s in share], marker=marker, ms=4, label=name)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set(xlabel="network calls per answer", ylabel="exact answers, %")
@@ -129,8 +129,8 @@ def main(argv: list[str]) -> None:
         found = curves(cfg, model, Corpus(f"{model.config.data_dir}/{model.config.dataset}"))
         for name, points in found.items():
             print(f"{path}: {name}, {cfg.samples} answers each")
-            for setting, calls, share in points:
-                print(f"  {setting:<6g}{calls:7.2f} calls{share:8.1%} exact", flush=True)
+            for setting, nfe, share in points:
+                print(f"  {setting:<6g}{nfe:7.2f} calls{share:8.1%} exact", flush=True)
         several = f"{model.config.objective}: " if "," in cfg.ckpt else ""
         every |= {several + name: points for name, points in found.items()}
     if cfg.figure:

@@ -32,7 +32,7 @@ from evaluate import (
 )
 from model import pick_device
 from objective import SampleOptions
-from sample import Prompt, canvas, chat_canvas, framed, generate, written_ids
+from sample import Prompt, canvas, chat_canvas, generate, has_bos_eos, written_ids
 from tokenizer import USER
 
 LENGTH = 256  # tokens to write where a task does not say how many; the harness's own
@@ -87,9 +87,9 @@ def rolling(
     found = []
     for text in texts:
         rows = windows(model.tokenizer.encode(text), model.config.block_size)
-        if framed(model):
+        if has_bos_eos(model):
             rows = [answer_row(model, "", text, False)]
-        scores = likelihoods(model, rows, framed(model), maskings, batch_size, dtype)
+        scores = likelihoods(model, rows, has_bos_eos(model), maskings, batch_size, dtype)
         found.append(sum(nats for nats, _ in scores))
     return found
 
@@ -135,7 +135,7 @@ def _before(text: str, until: Iterable[str]) -> str:
 
 def shortened(model: Model, prompt: str, room: int) -> str:
     """The end of a prompt that leaves `room` tokens in the block; all of it if it can be."""
-    most = model.config.block_size - 2 * framed(model) - room
+    most = model.config.block_size - 2 * has_bos_eos(model) - room
     ids = model.tokenizer.encode(prompt)
     if len(ids) <= most:
         return prompt

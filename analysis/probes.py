@@ -106,7 +106,7 @@ def probe_scores(model: Model, batch: Batch, i: int, rng: torch.Generator) -> Gu
 
 def probe_insertion(model: Model, batch: Batch, i: int, rng: torch.Generator) -> Guesses:
     o: Insertion = model.objective
-    ids, droppable, length = o.framed(batch)
+    ids, droppable, length = o.with_cls(batch)
     L = droppable.sum(1)
     n = 1 + (levels_of(len(ids), i, rng) * L).long().clamp(max=(L - 1).clamp(min=0))
     rows = drop_tokens(ids, droppable, length, pick(droppable, n, rng), o.pad_id)
@@ -160,7 +160,7 @@ def guesses_by_gap(model: Model, rows: Any, h: Tensor, number: Tensor) -> Guesse
 
 def probe_flex(model: Model, batch: Batch, i: int, rng: torch.Generator) -> Guesses:
     o: FlexMDM = model.objective
-    rows, left = o.framed(batch), levels_of(len(batch.ids), i, rng).clamp(min=1e-6)
+    rows, left = o.with_eos(batch), levels_of(len(batch.ids), i, rng).clamp(min=1e-6)
     x = noised(rows, *o.times(rows, rng), 1 - left, o.mask_id, o.pad_id)
     h, _ = o.look(model.net, x, 1 - left)
     found = judge_logits(model, h, x.target[x.masked], o.never)

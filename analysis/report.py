@@ -217,13 +217,13 @@ def cost(page: Page) -> None:
         page.say("--samples=0: none were made.")
         return
     told = CurveConfig(samples=n, every=True, dtype=page.cfg.dtype, device=page.cfg.device)
-    found = page.numbers["calls"] = curves(told, page.model, page.corpus)
+    found = page.numbers["nfe"] = curves(told, page.model, page.corpus)
     draw(found, str(page.folder / "calls.png"))
     page.say("![Exact answers against network calls](calls.png)")
     rows = [
-        [name, f"{setting:g}", f"{calls:.2f}", f"{share:.1%}"]
+        [name, f"{setting:g}", f"{nfe:.2f}", f"{share:.1%}"]
         for name, points in found.items()
-        for setting, calls, share in points
+        for setting, nfe, share in points
     ]
     page.say(*table(["way to write", "setting", "network calls", "exact"], rows))
     split = "training questions" if task == "chat" else "validation rows"
@@ -258,7 +258,7 @@ def gallery(page: Page) -> None:
     if found["score"] is not None:
         page.say(
             f"{found['measure']}: {found['score']:.1%} +- {found['score_error']:.1%} of "
-            f"{found['samples']:,} samples, {found['calls']:.1f} network calls and "
+            f"{found['samples']:,} samples, {found['nfe']:.1f} network calls and "
             f"{found['tokens_per_second']:,.0f} tokens/s."
         )
     page.say(", ".join(f"{k}={v}" for k, v in settings(cfg, model).items()))

@@ -146,7 +146,7 @@ class Ours:
         call()
         body.remove()
         head.remove()
-        return {"calls": len(canvases), "canvases": sum(canvases), "logit_rows": sum(rows)}
+        return {"nfe": len(canvases), "canvases": sum(canvases), "logit_rows": sum(rows)}
 
 
 def seconds(call: Callable[[], Any], times: int = 1) -> tuple[float, float]:

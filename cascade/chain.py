@@ -310,7 +310,7 @@ def report(
         print(f"stage {i + 1} in stage {j + 1}: {describe_prefix(pair)}")
     for stage, made in zip(stages, done, strict=True):
         told = {k: getattr(stage, k) for k in ("path", "number", "given", "written")}
-        told |= {"step": stage.model.step, "seconds": made.seconds, "calls": made.calls}
+        told |= {"step": stage.model.step, "seconds": made.seconds, "nfe": made.nfe}
         told["samples"] = judged(made.ids.tolist(), tokenizer, judge)
         print(describe_judged(told["samples"], f"stage {stage.number}", judge), flush=True)
         if stage.number in gold:
@@ -341,8 +341,8 @@ def main(argv: list[str]) -> None:
     found = report(cfg, stages, done, gold, judge)
     how = {"config": dataclasses.asdict(cfg), "settings": settings(cfg, stages[-1].model)}
     save_json({**how, **found}, folder / "summary.json")
-    seconds, calls = (sum(getattr(m, key) for m in done) for key in ("seconds", "calls"))
-    print(f"{cfg.num_samples} samples, {calls} network calls, {seconds:.1f} s; wrote {folder}")
+    seconds, nfe = (sum(getattr(m, key) for m in done) for key in ("seconds", "nfe"))
+    print(f"{cfg.num_samples} samples, {nfe} network calls, {seconds:.1f} s; wrote {folder}")
     if stories:
         write_page(cfg.html, stories, cfg.cascade.replace(",", ", "), how["settings"])
 

@@ -90,13 +90,13 @@ def main(argv: list[str]) -> None:
         made = generate(model, [canvas(model)] * SAMPLES, SampleOptions(**how), seed=1)
         exact = sum(map(is_exact, made.texts)) / SAMPLES
         nats = unigram_entropy([ord(text[0]) for text in made.texts if text])
-        calls = made.rows / SAMPLES
-        print(f"  {name:<28} {calls:14.1f}  {exact:17.1%}  {nats:19.2f} nats")
-        points.append((name, calls, exact))
+        nfe = made.rows / SAMPLES
+        print(f"  {name:<28} {nfe:14.1f}  {exact:17.1%}  {nats:19.2f} nats")
+        points.append((name, nfe, exact))
     if cfg.plot:
         plt = optional("matplotlib.pyplot", "matplotlib")
-        for name, calls, exact in points:
-            plt.plot(calls, exact, "o", label=name)
+        for name, nfe, exact in points:
+            plt.plot(nfe, exact, "o", label=name)
         plt.xlabel("network calls per text")
         plt.ylabel("exact palindromes")
         plt.legend()

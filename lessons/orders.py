@@ -96,7 +96,7 @@ def main(argv: list[str]) -> None:
             answers = [*map(puzzles.Pair, texts.prompts, texts.found, texts.wanted)]
             scores = puzzles.scores("star", model.tokenizer, answers)
             print("   " + puzzles.describe(scores, "held-out graphs", len(answers)))
-            print(f"   {texts.speed['calls']:.1f} network calls per answer")
+            print(f"   {texts.speed['nfe']:.1f} network calls per answer")
             found[name] = scores["exact_match"]
     if cfg.plot:
         plt = optional("matplotlib.pyplot", "matplotlib")

@@ -49,7 +49,7 @@ class LossModule(nn.Module):
         return self.objective.loss(self.net, noisy)
 
 
-def spread(
+def wrap_model(
     net: nn.Module, objective: Objective, cfg: Config, world: World
 ) -> tuple[nn.Module, Root | None]:
     """The loss as a module that a step calls, over all processes of the job; and with fsdp the Root
@@ -101,7 +101,7 @@ def part_of(value: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
 
 
-def parted_moments(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def shard_moments(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """The whole state of an optimiser (its state_dict) -> parted as its parameters are."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
     state = {}
@@ -114,7 +114,7 @@ def parted_moments(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> d
     return {**saved, "state": state}
 
 
-def parted(
+def shard_state(
     whole: dict[str, Any], parts: Any, ema: dict[str, Tensor], optimizers: list
 ) -> dict[str, Any]:
     """A checkpoint with its averages and moments parted as those of a run are: read from `parts`
@@ -123,7 +123,7 @@ def parted(
         return parts.rest(ema, optimizers)
     averages = whole["ema"] and {k: part_of(whole["ema"][k], like) for k, like in ema.items()}
     pairs = zip(whole["optimizer"], optimizers, strict=True)
-    return {**whole, "ema": averages, "optimizer": [parted_moments(s, o) for s, o in pairs]}
+    return {**whole, "ema": averages, "optimizer": [shard_moments(s, o) for s, o in pairs]}
 
 
 def total_norm(grads: list[Tensor]) -> Tensor:

@@ -93,7 +93,7 @@ def write_patches(
         closed(model, written_ids(model, made.ids, begun)),
     )
     tokens = sum(map(len, found)) / made.seconds
-    speed = {"seconds": made.seconds, "tokens_per_second": tokens, "calls": made.rows / len(begun)}
+    speed = {"seconds": made.seconds, "tokens_per_second": tokens, "nfe": made.rows / len(begun)}
     return Written([*map(model.tokenizer.decode, found)], [eos in ids for ids in found], speed)
 
 

@@ -589,13 +589,13 @@ def detokenizer(name: str) -> Callable[[str], str]:
     """The function that undoes the word lists of data set `name`."""
     key = "wikitext" if name.startswith("wikitext") else name
     rules = [(re.compile(old), new) for old, new in RULES.get(key, [])]
-    return functools.partial(_apply, rules=rules, framed=key == "lambada")
+    return functools.partial(_apply, rules=rules, strip=key == "lambada")
 
 
-def _apply(text: str, rules: list[tuple[re.Pattern, str]], framed: bool) -> str:
+def _apply(text: str, rules: list[tuple[re.Pattern, str]], strip: bool) -> str:
     for old, new in rules:
         text = old.sub(new, text)
-    return "\n" + text.strip() if framed else text
+    return "\n" + text.strip() if strip else text
 
 
 HEADING = re.compile(r"=.+= ?$")  # "= Robert =\n", "= = Career = = \n", but not "= a\n"

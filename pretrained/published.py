@@ -165,8 +165,8 @@ def usual_tokenizer(tokens: int, source: str) -> Tokenizer:
         return Bytes()
     if tokens == GPT2.vocab_size:
         return GPT2.create()
-    if tokens == GPT2.vocab_size + len(GPT2.frame):  # ILM's
-        return GPT2(GPT2.create().files["gpt2.tiktoken"], framed=True)
+    if tokens == GPT2.vocab_size + len(GPT2.row_specials):  # ILM's
+        return GPT2(GPT2.create().files["gpt2.tiktoken"], has_bos_eos=True)
     raise UserError(f"{source}: {tokens} tokens belong to neither the bytes nor the gpt2 tokenizer")
 
 

@@ -318,9 +318,9 @@ def test_answer_row(tmp_path: Path):
     assert ids[:2] == frame and ids[start:] == [*hf.encode("\ntold"), hf.specials["eos"]]
     symbols = Symbols(list("abcd"))
     meta = {"specials": symbols.specials, "splits": {"train": {"longest": 8}}}
-    framed = Model(None, None, symbols, Config(), meta, 0)
-    assert answer_row(framed, "ab", "c", False) == ([5, 0, 1, 2, 6], 3)
-    assert answer_row(framed, "ab", "", False) == ([5, 0, 1, 6], 3)
+    symbolic = Model(None, None, symbols, Config(), meta, 0)
+    assert answer_row(symbolic, "ab", "c", False) == ([5, 0, 1, 2, 6], 3)
+    assert answer_row(symbolic, "ab", "", False) == ([5, 0, 1, 6], 3)
 
 
 def test_answers_that_do_not_fit_are_refused():
@@ -525,9 +525,9 @@ def test_canvases_end_where_training_ended():
         assert len(answer_canvas(model, [1, 2], 10).ids) == 12
         assert len(answer_canvas(model, [1, 2], 3).ids) == 5
         assert len(answer_canvas(model, [1] * 10).ids) == 12
-        framed = model_of(Symbols(list("ab")), 12, meta, **MASKED)
-        framed = framed._replace(objective=model.objective)
-        assert len(canvas(framed, "ab").ids) == end and len(canvas(framed, length=9).ids) == 12
+        symbolic = model_of(Symbols(list("ab")), 12, meta, **MASKED)
+        symbolic = symbolic._replace(objective=model.objective)
+        assert len(canvas(symbolic, "ab").ids) == end and len(canvas(symbolic, length=9).ids) == 12
 
 
 def test_every_setting_of_a_sampler_can_be_told_and_is_reported():
@@ -622,7 +622,7 @@ def test_generative_perplexity_by_command(trained: Any, judge_folder: Path, tmp_
         assert words in printed
     assert "network calls per sample" in printed and "draws=float64" in printed
     found = json.loads((tmp_path / "g.json").read_text())["samples"]
-    assert found["settings"]["top_p"] == 0.9 and found["val"]["speed"]["calls"] == 3
+    assert found["settings"]["top_p"] == 0.9 and found["val"]["speed"]["nfe"] == 3
     for name in ("samples", "corpus"):
         assert found["val"][name]["texts"] == 6 and found["val"][name]["judge_tokens"] > 0
 

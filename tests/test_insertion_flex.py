@@ -169,7 +169,7 @@ def test_noising_token_by_token(seed):
     texts = [torch.randint(6, 9, (n,), generator=rng).tolist() for n in sizes]
     batch = rows_of(texts, [1, 2, 1, 2], 9, ended=seed % 2 == 0)
     process = FlexMDM(9, SPECIALS, longest=9)
-    rows = process.framed(batch)
+    rows = process.with_eos(batch)
     insert, unmask = process.times(rows, rng)
     time = torch.rand(4, generator=rng).double()
     x = noised(rows, insert, unmask, time, process.mask_id, PAD)
@@ -221,7 +221,7 @@ def test_what_is_given_is_never_noised_nor_open():
     assert loss.count == process.longest
     for ids in seen:
         assert torch.equal(ids[0, :6], batch.ids[0]) and torch.equal(ids[1, :3], batch.ids[1, :3])
-    rows = process.framed(batch)
+    rows = process.with_eos(batch)
     assert not rows.open[0].any() and not rows.free[0].any()
     assert rows.open[1].tolist() == [False] * 3 + [True] * 3 + [False]
     one = Batch(*(x[:1] for x in batch))
@@ -238,7 +238,7 @@ def test_loss_by_hand(gap_loss):
     """Value and gradients against a loop over tokens and gaps that reads like the paper."""
     net, process = network(gap_loss)
     batch = rows_of([[6, 7, 8, 6, 8], [7], [], [8, 8, 7, 6]], [1, 1, 1, 3], 7)
-    rows = process.framed(batch)
+    rows = process.with_eos(batch)
     insert, unmask = process.times(rows, generator(3))
     time = torch.tensor([0.3, 0.6, 0.2, 0.5], dtype=torch.float64)
     x = noised(rows, insert, unmask, time, process.mask_id, PAD)
@@ -346,7 +346,7 @@ def test_bound_of_a_flat_network_in_closed_form(mean, L):
 def test_rates_near_the_end():
     """Where the rate of the model is half of the other's: what the mean does not show."""
     process = flex()
-    rows = process.framed(rows_of([[A, B, A, A]], [1], LONGEST))
+    rows = process.with_eos(rows_of([[A, B, A, A]], [1], LONGEST))
     insert = torch.tensor([[0, 0.1, 2, 0.2, 2, 0, 0]], dtype=torch.float64)
     unmask = torch.tensor([[0, 0.3, 2, 2, 2, 0, 0]], dtype=torch.float64)
     left = torch.tensor([1 - END], dtype=torch.float64)

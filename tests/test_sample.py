@@ -20,7 +20,7 @@ from configurator import Config, UserError
 from corpus import Corpus
 from diffusion import SAMPLERS
 from objective import Frame, SampleOptions, generator, process_logits, sample_categorical
-from sample import Prompt, SampleConfig, canvas, canvases, framed, generate, read_prompt
+from sample import Prompt, SampleConfig, canvas, canvases, generate, has_bos_eos, read_prompt
 from tokenizer import Symbols
 
 LETTERS = "abcd"
@@ -279,7 +279,7 @@ def shown(c: Prompt) -> str:
 )
 def test_framed_canvases(arguments: dict, expected: str):
     model = random_model("radd")
-    assert framed(model) and shown(canvas(model, **arguments)) == expected
+    assert has_bos_eos(model) and shown(canvas(model, **arguments)) == expected
 
 
 @pytest.mark.parametrize(
@@ -295,7 +295,7 @@ def test_framed_canvases(arguments: dict, expected: str):
 def test_canvases_without_a_frame(arguments: dict, expected: str):
     """A stream or published weights: every position is text."""
     model = random_model("radd", frame=False)
-    assert not framed(model) and shown(canvas(model, **arguments)) == expected
+    assert not has_bos_eos(model) and shown(canvas(model, **arguments)) == expected
 
 
 @pytest.mark.parametrize(
@@ -410,7 +410,7 @@ def test_cost_is_counted():
     model = random_model("radd", frame=False)
     blank = canvas(model)
     found = generate(model, [blank] * 5, SampleOptions(sampler="first_hitting"), batch_size=2)
-    assert found.calls == 3 * BLOCK and found.rows == 5 * BLOCK  # one place per call and canvas
+    assert found.nfe == 3 * BLOCK and found.rows == 5 * BLOCK  # one place per call and canvas
     assert found.seconds > 0 and not model.net.norm._forward_hooks
 
 

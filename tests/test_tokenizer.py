@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configurator import UserError
-from tokenizer import GPT2, HF, Bytes, Symbols, tokenizer_from, with_frame
+from tokenizer import GPT2, HF, Bytes, Symbols, tokenizer_from, with_bos_eos
 
 GOLDEN = Path(os.environ.get("GOLDEN_DIR", Path(__file__).parent / "golden"))
 
@@ -131,16 +131,17 @@ def test_gpt2_end(gpt2: GPT2):
     assert gpt2.decode([*gpt2.encode("one"), 50257, 60000]) == "one"  # MASK and beyond
 
 
-def test_gpt2_with_a_frame(gpt2: GPT2):
+def test_gpt2_with_bos_eos(gpt2: GPT2):
     """Six ids after EOS, as ILM's code has them; a text is encoded as without them."""
-    framed = with_frame(gpt2)
-    assert framed.vocab_size == 50263 and framed.specials["eos"] == 50256
-    assert [framed.specials[k] for k in GPT2.frame] == [*range(50257, 50263)]
+    extended = with_bos_eos(gpt2)
+    assert extended.vocab_size == 50263 and extended.specials["eos"] == 50256
+    assert [extended.specials[k] for k in GPT2.row_specials] == [*range(50257, 50263)]
     text = "<|bos|> some text"
-    assert framed.encode(text) == gpt2.encode(text)
-    assert framed.decode([50258, *framed.encode(text), 50259, 50256, 5]) == text
-    again = tokenizer_from(framed.spec(), framed.files)
-    assert again.specials == framed.specials and again.spec() == framed.spec() != gpt2.spec()
+    assert extended.encode(text) == gpt2.encode(text)
+    assert extended.decode([50258, *extended.encode(text), 50259, 50256, 5]) == text
+    assert extended.spec() == {"kind": "gpt2", "framed": True}  # as in old meta.json
+    again = tokenizer_from(extended.spec(), extended.files)
+    assert again.specials == extended.specials and again.spec() == extended.spec() != gpt2.spec()
     assert (gpt2.vocab_size, gpt2.specials) == (50257, {"eos": 50256})
 
 
@@ -323,14 +324,14 @@ def test_bert_with_a_frame():
     codec = tokenizers.Tokenizer(model)
     codec.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     codec.add_special_tokens(names[:5])
-    bert = with_frame(HF(codec.to_str()))
+    bert = with_bos_eos(HF(codec.to_str()))
     assert bert.vocab_size == 9
     wanted = {"pad": 0, "bos": 7, "eos": 8, "mask": 4, "cls": 2}
     assert {k: bert.specials[k] for k in wanted} == wanted
     assert bert.encode("a b a") == [5, 6, 5] and bert.decode([7, 5, 6, 8, 5]) == "a b"
     again = tokenizer_from(bert.spec(), bert.files)
-    assert again.specials == bert.specials and with_frame(again).vocab_size == 9
-    assert with_frame(Bytes()).vocab_size == 259
+    assert again.specials == bert.specials and with_bos_eos(again).vocab_size == 9
+    assert with_bos_eos(Bytes()).vocab_size == 259
 
 
 def test_hf_refuses_a_special_that_is_a_word():

@@ -326,9 +326,9 @@ def test_a_sampler_projects_only_what_it_writes(sampler):
     if sampler == "ancestral":
         most = steps * (1 - (1 - 1 / steps) ** L)  # distinct steps among L draws: 7.06
         assert 0.9 * most <= found["canvases"] / rows <= 1.1 * most
-        assert found["calls"] <= steps + 1
+        assert found["nfe"] <= steps + 1
     else:
-        assert found["canvases"] == rows * L and found["calls"] == L
+        assert found["canvases"] == rows * L and found["nfe"] == L
 
 
 def test_hop_is_called_for_few_of_many_steps():

@@ -159,7 +159,7 @@ def test_a_chain(stages: Path, tmp_path: Path, monkeypatch: Any):
         assert f"stage {i + 1} in stage {j + 1}: overlap {row['overlap']:.3f}" in told
     assert [s["number"] for s in summary["stages"]] == [1, 2, 3]
     assert summary["settings"]["steps"] == 4 and summary["config"]["num_samples"] == 6
-    assert all(s["calls"] >= 1 and s["seconds"] > 0 for s in summary["stages"])
+    assert all(s["nfe"] >= 1 and s["seconds"] > 0 for s in summary["stages"])
     assert all("gap" not in s for s in summary["stages"])
 
 
