@@ -83,8 +83,8 @@ def score_entropy(cfg: Config, vocab_size: int, specials: dict[str, int]) -> Sco
 def masked(cfg: Config, vocab_size: int, specials: dict[str, int]) -> Masked:
     """Masked diffusion with the book-keeping of the config."""
     noise = noise_schedule(cfg)
-    if cfg.importance and not hasattr(noise, "at"):
-        raise UserError(f"importance=True needs a noise with a method `at`; {cfg.noise} has none")
+    if cfg.importance and not hasattr(noise, "time_of_mask_prob"):
+        raise UserError(f"importance=True needs a noise with `time_of_mask_prob`; {cfg.noise} has none")
     return Masked(
         vocab_size,
         specials.get("mask"),

@@ -60,10 +60,10 @@ from objective import (
 # ==================================================================================================
 # 1. Noise schedules: how many tokens are destroyed at time t, from 0 (text) to 1 (noise)
 #
-# A schedule has four functions of t (...): the total noise sigma, its rate d sigma / dt, the share
-# of tokens that have moved, 1 - e^-sigma (masked, on the absorbing graph), and the weight of the
-# cross entropy of a masked token in the bound, d share / dt / share. Two of them define the
-# others.
+# A schedule has four functions of t (...): the total noise sigma, its rate d sigma / dt, the
+# probability 1 - e^-sigma that a token has been replaced (masked, on the absorbing graph), and the
+# weight of the cross entropy of a masked token in the bound, (d mask_prob / dt) / mask_prob. Two
+# of them define the others.
 #
 #     SEDD   Lou et al. 2024, arXiv 2310.16834      LLaDA  Nie et al. 2025, arXiv 2502.09992
 #     MDLM   Sahoo et al. 2024, arXiv 2406.07524    BD3    Arriola et al. 2025, arXiv 2503.09573
@@ -85,17 +85,17 @@ class Noise:
         raise NotImplementedError
 
     def mask_prob(self, t: Tensor) -> Tensor:
-        """Share of moved tokens."""
+        """Probability that a token has been replaced."""
         return -torch.expm1(-self.total(t))
 
     def weight(self, t: Tensor) -> Tensor:
-        """Of -log p(x0) at a masked place (MDLM, eq. 10): rate / (e^sigma - 1)."""
+        """Factor of -log p(x0) at a masked position (MDLM, eq. 10): rate / (e^sigma - 1)."""
         return self.rate(t) / torch.expm1(self.total(t))
 
 
 @dataclass(frozen=True)
 class LogLinear(Noise):
-    """share = (1 - eps) t: the weight is 1 / t exactly (SEDD, MDLM)."""
+    """mask_prob = (1 - eps) t: the weight is 1 / t exactly (SEDD, MDLM)."""
 
     eps: float = 1e-3
 
@@ -111,9 +111,9 @@ class LogLinear(Noise):
     def rate(self, t: Tensor) -> Tensor:
         return (1 - self.eps) / (1 - (1 - self.eps) * t)
 
-    def at(self, share: Tensor) -> Tensor:
-        """The time at which so many have moved."""
-        return share / (1 - self.eps)
+    def time_of_mask_prob(self, mask_prob: Tensor) -> Tensor:
+        """Inverse of `mask_prob`."""
+        return mask_prob / (1 - self.eps)
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Geometric(Noise):
         return self.total(t) * math.log(self.sigma_max / self.sigma_min)
 
     def time_of(self, total: Tensor) -> Tensor:
-        """The time at which the total noise is so much."""
+        """Inverse of `total`."""
         return (total / self.sigma_min).log() / math.log(self.sigma_max / self.sigma_min)
 
 
@@ -148,12 +148,12 @@ class Linear(Noise):
         return torch.full_like(t, self.sigma_max - self.sigma_min)
 
     def time_of(self, total: Tensor) -> Tensor:
-        """The time at which the total noise is so much."""
+        """Inverse of `total`."""
         return (total - self.sigma_min) / (self.sigma_max - self.sigma_min)
 
-    def at(self, share: Tensor) -> Tensor:
-        """The time at which so many have moved."""
-        return self.time_of(-torch.log1p(-share))
+    def time_of_mask_prob(self, mask_prob: Tensor) -> Tensor:
+        """Inverse of `mask_prob`."""
+        return self.time_of(-torch.log1p(-mask_prob))
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ class Exponential(Noise):
         return self.sigma_min * (self.sigma_max / self.sigma_min) ** t
 
     def time_of(self, total: Tensor) -> Tensor:
-        """The time at which the total noise is so much."""
+        """Inverse of `total`."""
         rate = math.log(self.sigma_max / self.sigma_min)
         return torch.log1p(total * rate / self.sigma_min) / rate
 
@@ -193,8 +193,8 @@ class Cosine(Noise):
         return (1 - self.eps) * math.pi / 2 * slope * torch.exp(self.total(t))
 
 
-class Shares(Noise):
-    """A schedule given by the share of moved tokens and the weight."""
+class ByMaskProb(Noise):
+    """A schedule given by mask_prob and weight."""
 
     def total(self, t: Tensor) -> Tensor:
         return -torch.log1p(-self.mask_prob(t))
@@ -204,9 +204,9 @@ class Shares(Noise):
 
 
 @dataclass(frozen=True)
-class Affine(Shares):
-    """share = eps + (1 - eps) t, weight 1 / share, t from 0 on (LLaDA). Its spread is the least of
-    those whose weight is 1 / t."""
+class Affine(ByMaskProb):
+    """mask_prob = eps + (1 - eps) t, weight 1 / mask_prob, t from 0 on (LLaDA). The loss has less
+    variance than with the other schedules of weight about 1 / t."""
 
     eps: float = 1e-3
     t_min = 0.0
@@ -219,8 +219,8 @@ class Affine(Shares):
 
 
 @dataclass(frozen=True)
-class Clamped(Shares):
-    """share = max(t, eps), weight 1 / share (the usual guard against t = 0)."""
+class Clamped(ByMaskProb):
+    """mask_prob = max(t, eps), weight 1 / mask_prob (the usual guard against t = 0)."""
 
     eps: float = 1e-5
     t_min = 0.0
@@ -233,8 +233,8 @@ class Clamped(Shares):
 
 
 @dataclass(frozen=True)
-class Power(Shares):
-    """share = t^power (BD3: 1, its log-linear; 2, square; 0.5, square root)."""
+class Power(ByMaskProb):
+    """mask_prob = t^power (BD3: 1, its log-linear; 2, square; 0.5, square root)."""
 
     power: float = 1.0
     eps: float = 1e-3
@@ -247,8 +247,8 @@ class Power(Shares):
 
 
 @dataclass(frozen=True)
-class Log(Shares):
-    """share = log2(1 + t) (BD3)."""
+class Log(ByMaskProb):
+    """mask_prob = log2(1 + t) (BD3)."""
 
     def mask_prob(self, t: Tensor) -> Tensor:
         return torch.log1p(t) / math.log(2)
@@ -265,11 +265,11 @@ def clamp_sigma(noise: Noise, sigma: Tensor) -> Tensor:
 
 def importance(noise: "LogLinear | Linear", u: Tensor) -> tuple[Tensor, float]:
     """u (...) in [0, 1] -> times t whose density is proportional to the weight, u = 0 at the end,
-    and the weight that every masked token then has (MDLM, its importance sampling). The share of
-    moved tokens is log-uniform between 1 - e^-sigma_min, sigma_min = 1e-3, and its maximum."""
-    most = noise.mask_prob(torch.ones(())).log()
-    least = math.log(-math.expm1(-1e-3))
-    return noise.at(torch.exp(u * most + (1 - u) * least)), -least
+    and the weight that every masked token then has (MDLM, its importance sampling). mask_prob is
+    log-uniform between 1 - e^-sigma_min, sigma_min = 1e-3, and its maximum."""
+    log_max = noise.mask_prob(torch.ones(())).log()
+    log_min = math.log(-math.expm1(-1e-3))
+    return noise.time_of_mask_prob(torch.exp(u * log_max + (1 - u) * log_min)), -log_min
 
 
 NOISES: dict[str, Callable[..., Noise]] = {
@@ -336,8 +336,9 @@ class Uniform:
             1/n sum over y != x of s_y - r_y log s_y + r_y (log r_y - 1)
 
         with the true ratio r_y = p(y | x0) / p(x | x0). That is rho = e / (e + n), e = e^sigma - 1,
-        where x = x0; elsewhere it is 1 at all y but x0, and 1 / rho there. (1 - n / (e + n) would
-        have lost every digit at n = 50257, sigma = 1e-4.) Overwrites log_score.
+        where x = x0; elsewhere it is 1 at all y but x0, and 1 / rho at x0. (Computed as
+        1 - n / (e + n), rho would lose every digit at n = 50257, sigma = 1e-4.) Overwrites
+        log_score.
         """
         n, e, same = self.n, torch.expm1(sigma.double()), x == x0
         log_rho = e.log() - (e + n).log()
@@ -346,12 +347,12 @@ class Uniform:
         at_x, at_x0 = log_score[row, torch.stack([x, x0], 1)].unbind(1)
         others = log_score.sum(1) - at_x
         score = log_score.scatter_(1, x[:, None], -torch.inf).exp().sum(1)
-        more = torch.where(same, 0.0, n / e)  # of r at x0, than at the other y
+        excess = torch.where(same, 0.0, n / e)  # r at x0 less r at the other y
         const = torch.where(
             same, (n - 1) * r * (log_rho - 1), (-log_rho - 1) / log_rho.exp() - (n - 2)
         )
-        r, more, const = (v.to(log_score.dtype) for v in (r, more, const))
-        return (score - r * others - more * at_x0 + const) / n, score
+        r, excess, const = (v.to(log_score.dtype) for v in (r, excess, const))
+        return (score - r * others - excess * at_x0 + const) / n, score
 
     def prior_nats(self, sigma: Tensor) -> Tensor:
         """KL(x_sigma | x_0 || uniform) of one token, float64 nats."""
@@ -403,8 +404,8 @@ class Absorbing:
     def score_entropy(
         self, log_score: Tensor, x: Tensor, x0: Tensor, sigma: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Score entropy (SEDD, Eq. 10) of log_score (R, V) at masked places, every other has none,
-        and the sum of the scores, each (R,); x0, sigma (R,).
+        """Score entropy (SEDD, Eq. 10) of log_score (R, V) at masked positions, the only ones with
+        a score entropy, and the sum of the scores, each (R,); x0, sigma (R,).
 
             sum over y of s_y - r log s_x0 + r (log r - 1)
 
@@ -458,13 +459,13 @@ class Noisy(NamedTuple):
     """A corrupted batch, on the CPU: B rows of T positions."""
 
     x0: Tensor  # (B, T) int64: the text
-    xt: Tensor  # (B, T) int64: what the network sees of it
-    scored: Tensor  # (B, T) bool: places that the loss is a sum over
+    xt: Tensor  # (B, T) int64: the corrupted text, the input of the network
+    scored: Tensor  # (B, T) bool: positions that the loss is a sum over
     sigma: Tensor  # (B,) total noise
-    weight: Tensor  # (B,) of the loss at every scored place
-    count: int = 0  # what the loss is divided by, such as the positions that the model writes
-    inside: Tensor | None = None  # (B, 1, T) bool: places that may be attended to; None: all
-    clean: Tensor | None = None  # block diffusion: the rows that xt are the blocks of
+    weight: Tensor  # (B,) factor of the loss at every scored position
+    count: int = 0  # divisor of the loss, such as the number of target positions
+    inside: Tensor | None = None  # (B, 1, T) bool: positions that may be attended to; None: all
+    clean: Tensor | None = None  # block diffusion: uncorrupted rows, of which xt has the blocks
 
 
 class ScoreEntropy(Objective):
@@ -473,36 +474,36 @@ class ScoreEntropy(Objective):
     The network gives log p_sigma(y) / p_sigma(x). On the absorbing graph, scale_by_sigma takes
     log(e^sigma - 1) + log n off its output, so that 0 is the uniform guess; normalize takes a
     log-softmax first, which is the form of the true score (RADD, Thm 1) and turns score entropy
-    into cross entropy weighted by 1 / (e^sigma - 1). Padding is a token like any other: it is
-    learnt, and tells where a text ends.
+    into cross entropy weighted by 1 / (e^sigma - 1). Padding is a token like any other: the model
+    learns it, and so where a text ends.
     """
 
     def __init__(
         self, graph: Graph, noise: Noise, scale_by_sigma: bool = True, normalize: bool = False
     ):
-        assert graph.absorbing or not normalize, "only masked places have a softmax for a score"
+        assert graph.absorbing or not normalize, "only masked positions have a softmax for a score"
         self.graph, self.noise = graph, noise
         self.scaled, self.normalize = scale_by_sigma and graph.absorbing, normalize
         self.mask_id = graph.mask_id if graph.absorbing else None
         self.network_kwargs = {"causal": False, "time": True, "vocab_size": graph.states}
         self.samplers = ("analytic", "euler", *(SAMPLERS if graph.absorbing else ()))
-        way = "k of n tokens masked" if graph.absorbing else "and the entropy of its noise at t = 1"
-        self.estimator = f"variational bound of score entropy (SEDD, theorem 3.6), {way}"
+        term = "k of n tokens masked" if graph.absorbing else "plus the prior KL at t = 1"
+        self.estimator = f"variational bound of score entropy (SEDD, theorem 3.6), {term}"
 
     # -- loss --
 
     def corrupt(self, batch: Batch, rng: torch.Generator) -> Noisy:
-        """One t per row, low-discrepancy; given places stay."""
-        x0, written, low = batch.ids, ~batch.prompt_mask, self.noise.t_min
-        t = low + (1 - low) * low_discrepancy_uniform(len(x0), rng)
+        """One t per row, low-discrepancy; the prompt stays."""
+        x0, t_min = batch.ids, self.noise.t_min
+        t = t_min + (1 - t_min) * low_discrepancy_uniform(len(x0), rng)
         sigma, rate = self.noise.total(t), self.noise.rate(t)
         xt = self.perturb(x0, batch.prompt_mask, sigma, rng)
-        return self.noisy(x0, xt, written, sigma, rate)
+        return self.noisy(x0, xt, ~batch.prompt_mask, sigma, rate)
 
     def perturb(
         self, x0: Tensor, prompt_mask: Tensor, sigma: Tensor, rng: torch.Generator
     ) -> Tensor:
-        """x_sigma from x0 (B, T); sigma (B,); given places stay."""
+        """x_sigma from x0 (B, T); sigma (B,); the prompt stays."""
         u = torch.rand(x0.shape, generator=rng)
         other = None
         if not self.graph.absorbing:
@@ -510,22 +511,22 @@ class ScoreEntropy(Objective):
         return torch.where(prompt_mask, x0, self.graph.move(x0, sigma[:, None], u, other))
 
     def noisy(
-        self, x0: Tensor, xt: Tensor, written: Tensor, sigma: Tensor, weight: Tensor
+        self, x0: Tensor, xt: Tensor, target_mask: Tensor, sigma: Tensor, weight: Tensor
     ) -> Noisy:
-        """x0, xt, written (B, T), sigma and weight (B,). On the absorbing graph only masked places
-        have a score."""
-        scored = written & (xt == self.mask_id) if self.graph.absorbing else written
-        return Noisy(x0, xt, scored, sigma, weight, int(written.sum()))
+        """x0, xt, target_mask (B, T), sigma and weight (B,). On the absorbing graph only masked
+        positions have a score."""
+        scored = target_mask & (xt == self.mask_id) if self.graph.absorbing else target_mask
+        return Noisy(x0, xt, scored, sigma, weight, int(target_mask.sum()))
 
     def loss(self, net: Any, noisy: Noisy) -> Loss:
         """Denoising score entropy, integrated over t with one t per row (SEDD, Eq. 10), summed.
-        Nats; divided by `count` it bounds the nats per written position, padding included."""
-        total, each, _, ce = self.score_entropy(net, noisy)
-        return Loss(total, noisy.count, {} if ce is None else {"ce": metric(ce, len(each))})
+        Nats; divided by `count` it bounds the nats per target position, padding included."""
+        total, losses, _, ce = self.score_entropy(net, noisy)
+        return Loss(total, noisy.count, {} if ce is None else {"ce": metric(ce, len(losses))})
 
     def score_entropy(self, net: Any, noisy: Noisy) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Score entropy times weight at the scored places -> (sum (), of each place (R,), the row
-        that it belongs to (R,), sum () of its plain cross entropy or None)."""
+        """Score entropy times weight at the scored positions -> (sum (), per position (R,), its row
+        (R,), sum () of the unweighted cross entropy or None)."""
         device = net.head.weight.device
         time = self.condition(net, noisy.sigma, device)
         h, row, col = features_at(net, noisy.xt, noisy.scored, time)
@@ -535,8 +536,8 @@ class ScoreEntropy(Objective):
         sigma = to_device(sigma, device)
         if self.normalize:  # the score is a softmax, and score entropy a weighted cross entropy
             weight = to_device(weight, device) / torch.expm1(sigma)
-            total, each = chunked_cross_entropy(net.head, h, x0, weight.float(), self.mask_id)
-            return total, each, row, (each / weight).sum()
+            total, losses = chunked_cross_entropy(net.head, h, x0, weight.float(), self.mask_id)
+            return total, losses, row, (losses / weight).sum()
         weight = to_device(weight.float(), device)
         shift = None if shift is None else to_device(shift.float(), device)
         ce = torch.zeros((), device=device)
@@ -548,18 +549,18 @@ class ScoreEntropy(Objective):
             ce.add_((score.detach().log() - at_x0).sum())
             return weight[part] * loss
 
-        total, each = chunked_loss(net.head, h, loss_fn, banned=self.mask_id)
-        return total, each, row, ce if self.graph.absorbing else None
+        total, losses = chunked_loss(net.head, h, loss_fn, banned=self.mask_id)
+        return total, losses, row, ce if self.graph.absorbing else None
 
     def condition(self, net: Any, sigma: Tensor, device: torch.device) -> Tensor | None:
-        """What the network is told of sigma (B,): nothing if it was built without time, and no
-        level beyond those of the sampling grid."""
+        """sigma (B,) clamped to the range of the sampling grid, or None for a network without
+        time."""
         if net.time is None:
             return None
         return to_device(clamp_sigma(self.noise, sigma), device)
 
     def shift(self, sigma: Tensor) -> Tensor | None:
-        """What is taken off the network's output to make it a log-score; None for nothing."""
+        """(R,) to subtract from the network's output to make it a log-score; None for nothing."""
         if not (self.normalize or self.scaled):
             return None
         log_e = torch.expm1(sigma.double()).log()
@@ -569,31 +570,32 @@ class ScoreEntropy(Objective):
 
     @torch.no_grad()
     def bound(self, net: Any, batch: Batch, rng: torch.Generator, samples: int = 1) -> Tensor:
-        """(B,) float64 nats: the evidence bound of the chain (SEDD, Thm 3.6), whatever the noise
-        schedule, which is only a clock. The integral runs over m = 1 - e^-sigma, the share of
-        moved tokens; the network is told sigma within the range that it was trained on."""
+        """(B,) float64 nats: the evidence bound of the chain (SEDD, Thm 3.6). It does not depend on
+        the noise schedule: the integral runs over m = 1 - e^-sigma, the probability that a token
+        has been replaced. The network gets sigma clamped to the range that it was trained on."""
         bounds = [self._bound_once(net, batch, rng, i, samples) for i in range(samples)]
         return torch.stack(bounds).mean(0)
 
     def _bound_once(self, net: Any, batch: Batch, rng: Any, i: int, samples: int) -> Tensor:
-        x0, written = batch.ids, ~batch.prompt_mask
-        count = written.sum(1)
-        pick = (i + torch.rand(len(x0), generator=rng, dtype=torch.float64)) / samples
+        x0, target_mask = batch.ids, ~batch.prompt_mask
+        count = target_mask.sum(1)
+        u_row = (i + torch.rand(len(x0), generator=rng, dtype=torch.float64)) / samples
         if self.graph.absorbing:
-            masked, k, m = mask_k_tokens(written, pick, rng)
+            masked, k, m = mask_k_tokens(target_mask, u_row, rng)
             xt = x0.masked_fill(masked, self.mask_id)
-            weight, extra = count / k.double() * m / (1 - m), torch.zeros(len(x0)).double()
+            weight, prior = count / k.double() * m / (1 - m), torch.zeros(len(x0)).double()
         else:
             end = self.noise.total(torch.tensor(1.0, dtype=torch.float64))
-            top = -torch.expm1(-end)
-            m = (top * pick).clamp(min=1e-9)
+            m_max = -torch.expm1(-end)
+            m = (m_max * u_row).clamp(min=1e-9)
             u = torch.rand(x0.shape, generator=rng, dtype=torch.float64)
             other = torch.randint(self.graph.n, x0.shape, generator=rng)
-            xt = torch.where(written, self.graph.move(x0, -torch.log1p(-m)[:, None], u, other), x0)
-            weight, extra = top / (1 - m), count * self.graph.prior_nats(end)
-        noisy = self.noisy(x0, xt, written, -torch.log1p(-m), weight)
-        _, each, row, _ = self.score_entropy(net, noisy)
-        return extra + torch.zeros(len(x0)).double().index_add_(0, row, each.double().cpu())
+            moved = self.graph.move(x0, -torch.log1p(-m)[:, None], u, other)
+            xt = torch.where(target_mask, moved, x0)
+            weight, prior = m_max / (1 - m), count * self.graph.prior_nats(end)
+        noisy = self.noisy(x0, xt, target_mask, -torch.log1p(-m), weight)
+        _, losses, row, _ = self.score_entropy(net, noisy)
+        return prior + torch.zeros(len(x0)).double().index_add_(0, row, losses.double().cpu())
 
     # -- sampling --
 
@@ -620,15 +622,15 @@ class ScoreEntropy(Objective):
 # ==================================================================================================
 # 4. Masked diffusion: text is destroyed by masking tokens and learnt by predicting them
 #
-# At time t each written token is replaced by MASK with probability p(t); the network sees the rest
-# in both directions and predicts what is masked. The loss, weight(t) times the cross entropy of
-# the masked tokens, integrates to an upper bound on -log p(text) (MDLM, eq. 10). What is published
-# under different names differs in book-keeping only, and that is what the options are:
+# At time t each token outside the prompt is replaced by MASK with probability mask_prob(t); the
+# network sees the rest in both directions and predicts the masked tokens. The loss, weight(t) times
+# their cross entropy, integrates to an upper bound on -log p(text) (MDLM, eq. 10). The published
+# models differ only in these options:
 #
 #     noise        loglinear (MDLM), affine (LLaDA), clamped (t >= 1e-5), linear, cosine, geometric
-#     time         true, false, or zero: told the noise, not built for it, always told none (MDLM)
-#     loss_per     token: all written places weigh alike (MDLM, LLaDA); answer: every row does,
-#                  whatever its length (LLaDA's fine-tuning); sequence: the sum of a row counts
+#     time_input   whether the network has an input for sigma; zero_time: it is always 0 (MDLM)
+#     loss_per     token: mean over target positions (MDLM, LLaDA); answer: mean over rows of the
+#                  mean of each row (LLaDA's fine-tuning); sequence: mean over rows of their sums
 #     padding      learn: a token like any other; crop: the same, up to the longest row of the
 #                  batch; ignore: neither seen nor scored
 #     random_length  LLaDA cuts 1 % of its batches to a random length
@@ -636,22 +638,22 @@ class ScoreEntropy(Objective):
 #     MDLM   Sahoo et al. 2024, Simple and Effective Masked Diffusion Language Models,
 #            arXiv 2406.07524
 #     LLaDA  Nie et al. 2025, Large Language Diffusion Models, arXiv 2502.09992
-#     RADD   Ou et al. 2024, arXiv 2406.03736, where the same loss is found from the score's side
+#     RADD   Ou et al. 2024, arXiv 2406.03736, which derives the same loss from score entropy
 # ==================================================================================================
 
 
 def answer_counts(n: int, copies: int, k: int) -> Tensor:
-    """(copies,) int64: how many of n places to mask in each copy of a row, from k in 1..n on, in
-    equal steps around the circle 1..n: spread evenly, whatever k is. Halves are rounded to even, so
-    where n / copies has some, even numbers are a little too frequent (LLaDA's evaluation)."""
+    """(copies,) int64: how many of n positions to mask in each copy of a row: k in 1..n, then equal
+    steps of n / copies modulo n. Halves are rounded to even, so even numbers are a little too
+    frequent where steps end in .5 (LLaDA's evaluation)."""
     steps = k + torch.arange(copies, dtype=torch.float64) * n / copies
     return (steps.round().long() - 1) % n + 1
 
 
 class Guided:
-    """A network with guidance towards the places (B, T) bool that are given: (1 + cfg) times its
-    logits, less cfg times those that it has with these places masked (LLaDA). Features are those of
-    both, side by side (B, T, 2C)."""
+    """A network with classifier-free guidance towards the prompt: (1 + cfg) times its logits, less
+    cfg times its logits with the prompt (B, T) masked (LLaDA). The features of both are
+    concatenated, (B, T, 2C)."""
 
     def __init__(self, net: Any, prompt_mask: Tensor, mask_id: int, cfg: float):
         self.net, self.prompt_mask, self.mask_id, self.cfg = net, prompt_mask, mask_id, cfg
@@ -664,15 +666,14 @@ class Guided:
         mask: Tensor | None = None,
         cache: Cache | None = None,
     ) -> Tensor:
-        """As Transformer.features; a cache has rows for both, those of the masked prompts behind
-        the others."""
-        more: dict[str, Any] = {} if mask is None else {"mask": torch.cat([mask, mask])}
+        """As Transformer.features; a cache has twice the rows, those of the masked prompts last."""
+        options: dict[str, Any] = {} if mask is None else {"mask": torch.cat([mask, mask])}
         if cache is not None:
             cache.rows = torch.cat([cache.rows, cache.rows + cache.size[0] // 2])
-            more["cache"] = cache
+            options["cache"] = cache
         blind = ids.masked_fill(self.prompt_mask.to(ids.device), self.mask_id)
         time = None if time is None else torch.cat([time, time])
-        h = self.net.features(torch.cat([ids, blind]), time, **more)
+        h = self.net.features(torch.cat([ids, blind]), time, **options)
         return torch.cat(h.chunk(2), -1)
 
     def logits(self, h: Tensor) -> Tensor:
@@ -685,7 +686,7 @@ class Guided:
 
     @property
     def head(self) -> SimpleNamespace:
-        """The same as one matrix (V, 2C), for losses in chunks."""
+        """The head as one matrix (V, 2C), for chunked_loss."""
         weight, bias = self.net.head.weight, self.net.head.bias
         return SimpleNamespace(
             weight=torch.cat([(1 + self.cfg) * weight, -self.cfg * weight], 1), bias=bias
@@ -710,18 +711,18 @@ class Masked(Objective):
         random_length: float = 0.0,
         by_importance: bool = False,
     ):
-        grown = vocab_size if mask_id is not None else vocab_size + 1
+        states = vocab_size if mask_id is not None else vocab_size + 1
         self.mask_id = vocab_size if mask_id is None else mask_id
         self.noise, self.zero_time = noise, zero_time
         self.loss_per, self.padding = loss_per, padding
         self.random_length, self.by_importance = random_length, by_importance
-        self.network_kwargs = {"causal": False, "time": True, "vocab_size": grown}
+        self.network_kwargs = {"causal": False, "time": True, "vocab_size": states}
 
     @property
     def samplers(self) -> tuple[str, ...]:
         return tuple(SAMPLERS)  # chapter 7
 
-    # -- what is written --
+    # -- the target positions, without padding --
 
     def target_mask(self, batch: Batch) -> Tensor:
         if self.padding == "learn":
@@ -734,74 +735,75 @@ class Masked(Objective):
         return torch.arange(batch.ids.shape[1]) < batch.length[:, None]  # (B, T)
 
     def cut(self, batch: Batch, rng: torch.Generator | None) -> Batch:
-        """The batch without the columns that hold nothing but padding, unless that is learnt; and
-        now and then, in training, at a random length (LLaDA, appendix B.1)."""
+        """The batch without columns of padding only, unless padding="learn". With an rng (in
+        training), cut to a random length with probability `random_length` (LLaDA, appendix
+        B.1)."""
         T = batch.ids.shape[1]
         if self.padding != "learn":
             T = max(1, int(batch.length.max()))
         if rng is not None and self.random_length:
-            chance, share = torch.rand(2, generator=rng).tolist()
-            T = 1 + int(share * T) if chance < self.random_length else T
+            chance, length = torch.rand(2, generator=rng).tolist()
+            T = 1 + int(length * T) if chance < self.random_length else T
         return Batch(batch.ids[:, :T], batch.prompt_mask[:, :T], batch.length.clamp(max=T))
 
     # -- loss --
 
     def times(self, B: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """t (B,), one in each of B strata of the schedule's range, and the weights (B,) there."""
-        low = self.noise.t_min
-        t = low + (1 - low) * low_discrepancy_uniform(B, rng)
+        """t (B,), one in each of B strata of the schedule's range, and its weights (B,)."""
+        t_min = self.noise.t_min
+        t = t_min + (1 - t_min) * low_discrepancy_uniform(B, rng)
         if not self.by_importance:
             return t, self.weight(t)
         t, weight = importance(self.noise, t)
         return t, torch.full_like(t, weight)
 
     def weight(self, t: Tensor) -> Tensor:
-        """Of the cross entropy of every masked token at t (B,), in training: alpha'(t) /
-        (1 - alpha(t)) (MDLM, eq. 10)."""
+        """Factor of the cross entropy of the masked tokens at t (B,), in training:
+        alpha'(t) / (1 - alpha(t)) (MDLM, eq. 10)."""
         return self.noise.weight(t)
 
     def corrupt(self, batch: Batch, rng: torch.Generator) -> Noisy:
-        """Each written token is masked with the probability of the schedule at the row's t. Divided
-        by `count`, the loss is the mean that `loss_per` asks for."""
+        """Each target token is masked with probability mask_prob(t), t drawn for each row. Divided
+        by `count`, the loss is the mean that `loss_per` defines."""
         batch = self.cut(batch, rng)
         t, weight = self.times(len(batch.ids), rng)
-        written, u = self.target_mask(batch), torch.rand(batch.ids.shape, generator=rng)
-        masked = written & (u < self.noise.mask_prob(t)[:, None])
-        each, count = written.sum(1), int(written.sum())
+        target_mask, u = self.target_mask(batch), torch.rand(batch.ids.shape, generator=rng)
+        masked = target_mask & (u < self.noise.mask_prob(t)[:, None])
+        lengths, count = target_mask.sum(1), int(target_mask.sum())
         if self.loss_per != "token":
-            count = int((each > 0).sum())
-            weight = weight / each.clamp(min=1) if self.loss_per == "answer" else weight
+            count = int((lengths > 0).sum())
+            weight = weight / lengths.clamp(min=1) if self.loss_per == "answer" else weight
         return self.noisy(batch, masked, weight, self.noise.total(t), count)
 
     def noisy(
         self, batch: Batch, masked: Tensor, weight: Tensor, sigma: Tensor, count: int = 0
     ) -> Noisy:
-        """A batch that is cut already, masked (B, T) bool, weight and sigma (B,)."""
+        """`batch` is the result of `cut`; masked (B, T) bool, weight and sigma (B,)."""
         inside = self.inside(batch)[:, None] if self.padding == "ignore" else None
         xt = batch.ids.masked_fill(masked, self.mask_id)
         return Noisy(batch.ids, xt, masked, sigma, weight, count, inside)
 
     def loss(self, net: Any, noisy: Noisy) -> Loss:
         """weight(t) times the cross entropy of the masked tokens, summed; nats (MDLM, eq. 10)."""
-        total, each, row = self.cross_entropy(net, noisy)
-        plain = (each / to_device(noisy.weight[row], each.device)).sum()
-        return Loss(total, noisy.count, {"ce": metric(plain, len(each))})
+        total, losses, row = self.cross_entropy(net, noisy)
+        unweighted = (losses / to_device(noisy.weight[row], losses.device)).sum()
+        return Loss(total, noisy.count, {"ce": metric(unweighted, len(losses))})
 
     def features(self, net: Any, noisy: Noisy) -> tuple[Tensor, Tensor, Tensor]:
-        """Features at the masked places -> (h (R, C), row (R,), column (R,))."""
+        """Features at the masked positions -> (h (R, C), row (R,), column (R,))."""
         time = self.condition(net, noisy.sigma, net.head.weight.device)
         return features_at(net, noisy.xt, noisy.scored, time, noisy.inside)
 
     def cross_entropy(self, net: Any, noisy: Noisy) -> tuple[Tensor, Tensor, Tensor]:
-        """Cross entropy times weight at the masked places -> (sum (), of each place (R,), the row
-        that it belongs to (R,))."""
+        """Cross entropy times weight at the masked positions -> (sum (), per position (R,), its row
+        (R,))."""
         h, row, col = self.features(net, noisy)
         target = to_device(noisy.x0[row, col], h.device)
         weight = to_device(noisy.weight[row].float(), h.device)
         return *chunked_cross_entropy(net.head, h, target, weight, self.mask_id), row
 
     def condition(self, net: Any, sigma: Tensor, device: torch.device) -> Tensor | None:
-        """What the network is told of sigma (B,): no level beyond those of training."""
+        """sigma (B,) clamped to the range seen in training, or None for a network without time."""
         if net.time is None:
             return None
         if self.zero_time:
@@ -817,33 +819,33 @@ class Masked(Objective):
         batch, bounds = self.cut(batch, None), []
         for i in range(samples):
             u = torch.rand(len(batch.ids), generator=rng, dtype=torch.float64)
-            masked, k, share = mask_k_tokens(self.target_mask(batch), (i + u) / samples, rng)
+            masked, k, mask_prob = mask_k_tokens(self.target_mask(batch), (i + u) / samples, rng)
             weight = self.target_mask(batch).sum(1) / k.double()
-            noisy = self.noisy(batch, masked, weight, -torch.log1p(-share))
+            noisy = self.noisy(batch, masked, weight, -torch.log1p(-mask_prob))
             bounds.append(self.nats_by_row(net, noisy))
         return torch.stack(bounds).mean(0)
 
     def nats_by_row(self, net: Any, noisy: Noisy) -> Tensor:
         """The loss of each row: (B,) float64."""
-        _, each, row = self.cross_entropy(net, noisy)
+        _, losses, row = self.cross_entropy(net, noisy)
         total = torch.zeros(len(noisy.x0), dtype=torch.float64)
-        return total.index_add_(0, row, each.double().cpu())
+        return total.index_add_(0, row, losses.double().cpu())
 
     @torch.no_grad()
     def discrete_bound(
         self, net: Any, batch: Batch, rng: torch.Generator, T: int, samples: int = 1
     ) -> Tensor:
-        """(B,) float64 nats: the bound of the sampler with T steps of equal share (MDLM, eq. 8),
-        each place masked by itself. It falls to `bound` as T grows: what fewer steps cost."""
+        """(B,) float64 nats: the bound of the sampler with T steps of equal mask_prob (MDLM, eq.
+        8), positions masked independently. It decreases to `bound` as T grows."""
         batch, bounds = self.cut(batch, None), []
         for i in range(samples):
             u = torch.rand(len(batch.ids), generator=rng, dtype=torch.float64)
             step = ((i + u) / samples * T).long()  # from (step + 1) / T to step / T
-            share = (step + 1) / T
-            places = torch.rand(batch.ids.shape, generator=rng, dtype=torch.float64)
-            masked = self.target_mask(batch) & (places < share[:, None])
-            sigma = -torch.log1p(-share.clamp(max=1 - 1e-9))
-            noisy = self.noisy(batch, masked, 1 / share.double(), sigma)
+            mask_prob = (step + 1) / T
+            u = torch.rand(batch.ids.shape, generator=rng, dtype=torch.float64)
+            masked = self.target_mask(batch) & (u < mask_prob[:, None])
+            sigma = -torch.log1p(-mask_prob.clamp(max=1 - 1e-9))
+            noisy = self.noisy(batch, masked, 1 / mask_prob.double(), sigma)
             bounds.append(self.nats_by_row(net, noisy))
         return torch.stack(bounds).mean(0)
 
@@ -858,11 +860,11 @@ class Masked(Objective):
         batch_size: int = 16,
         cfg: float = 0.0,
     ) -> float:
-        """Estimate, in nats, of a lower bound on log p(answer | given) of one row: ids (T,), its
-        answer all that is not given (T,). `samples`, a multiple of batch_size, maskings of exactly
-        so many places, their numbers spread evenly in each batch: the protocol of published scores
-        (LLaDA, appendix B.5). Without guidance its mean is that of -`bound`, but for the rounding
-        in `answer_counts`."""
+        """Estimate, in nats, of a lower bound on log p(answer | prompt) of one row ids (T,), whose
+        answer is what lies outside prompt_mask (T,). `samples`, a multiple of batch_size, is the
+        number of maskings; each masks an exact number of positions, from `answer_counts`. This is
+        the protocol of published scores (LLaDA, appendix B.5). Without guidance its mean is that of
+        -`bound`, but for the rounding in `answer_counts`."""
         assert samples % batch_size == 0 and not prompt_mask.all(), (
             samples,
             batch_size,
@@ -870,20 +872,20 @@ class Masked(Objective):
         )
         batch = Batch(*(x.expand(batch_size, -1) for x in (ids, prompt_mask)), None)
         batch = batch._replace(length=torch.full((batch_size,), len(ids)))
-        seen = Guided(net, batch.prompt_mask, self.mask_id, cfg) if cfg else net
+        net = Guided(net, batch.prompt_mask, self.mask_id, cfg) if cfg else net
         total, n = 0.0, int((~prompt_mask).sum())
         for _ in range(samples // batch_size):
             masked = torch.zeros_like(batch.prompt_mask)
             masked[:, ~prompt_mask] = self.answer_masks(n, batch_size, rng)
             k = masked.sum(1).double()
-            # what is told of the noise may depend on k in any way: the bound holds for all of them
+            # any function of k would do as the time input: the bound holds for all of them
             sigma = -torch.log1p(-k / (n + 1))
             noisy = self.noisy(batch, masked, n / k, sigma)
-            total += float(self.nats_by_row(seen, noisy).mean())
+            total += float(self.nats_by_row(net, noisy).mean())
         return -total * batch_size / samples
 
     def answer_masks(self, n: int, copies: int, rng: torch.Generator) -> Tensor:
-        """(copies, n) bool: which places of an answer to mask in each copy."""
+        """(copies, n) bool: which positions of an answer to mask in each copy."""
         k = int(torch.randint(1, n + 1, (), generator=rng))
         order = torch.rand(copies, n, generator=rng).argsort(1)
         return order < answer_counts(n, copies, k)[:, None]
@@ -895,9 +897,9 @@ class Masked(Objective):
 
 
 class MaskedTokens(Masked):
-    """The loss of masked language models: the cross entropy of masked tokens, each of which weighs
-    alike whatever the time, averaged over those that are masked. A network without time; samplers
-    and bound are those of masked diffusion."""
+    """The loss of masked language models: the mean cross entropy of the masked tokens, with the
+    same weight at every t. The network has no time input; samplers and bound are those of masked
+    diffusion."""
 
     def __init__(self, vocab_size: int, mask_id: int | None, noise: Noise, **options: Any):
         super().__init__(vocab_size, mask_id, noise, **options)
@@ -909,7 +911,7 @@ class MaskedTokens(Masked):
         return noisy._replace(weight=weight, count=int(noisy.scored.sum()))
 
     def loss(self, net: Any, noisy: Noisy) -> Loss:
-        """Cross entropy of the masked tokens, summed, and how many they are; nats."""
+        """Sum of the cross entropy of the masked tokens in nats, and their number."""
         total, _, _ = self.cross_entropy(net, noisy)
         return Loss(total, noisy.count, {})
 
@@ -922,8 +924,8 @@ class MaskedTokens(Masked):
 #
 # log p(x) = sum_b log p(x_b | x_<b), and each term has the bound of masked diffusion (BD3). A
 # block as long as the row is masked diffusion; blocks of one token, which are always masked, are
-# an autoregressive model. Given tokens are clean wherever they stand, but no block sees what is
-# given in the blocks to its right: infilling works within a block, and continuation anywhere.
+# an autoregressive model. Prompt tokens are clean wherever they stand, but no block sees those in
+# the blocks to its right: infilling works within a block only, continuation anywhere.
 # ==================================================================================================
 
 
@@ -941,8 +943,8 @@ def block_mask(T: int, length: int, device: torch.device) -> Tensor:
 
 
 class Cells(NamedTuple):
-    """A batch whose rows are blocks, B times as many as a row has: what masked diffusion is done
-    on. The last block of a row is filled up with places that count as given."""
+    """A batch whose rows are blocks, B times as many as a row has, for masked diffusion. The last
+    block of a row is filled up with positions that count as prompt."""
 
     ids: Tensor  # (B nb, L) int64
     prompt_mask: Tensor  # (B nb, L) bool
@@ -957,17 +959,17 @@ def cells(batch: Batch, length: int) -> Cells:
     fill = -T % size
     ids, prompt_mask = F.pad(batch.ids, (0, fill)), F.pad(batch.prompt_mask, (0, fill), value=True)
     start = torch.arange(0, T, size)
-    own = (batch.length[:, None] - start).clamp(0, size)
-    return Cells(ids.view(-1, size), prompt_mask.view(-1, size), own.flatten(), batch)
+    lengths = (batch.length[:, None] - start).clamp(0, size)
+    return Cells(ids.view(-1, size), prompt_mask.view(-1, size), lengths.flatten(), batch)
 
 
 class NoisyAndClean:
-    """A network that is shown noised blocks and sees each with the clean blocks before it, in one
-    pass over 2T positions, 0 to T - 1 twice. Clean tokens are told `still`, the lowest level, but
-    for a network that is told the same everywhere (`per_row`)."""
+    """A network that sees each noised block with the clean blocks before it, in one pass over 2T
+    positions, 0 to T - 1 twice. The time input of clean tokens is `clean_time`, the lowest level;
+    with `per_row` all tokens of a row get the same time."""
 
-    def __init__(self, net: Any, x0: Tensor, still: Tensor | None, per_row: bool):
-        self.net, self.x0, self.still, self.per_row = net, x0, still, per_row
+    def __init__(self, net: Any, x0: Tensor, clean_time: Tensor | None, per_row: bool):
+        self.net, self.x0, self.clean_time, self.per_row = net, x0, clean_time, per_row
         self.head, self.time = net.head, net.time
 
     def features(self, xt: Tensor, time: Tensor | None, inside: Tensor | None = None) -> Tensor:
@@ -982,7 +984,7 @@ class NoisyAndClean:
             time = time[:B]
         elif time is not None:
             level = time.view(B, -1).repeat_interleave(size, 1)[:, :T]
-            time = torch.cat([level, self.still.expand(B, T)], 1)
+            time = torch.cat([level, self.clean_time.expand(B, T)], 1)
         positions = torch.arange(T, device=xt.device).repeat(2)[None]
         h = self.net.features(both, time, mask, positions)[:, :T]
         return F.pad(h, (0, 0, 0, -T % size)).reshape(len(xt), size, -1)
@@ -991,10 +993,10 @@ class NoisyAndClean:
 class BlockDiffusion(Masked):
     """Masked diffusion of blocks of `length` tokens (0: the whole row); the last may be short.
 
-    Every block has a time of its own, in training from [low, high]: a clipped schedule has less
-    spread where neither very few nor almost all tokens are masked (BD3). Bounds are over
-    the whole range whatever was trained. Published models are told nothing of the noise; a network
-    with time is told of each token's own, and the clean ones that they are clean.
+    Every block has its own t, in training from [low, high]: the loss has less variance where
+    neither very few nor almost all tokens are masked (BD3). Bounds are over the whole range of t
+    whatever was trained. Published models have no time input; a network with time gets the level of
+    each token, and the lowest one for clean tokens.
     """
 
     estimator = "sum over blocks of the variational bound of masked diffusion"
@@ -1011,8 +1013,8 @@ class BlockDiffusion(Masked):
         **options: Any,
     ):
         super().__init__(vocab_size, mask_id, noise, **options)
-        assert self.loss_per == "token" and not self.by_importance, "a row is not one loss here"
-        # a single token is masked or costs nothing: masking it always has no spread at all
+        assert self.loss_per == "token" and not self.by_importance, "bd3: one t per block"
+        # an unmasked single token has no loss, so always masking it estimates without variance
         self.length, self.low, self.high = length, 1.0 if length == 1 else low, high
         if length == 1:
             self.exact, self.estimator = True, "exact likelihood, blocks of one token"
@@ -1022,12 +1024,12 @@ class BlockDiffusion(Masked):
         return ("first_hitting", *(name for name in SAMPLERS if name != "first_hitting"))
 
     def cut(self, batch: Batch, rng: torch.Generator | None) -> Cells:
-        """Blocks instead of rows are what everything below is done on."""
+        """The batch as blocks instead of rows."""
         return cells(super().cut(batch, rng), self.length)
 
     def times(self, B: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """One time in each of B strata of [low, high], in random order: a block's time must not
-        depend on where it stands in the row."""
+        """One t in each of B strata of [low, high], in random order, so that t does not depend on
+        where a block stands in the row."""
         low = max(self.low, self.noise.t_min)
         t = (
             low
@@ -1039,43 +1041,43 @@ class BlockDiffusion(Masked):
         return super().noisy(batch, *args)._replace(clean=batch.rows.ids)
 
     def features(self, net: Any, noisy: Noisy) -> tuple[Tensor, Tensor, Tensor]:
-        beside = NoisyAndClean(net, noisy.clean, self.still(net), self.zero_time)
-        return super().features(beside, noisy)
+        both = NoisyAndClean(net, noisy.clean, self.still(net), self.zero_time)
+        return super().features(both, noisy)
 
     def still(self, net: Any) -> Tensor | None:
-        """(1,) what the network is told of a clean token."""
+        """(1,) time input of a clean token."""
         return self.condition(net, torch.zeros(1), net.head.weight.device)
 
     def bound(self, net: Any, batch: Batch, rng: torch.Generator, samples: int = 1) -> Tensor:
         """(B,) float64 nats: the sum of the bounds of the blocks, each given the clean ones before
-        it, its number of masked tokens drawn by itself. Exact for blocks of one token."""
+        it, with independent numbers of masked tokens. Exact for blocks of one token."""
         return super().bound(net, batch, rng, samples).view(len(batch.ids), -1).sum(1)
 
     def discrete_bound(
         self, net: Any, batch: Batch, rng: torch.Generator, T: int, samples: int = 1
     ) -> Tensor:
         """As Masked's, T steps for each block."""
-        each = super().discrete_bound(net, batch, rng, T, samples)
-        return each.view(len(batch.ids), -1).sum(1)
+        nats = super().discrete_bound(net, batch, rng, T, samples)
+        return nats.view(len(batch.ids), -1).sum(1)
 
     @torch.no_grad()
     def clip_search(
         self, net: Any, batches: Iterable[Batch], rng: torch.Generator
     ) -> list[tuple[float, float, float]]:
-        """Ranges of t by the spread of a block's loss in them, least first: (variance of the nats
-        per written token, low, high). All widths are judged by the same blocks, each with a time
+        """Ranges of t by the variance of a block's loss in them, smallest first: (variance of the
+        nats per target token, low, high). All ranges are measured on the same blocks, each with a t
         from the whole range (after BD3's search for clipped schedules)."""
         t_min, times, losses = self.noise.t_min, [], []
         for batch in batches:
             batch = self.cut(batch, None)
-            written, u = self.target_mask(batch), torch.rand(batch.ids.shape, generator=rng)
+            target_mask, u = self.target_mask(batch), torch.rand(batch.ids.shape, generator=rng)
             t = t_min + (1 - t_min) * torch.rand(len(batch.ids), generator=rng)
-            masked = written & (u < self.noise.mask_prob(t)[:, None])
+            masked = target_mask & (u < self.noise.mask_prob(t)[:, None])
             noisy = self.noisy(batch, masked, self.weight(t), self.noise.total(t))
             nats = self.nats_by_row(net, noisy)
-            some = written.any(1)
-            times.append(t[some])
-            losses.append((nats / written.sum(1).clamp(min=1))[some])
+            keep = target_mask.any(1)
+            times.append(t[keep])
+            losses.append((nats / target_mask.sum(1).clamp(min=1))[keep])
         t, loss = torch.cat(times), torch.cat(losses)
         ranges = [(t_min, 1.0)]
         for width in WIDTHS:
