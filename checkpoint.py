@@ -26,16 +26,7 @@ from torch import Tensor, nn
 from autoregressive import LeftToRight, RandomOrder
 from configurator import Config, UserError, checked_values, from_saved, optional
 from corpus import Corpus, check_meta
-from diffusion import (
-    NOISES,
-    Absorbing,
-    BlockDiffusion,
-    Masked,
-    MaskedTokens,
-    Noise,
-    ScoreEntropy,
-    Uniform,
-)
+from diffusion import BlockDiffusion, Masked, MaskedTokens, ScoreEntropy
 from insertion import IDLM, FlexMDM, Insertion, InsertionTransformer
 from model import Transformer
 from objective import Objective
@@ -49,142 +40,22 @@ from tokenizer import Tokenizer, tokenizer_from
 # ==================================================================================================
 # Every objective by name; network, objective and device from a Config and a corpus
 #
-# To add an objective, write its class beside its relatives and a line in OBJECTIVES: a function
-# from (config, vocabulary size, special ids) to the instance.
+# To add an objective, write its class beside its relatives and a line in OBJECTIVES: its
+# `from_config`, or any function from (config, vocabulary size, special ids) to an instance.
 # ==================================================================================================
 
 
-def noise_schedule(cfg: Config) -> Noise:
-    """The noise schedule of a config. Raises UserError for a name that is not in NOISES."""
-    if cfg.noise not in NOISES:
-        known = ", ".join(NOISES)
-        raise UserError(f"config error: noise must be one of {known}, got {cfg.noise!r}")
-    bounded = cfg.noise in ("geometric", "exponential") or cfg.objective == "idlm"
-    limits = (cfg.sigma_min, cfg.sigma_max) if bounded else ()
-    return NOISES[cfg.noise](*limits)
-
-
-def score_entropy(cfg: Config, vocab_size: int, specials: dict[str, int]) -> ScoreEntropy:
-    """SEDD or RADD on the graph and noise of the config."""
-    if cfg.graph == "uniform":
-        if cfg.normalize:
-            raise UserError("normalize=True needs graph=absorb: only masked places have a softmax")
-        if not cfg.time_input:
-            raise UserError("graph=uniform needs time_input=True: its score depends on the noise")
-        graph = Uniform(vocab_size)
-    else:
-        mask = specials.get("mask")
-        graph = Absorbing(vocab_size) if mask is None else Absorbing(vocab_size - 1, mask)
-    if not cfg.time_input and not (cfg.normalize or cfg.scale_by_sigma):
-        raise UserError("time_input=False needs normalize or scale_by_sigma: scores grow with 1/t")
-    return ScoreEntropy(graph, noise_schedule(cfg), cfg.scale_by_sigma, cfg.normalize)
-
-
-def masked(cfg: Config, vocab_size: int, specials: dict[str, int]) -> Masked:
-    """Masked diffusion with the book-keeping of the config."""
-    noise = noise_schedule(cfg)
-    if cfg.importance and not hasattr(noise, "time_of_mask_prob"):
-        raise UserError(f"importance=True needs a noise with `time_of_mask_prob`; {cfg.noise} has none")
-    return Masked(
-        vocab_size,
-        specials.get("mask"),
-        noise,
-        zero_time=cfg.zero_time,
-        loss_per=cfg.loss_per,
-        padding=cfg.padding,
-        random_length=cfg.random_length,
-        by_importance=cfg.importance,
-    )
-
-
-def masked_tokens(cfg: Config, vocab_size: int, specials: dict[str, int]) -> MaskedTokens:
-    """The loss of masked language models."""
-    if cfg.importance or cfg.loss_per != "token":
-        raise UserError("objective=mlm is a mean over masked tokens: no importance, loss_per=token")
-    return MaskedTokens(
-        vocab_size,
-        specials.get("mask"),
-        noise_schedule(cfg),
-        padding=cfg.padding,
-        random_length=cfg.random_length,
-    )
-
-
-def block_diffusion(cfg: Config, vocab_size: int, specials: dict[str, int]) -> BlockDiffusion:
-    """Masked diffusion in blocks from left to right."""
-    if cfg.importance or cfg.loss_per != "token":
-        raise UserError("objective=bd3 has a noise level per block: no importance, loss_per=token")
-    if cfg.backbone:
-        raise UserError("objective=bd3 keeps keys and values, which no backbone hands out")
-    if cfg.block_length == 1 and (cfg.t_low, cfg.t_high) != (0.0, 1.0):
-        raise UserError("t_low, t_high: blocks of one token are always masked")
-    return BlockDiffusion(
-        vocab_size,
-        specials.get("mask"),
-        noise_schedule(cfg),
-        length=cfg.block_length,
-        low=cfg.t_low,
-        high=cfg.t_high,
-        zero_time=cfg.zero_time,
-        padding=cfg.padding,
-        random_length=cfg.random_length,
-    )
-
-
-def insertion(cfg: Config, vocab_size: int, specials: dict[str, int]) -> Insertion:
-    """ILM: which token is missing where, and whether any is."""
-    return Insertion(
-        vocab_size,
-        specials,
-        stop=cfg.stop,
-        stop_weight=cfg.stop_weight,
-        class_weight=cfg.stop_class_weight,
-        close_prompt=cfg.close_prompt,
-        longest=cfg.block_size,
-    )
-
-
-def insertion_diffusion(cfg: Config, vocab_size: int, specials: dict[str, int]) -> IDLM:
-    """Insertion in continuous time."""
-    if cfg.noise not in ("linear", "geometric", "exponential"):
-        raise UserError("objective=idlm needs noise=linear, geometric or exponential")
-    flags = "ce_weight length_loss_weight length_loss use_diffusion_weight_for_ce "
-    flags += "use_diffusion_weight_for_length_loss use_n_drops_for_ce use_incomplete_gamma_factor "
-    flags += "send_t_to_model upstream_rules"
-    return IDLM(
-        vocab_size,
-        specials,
-        noise_schedule(cfg),
-        longest=cfg.block_size,
-        close_prompt=cfg.close_prompt,
-        **{key: getattr(cfg, key) for key in flags.split()},
-    )
-
-
-def insertion_transformer(
-    cfg: Config, vocab_size: int, specials: dict[str, int]
-) -> InsertionTransformer:
-    """A softmax for every gap, and EOS where nothing is missing."""
-    options = {"eos_weight": cfg.eos_weight, "close_prompt": cfg.close_prompt}
-    return InsertionTransformer(vocab_size, specials, **options)
-
-
-def flexible(cfg: Config, vocab_size: int, specials: dict[str, int]) -> FlexMDM:
-    """MASK tokens are inserted, then unmasked."""
-    return FlexMDM(vocab_size, specials, longest=cfg.block_size, gap_loss=cfg.gap_loss)
-
-
 OBJECTIVES: dict[str, Callable[[Config, int, dict[str, int]], Objective]] = {
-    "sedd": score_entropy,
-    "masked": masked,
-    "bd3": block_diffusion,
-    "mlm": masked_tokens,
-    "ar": lambda cfg, vocab_size, specials: LeftToRight(vocab_size, specials),
-    "xlnet": lambda cfg, vocab_size, specials: RandomOrder(vocab_size, specials),
-    "ilm": insertion,
-    "idlm": insertion_diffusion,
-    "it": insertion_transformer,
-    "flex": flexible,
+    "sedd": ScoreEntropy.from_config,
+    "masked": Masked.from_config,
+    "bd3": BlockDiffusion.from_config,
+    "mlm": MaskedTokens.from_config,
+    "ar": LeftToRight.from_config,
+    "xlnet": RandomOrder.from_config,
+    "ilm": Insertion.from_config,
+    "idlm": IDLM.from_config,
+    "it": InsertionTransformer.from_config,
+    "flex": FlexMDM.from_config,
 }
 
 

@@ -35,7 +35,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from configurator import UserError
+from configurator import Config, UserError
 from corpus import Batch
 from model import (
     Cache,
@@ -287,6 +287,16 @@ NOISES: dict[str, Callable[..., Noise]] = {
 }
 
 
+def noise_schedule(cfg: Config) -> Noise:
+    """The noise schedule of a config. Raises UserError for a name that is not in NOISES."""
+    if cfg.noise not in NOISES:
+        names = ", ".join(NOISES)
+        raise UserError(f"config error: noise must be one of {names}, got {cfg.noise!r}")
+    bounded = cfg.noise in ("geometric", "exponential") or cfg.objective == "idlm"
+    limits = (cfg.sigma_min, cfg.sigma_max) if bounded else ()
+    return NOISES[cfg.noise](*limits)
+
+
 # ==================================================================================================
 # 2. Graphs: which tokens noise turns a token into, and steps of the reverse process
 # ==================================================================================================
@@ -489,6 +499,23 @@ class ScoreEntropy(Objective):
         self.samplers = ("analytic", "euler", *(SAMPLERS if graph.absorbing else ()))
         term = "k of n tokens masked" if graph.absorbing else "plus the prior KL at t = 1"
         self.estimator = f"variational bound of score entropy (SEDD, theorem 3.6), {term}"
+
+    @classmethod
+    def from_config(cls, cfg: Config, vocab_size: int, specials: dict[str, int]) -> Objective:
+        if cfg.graph == "uniform":
+            if cfg.normalize:
+                raise UserError("normalize=True needs graph=absorb: only MASK has a softmax")
+            if not cfg.time_input:
+                raise UserError("graph=uniform needs time_input=True: its score depends on sigma")
+            graph = Uniform(vocab_size)
+        else:
+            mask = specials.get("mask")
+            graph = Absorbing(vocab_size) if mask is None else Absorbing(vocab_size - 1, mask)
+        if not cfg.time_input and not (cfg.normalize or cfg.scale_by_sigma):
+            raise UserError(
+                "time_input=False needs normalize or scale_by_sigma: scores grow as 1/t"
+            )
+        return cls(graph, noise_schedule(cfg), cfg.scale_by_sigma, cfg.normalize)
 
     # -- loss --
 
@@ -718,6 +745,25 @@ class Masked(Objective):
         self.random_length, self.by_importance = random_length, by_importance
         self.network_kwargs = {"causal": False, "time": True, "vocab_size": states}
 
+    @classmethod
+    def from_config(cls, cfg: Config, vocab_size: int, specials: dict[str, int]) -> Objective:
+        noise = noise_schedule(cfg)
+        if cfg.importance and not hasattr(noise, "time_of_mask_prob"):
+            raise UserError(
+                "importance=True needs a noise schedule with time_of_mask_prob; "
+                f"noise={cfg.noise} has none"
+            )
+        return cls(
+            vocab_size,
+            specials.get("mask"),
+            noise,
+            zero_time=cfg.zero_time,
+            loss_per=cfg.loss_per,
+            padding=cfg.padding,
+            random_length=cfg.random_length,
+            by_importance=cfg.importance,
+        )
+
     @property
     def samplers(self) -> tuple[str, ...]:
         return tuple(SAMPLERS)  # chapter 7
@@ -905,6 +951,16 @@ class MaskedTokens(Masked):
         super().__init__(vocab_size, mask_id, noise, **options)
         self.network_kwargs["time"] = False
 
+    @classmethod
+    def from_config(cls, cfg: Config, vocab_size: int, specials: dict[str, int]) -> Objective:
+        if cfg.importance or cfg.loss_per != "token":
+            raise UserError(
+                "objective=mlm: a mean over masked tokens, no importance, loss_per=token"
+            )
+        noise, mask_id = noise_schedule(cfg), specials.get("mask")
+        options = {"padding": cfg.padding, "random_length": cfg.random_length}
+        return cls(vocab_size, mask_id, noise, **options)
+
     def corrupt(self, batch: Batch, rng: torch.Generator) -> Noisy:
         noisy = super().corrupt(batch, rng)
         weight = torch.ones_like(noisy.weight)
@@ -1018,6 +1074,26 @@ class BlockDiffusion(Masked):
         self.length, self.low, self.high = length, 1.0 if length == 1 else low, high
         if length == 1:
             self.exact, self.estimator = True, "exact likelihood, blocks of one token"
+
+    @classmethod
+    def from_config(cls, cfg: Config, vocab_size: int, specials: dict[str, int]) -> Objective:
+        if cfg.importance or cfg.loss_per != "token":
+            raise UserError("objective=bd3 has one t per block: no importance, loss_per=token")
+        if cfg.backbone:
+            raise UserError("objective=bd3 needs a cache of keys and values, which no backbone has")
+        if cfg.block_length == 1 and (cfg.t_low, cfg.t_high) != (0.0, 1.0):
+            raise UserError("t_low, t_high: blocks of one token are always masked")
+        return cls(
+            vocab_size,
+            specials.get("mask"),
+            noise_schedule(cfg),
+            length=cfg.block_length,
+            low=cfg.t_low,
+            high=cfg.t_high,
+            zero_time=cfg.zero_time,
+            padding=cfg.padding,
+            random_length=cfg.random_length,
+        )
 
     @property
     def samplers(self) -> tuple[str, ...]:

@@ -26,9 +26,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from configurator import UserError
+from configurator import Config, UserError
 from corpus import Batch
-from diffusion import Exponential, Noise, ranks
+from diffusion import Exponential, Noise, noise_schedule, ranks
 from model import (
     chunk_rows,
     chunked_cross_entropy,
@@ -496,6 +496,18 @@ class Insertion(Objective):
             "heads": {"stop": 2} if stop == "stop" else {"length": longest + 1},
         }
 
+    @classmethod
+    def from_config(cls, cfg: Config, vocab_size: int, specials: dict[str, int]) -> Objective:
+        return cls(
+            vocab_size,
+            specials,
+            stop=cfg.stop,
+            stop_weight=cfg.stop_weight,
+            class_weight=cfg.stop_class_weight,
+            close_prompt=cfg.close_prompt,
+            longest=cfg.block_size,
+        )
+
     # -- rows --
 
     def target_mask(self, batch: Batch) -> Tensor:
@@ -676,6 +688,11 @@ class InsertionTransformer(Insertion):
         self.eos_weight, self.stop = eos_weight, "slots"
         del self.network_kwargs["heads"]
 
+    @classmethod
+    def from_config(cls, cfg: Config, vocab_size: int, specials: dict[str, int]) -> Objective:
+        options = {"eos_weight": cfg.eos_weight, "close_prompt": cfg.close_prompt}
+        return cls(vocab_size, specials, **options)
+
     def loss(self, net: Any, rows: Rows) -> Loss:
         gaps = torch.arange(rows.ids.shape[1]) < rows.length[:, None]
         gaps[:, 0] = False
@@ -781,6 +798,16 @@ class IDLM(Insertion):
         self.factor, self.send_t = use_incomplete_gamma_factor, send_t_to_model
         self.upstream = upstream_rules
         self.bounded, self.epsilon = not upstream_rules, noise.t_min
+
+    @classmethod
+    def from_config(cls, cfg: Config, vocab_size: int, specials: dict[str, int]) -> Objective:
+        if cfg.noise not in ("linear", "geometric", "exponential"):
+            raise UserError("objective=idlm needs noise=linear, geometric or exponential")
+        flags = "ce_weight length_loss_weight length_loss use_diffusion_weight_for_ce "
+        flags += "use_diffusion_weight_for_length_loss use_n_drops_for_ce "
+        flags += "use_incomplete_gamma_factor send_t_to_model upstream_rules close_prompt"
+        options = {key: getattr(cfg, key) for key in flags.split()}
+        return cls(vocab_size, specials, noise_schedule(cfg), longest=cfg.block_size, **options)
 
     # -- the process --
 
@@ -1047,6 +1074,10 @@ class FlexMDM(Objective):
             "vocab_size": max(vocab_size, self.mask_id + 1),
             "heads": {"gaps": 1 if gap_loss == "expectation" else longest},
         }
+
+    @classmethod
+    def from_config(cls, cfg: Config, vocab_size: int, specials: dict[str, int]) -> Objective:
+        return cls(vocab_size, specials, longest=cfg.block_size, gap_loss=cfg.gap_loss)
 
     # -- rows --
 

@@ -7,7 +7,7 @@ the options of samplers.
     objective.sample(net, ids, prompt_mask, rng, options)  # frames of a canvas that is written
 
 An objective owns the process (how text is destroyed and written again) and no parameters; the
-network is handed to it. A class and a line in checkpoint.py add one.
+network is handed to it. To add one, write a class and a line in checkpoint.py's OBJECTIVES.
 """
 
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from configurator import UserError, require
+from configurator import Config, UserError, require
 from corpus import Batch
 
 
@@ -64,9 +64,15 @@ class Objective:
     inserts: bool = False  # are tokens inserted: places of a canvas, holes of unknown length?
     crops_padding: bool = False  # does a row end where its text does, in any batch?
 
+    @classmethod
+    def from_config(cls, cfg: Config, vocab_size: int, specials: dict[str, int]) -> "Objective":
+        """The objective of a config for a corpus with these special ids. Raises UserError for
+        options that do not go together."""
+        return cls(vocab_size, specials)
+
     @property
     def criterion(self) -> str:
-        """What a validation split is judged by, in a word."""
+        """Name of the number that the validation split is judged by."""
         if not self.bounded:
             return "loss"
         return "nll" if self.exact else "bound"
