@@ -7,7 +7,7 @@
     corpus     meta.json and the tokenizer's files, so that the checkpoint alone is enough
     model      parameters by name; ema: the same names, averaged, or None
     optimizer  list of optimiser states
-    step, best steps done; lowest validation bound so far, nats per written position
+    step, best steps done; lowest validation bound so far, nats per target position
 
 It is written to a temporary file, flushed to disk and renamed, and the one before it stays as
 `ckpt_prev.pt`. Names and shapes are strict: a mismatch is refused with a list.
@@ -62,8 +62,8 @@ OBJECTIVES: dict[str, Callable[[Config, int, dict[str, int]], Objective]] = {
 def build_objective(cfg: Config, meta: dict[str, Any]) -> Objective:
     """The objective of a config on the vocabulary of a corpus (its meta.json)."""
     if cfg.objective not in OBJECTIVES:
-        known = ", ".join(OBJECTIVES)
-        raise UserError(f"config error: objective must be one of {known}, got {cfg.objective!r}")
+        names = ", ".join(OBJECTIVES)
+        raise UserError(f"config error: objective must be one of {names}, got {cfg.objective!r}")
     return OBJECTIVES[cfg.objective](cfg, meta["vocab_size"], meta["specials"])
 
 
@@ -98,38 +98,38 @@ def build_network(cfg: Config, objective: Objective) -> Transformer | MaskedLM:
 
 
 def build_backbone(cfg: Config, objective: Objective) -> MaskedLM:
-    """The network of transformers that the JSON of cfg.backbone describes. Its dropout is ours: the
-    draws must be those of the run."""
+    """The network of transformers that the JSON of cfg.backbone describes, with cfg.dropout instead
+    of its own dropout."""
     try:
-        told = json.loads(cfg.backbone)
-        name, rows = told["model_type"], objective.network_kwargs["vocab_size"]
-        told["vocab_size"] = int(told["vocab_size"])
+        backbone = json.loads(cfg.backbone)
+        name, rows = backbone["model_type"], objective.network_kwargs["vocab_size"]
+        backbone["vocab_size"] = int(backbone["vocab_size"])
     except (ValueError, KeyError, TypeError) as e:
-        raise UserError(f"backbone: {cfg.backbone[:60]!r} is no JSON of a model") from e
+        raise UserError(f"backbone: {cfg.backbone[:60]!r} is not the JSON of a model") from e
     causal = name in CAUSAL
     if objective.network_kwargs["causal"] and not causal:
         raise UserError(f"objective={cfg.objective} reads from left to right, {name} cannot")
     if causal and not objective.network_kwargs["causal"]:
         raise UserError(f"{name} reads from left to right: add --objective=ar")
     if cfg.objective == "bd3":
-        raise UserError(f"objective=bd3 samples with a cache of keys and values, {name} has none")
+        raise UserError(f"objective=bd3 needs a cache of keys and values, which {name} has not")
     if cfg.time_input and objective.network_kwargs["time"]:
         raise UserError(f"{name} has no input for the noise level: add --time_input=False")
-    if told["vocab_size"] != rows and not (causal and told["vocab_size"] > rows):
-        raise UserError(f"{name} has {told['vocab_size']} tokens, this objective needs {rows}")
-    kinds = re.compile(r"(?<!classifier_)dropout(_prob)?$|(attn|resid|embd)_pdrop$")
-    told |= {k: cfg.dropout for k in told if kinds.search(k)}
+    if backbone["vocab_size"] != rows and not (causal and backbone["vocab_size"] > rows):
+        raise UserError(f"{name} has {backbone['vocab_size']} tokens, this objective needs {rows}")
+    dropouts = re.compile(r"(?<!classifier_)dropout(_prob)?$|(attn|resid|embd)_pdrop$")
+    backbone |= {k: cfg.dropout for k in backbone if dropouts.search(k)}
     transformers = optional("transformers")
     try:
-        config = transformers.AutoConfig.for_model(**told)
+        config = transformers.AutoConfig.for_model(**backbone)
         factory = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForMaskedLM
-        how = {} if causal else {"attn_implementation": "sdpa"}  # not all causal ones have it
-        network = factory.from_config(config, dtype=torch.float32, **how)
+        attention = {} if causal else {"attn_implementation": "sdpa"}  # not all causal ones have it
+        network = factory.from_config(config, dtype=torch.float32, **attention)
     except Exception as e:  # transformers validates by exceptions of many types
         raise UserError(f"backbone: {str(e).splitlines()[0][:200]}") from e
     if cfg.gradient_checkpointing:
-        old = "gradient_checkpointing_enable"  # the name before transformers 5.2x
-        getattr(network, "activation_checkpointing_enable", getattr(network, old))(
+        method = "gradient_checkpointing_enable"  # the name before transformers 5.2x
+        getattr(network, "activation_checkpointing_enable", getattr(network, method))(
             {"use_reentrant": False}
         )
     net = (CausalLM if causal else MaskedLM)(network)
@@ -156,8 +156,8 @@ FIELDS = {
 }
 
 
-BLOCK = 512  # positions of a canvas for a published language model, if it has so many
-# fields of Config that decide what the weights mean: they come with them
+BLOCK = 512  # block_size for a published language model, or fewer if it has fewer positions
+# fields of Config that are taken over with the weights
 ARCHITECTURE = (
     "objective graph noise sigma_min sigma_max scale_by_sigma normalize "
     "n_layer n_head n_embd cond_dim time_input zero_time positions backbone "
@@ -166,7 +166,7 @@ ARCHITECTURE = (
 
 
 class Model(NamedTuple):
-    """A network ready to use, with all that belongs to it."""
+    """A network with its objective, tokenizer and config."""
 
     net: nn.Module
     objective: Objective
@@ -180,9 +180,9 @@ class Model(NamedTuple):
 
 
 def save(state: dict[str, Any], path: Path) -> None:
-    """Write `state` to `path`, all of it or nothing; what was there becomes *_prev.pt.
+    """Write `state` to `path` atomically; the file that was there becomes *_prev.pt.
 
-    Raises UserError if the disk refuses; what was in `path` is then untouched.
+    Raises UserError if writing fails; `path` is then untouched.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
@@ -190,27 +190,27 @@ def save(state: dict[str, Any], path: Path) -> None:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        if path.exists():  # never a moment without a checkpoint: a second name, then the rename
+        if path.exists():  # by a hard link, so that `path` exists at every moment
             backup = path.with_name(f"{path.stem}_prev{path.suffix}")
             spare = path.with_name(f"{backup.name}.{os.getpid()}.tmp")
             spare.unlink(missing_ok=True)
             os.link(path, spare)
             os.replace(spare, backup)
-            spare.unlink(missing_ok=True)  # the rename of two names of one file does nothing
+            spare.unlink(missing_ok=True)  # os.replace does nothing if both are the same file
         os.replace(temporary, path)
         folder = os.open(path.parent, os.O_RDONLY)
         os.fsync(folder)
         os.close(folder)
-    except (OSError, RuntimeError) as e:  # torch tells of a full disk by a RuntimeError
+    except (OSError, RuntimeError) as e:  # torch raises RuntimeError on a full disk
         temporary.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {e}; the checkpoint before it is intact") from e
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """The dictionary in `path`, on the CPU, checked: every byte by its CRC, then types and version.
+    """The dictionary in `path`, on the CPU, with CRC, types of the fields and version checked.
 
     Raises UserError if the file is absent, damaged, from another version, or holds anything but
-    tensors and plain data (nothing in it is ever executed).
+    tensors and plain data (no code in it is executed).
     """
     path = Path(path)
     state = _sharded().read(path) if fsdp.saves(path) else published.read_tensors(path)
@@ -218,12 +218,13 @@ def read(path: str | Path) -> dict[str, Any]:
 
 
 def checked(state: Any, path: Path) -> dict[str, Any]:
-    """`state` as it is, if it is one of ours: the types of its fields, and the version."""
+    """`state` unchanged. Raises UserError if a field is missing or has a wrong type, or the format
+    is another version."""
     for key, kind in FIELDS.items():
         if not isinstance(state, dict) or key not in state:
             raise UserError(f"{path}: not a checkpoint of this project: {key} is missing")
         if not isinstance(state[key], kind):
-            raise UserError(f"{path}: {key} is a {type(state[key]).__name__}, unexpectedly")
+            raise UserError(f"{path}: {key} is a {type(state[key]).__name__}, which is wrong")
     if state["format"] != FORMAT:
         raise UserError(f"{path}: format {state['format']}, but this code reads format {FORMAT}")
     for key in ("meta", "files"):
@@ -232,14 +233,14 @@ def checked(state: Any, path: Path) -> dict[str, Any]:
     for key in ("model", "ema"):
         for name, value in (state[key] or {}).items():
             if not (isinstance(name, str) and isinstance(value, Tensor)):
-                raise UserError(f"{path}: {key} has {str(name)[:40]!r}, which is no tensor")
+                raise UserError(f"{path}: {key}: {str(name)[:40]!r} is not a tensor")
     return state
 
 
-def store(state: dict[str, Any], file: Path, in_parts: bool) -> None:
-    """Save as `file`, in one process; or `in_parts`, as the folder of its name without the suffix,
-    in all processes of the job together."""
-    if not in_parts:
+def store(state: dict[str, Any], file: Path, sharded: bool) -> None:
+    """Save as `file`, called by one process; or sharded, as the folder of that name without the
+    suffix, called by all processes."""
+    if not sharded:
         save(state, file)
         return fsdp.retire_other(file)
     folder = file.with_suffix("")
@@ -249,68 +250,70 @@ def store(state: dict[str, Any], file: Path, in_parts: bool) -> None:
 
 
 def open_parts(folder: Path) -> Any:
-    """The last save of a sharded run, a `sharded_checkpoint.Saved`; for all processes together."""
+    """The last save of a sharded run, a `sharded_checkpoint.Saved`; called by all processes."""
     parts = _sharded().Saved(folder)
     checked(parts.head, parts.path)
     return parts
 
 
 def _sharded() -> Any:
-    from parallel import sharded_checkpoint  # takes a second, and few runs need it
+    from parallel import sharded_checkpoint  # the import takes a second, and few runs need it
 
     return sharded_checkpoint
 
 
 def weights_of(net: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name; of several tied names the first."""
-    found, seen = {}, set()
+    """Parameters and buffers by name, tied ones once, under their first name."""
+    weights, seen = {}, set()
     for name, value in net.state_dict(keep_vars=True).items():
         if id(value) not in seen:
-            found[name] = value.detach()
+            weights[name] = value.detach()
         seen.add(id(value))
-    return found
+    return weights
 
 
 def load_weights(net: nn.Module, state: dict[str, Tensor], where: str, grow: bool = False) -> None:
-    """Copy `state` into `net`; a missing, unexpected or differently shaped name is refused. A tied
-    name may be absent. grow: rows of new tokens, which `state` lacks, stay as they are."""
-    own, both = weights_of(net), net.state_dict(keep_vars=True)
-    first = {id(both[name]): name for name in own}
-    tied = {k: first[id(v)] for k, v in both.items() if k not in own}
-    problems = [f"missing {k}" for k in own if k not in state]
-    problems += [f"unexpected {k}" for k in state if k not in both]
+    """Copy `state` into `net`. Raises UserError for a missing, unexpected or differently shaped
+    name; a tied name may be absent. grow: rows of new tokens, which `state` lacks, keep their
+    initial values."""
+    weights, names = weights_of(net), net.state_dict(keep_vars=True)
+    first = {id(names[name]): name for name in weights}
+    tied = {k: first[id(v)] for k, v in names.items() if k not in weights}
+    problems = [f"missing {k}" for k in weights if k not in state]
+    problems += [f"unexpected {k}" for k in state if k not in names]
     problems += [
         f"{k} differs from {tied[k]}, to which it is tied"
         for k in tied
         if k in state and not torch.equal(state[k], state.get(tied[k], state[k]))
     ]
-    state = {k: _grown(v, own[k], net) if grow else v for k, v in state.items() if k in own}
+    state = {k: _grown(v, weights[k], net) if grow else v for k, v in state.items() if k in weights}
     problems += [
-        f"{k} is {tuple(v.shape)} instead of {tuple(own[k].shape)}"
+        f"{k} is {tuple(v.shape)} instead of {tuple(weights[k].shape)}"
         for k, v in state.items()
-        if own[k].shape != v.shape
+        if weights[k].shape != v.shape
     ]
     if problems:
         more = f" and {len(problems) - 6} more" if len(problems) > 6 else ""
         raise UserError(f"{where}: weights do not fit: {'; '.join(problems[:6])}{more}")
     with torch.no_grad():
         for k, v in state.items():
-            own[k].copy_(v)
+            weights[k].copy_(v)
 
 
-def _grown(value: Tensor, own: Tensor, net: Any) -> Tensor:
-    """`value` with the last rows of `own`, if it has too few and the rows are tokens."""
-    if value.ndim != own.ndim or value.shape[1:] != own.shape[1:]:
+def _grown(value: Tensor, initial: Tensor, net: Any) -> Tensor:
+    """`value` (v, ...) extended by the last rows of `initial` (V, ...), if its rows are tokens."""
+    if value.ndim != initial.ndim or value.shape[1:] != initial.shape[1:]:
         return value
-    if not len(value) < len(own) == net.vocab_size:
+    if not len(value) < len(initial) == net.vocab_size:
         return value
-    return torch.cat([value.to(own), own[len(value) :]])
+    return torch.cat([value.to(initial), initial[len(value) :]])
 
 
 def load(path: str, device: str | torch.device = "cpu", use_ema: bool = True) -> Model:
-    """What `sample.py` and `evaluate.py` need from a ckpt.pt, an exported folder, or a hub id."""
+    """The model in a ckpt.pt, an exported folder, or of a hub id, for `sample.py` and
+    `evaluate.py`."""
     if Path(path).suffix in (".pth", ".ckpt", ".safetensors"):
-        raise UserError(f"{path} does not say what it was trained on; start a run from it first")
+        raise UserError(f"{path} holds weights only; start a run from them with --init_from")
     if Path(path).suffix == ".pt" or Path(path).is_file() or fsdp.saves(Path(path)):
         state = read(path)
         cfg = from_saved(Config, state["config"], str(path))
@@ -319,20 +322,20 @@ def load(path: str, device: str | torch.device = "cpu", use_ema: bool = True) ->
         weights = state["ema"] if use_ema and state["ema"] else state["model"]
         tokenizer, step = tokenizer_from(meta["tokenizer"], files), state["step"]
     else:
-        found = published.read(path)
-        assert found.tokens is not None, path
-        tokenizer = found.tokenizer or published.usual_tokenizer(found.tokens, path)
-        meta = found.meta or {"vocab_size": tokenizer.vocab_size, "specials": tokenizer.specials}
+        source = published.read(path)
+        assert source.tokens is not None, path
+        tokenizer = source.tokenizer or published.usual_tokenizer(source.tokens, path)
+        meta = source.meta or {"vocab_size": tokenizer.vocab_size, "specials": tokenizer.specials}
         check_meta(meta, path, partial=True)
-        config = found.config
-        if found.meta is None and "backbone" in config:  # a language model as it is
-            told = json.loads(config["backbone"])
-            kind = "ar" if told["model_type"] in published.CAUSAL else "masked"
-            places = told.get("max_position_embeddings", told.get("n_positions", BLOCK))
+        config = source.config
+        if source.meta is None and "backbone" in config:  # a language model of transformers
+            backbone = json.loads(config["backbone"])
+            kind = "ar" if backbone["model_type"] in published.CAUSAL else "masked"
+            places = backbone.get("max_position_embeddings", backbone.get("n_positions", BLOCK))
             room = min(places - 2, BLOCK)
             config = {"objective": kind, "time_input": False, "block_size": room, **config}
         cfg = from_saved(Config, config, path)
-        weights, step = found.weights, 0
+        weights, step = source.weights, 0
     objective = build_objective(cfg, meta)
     net = build_network(cfg, objective)
     load_weights(net, weights, str(path))
@@ -345,8 +348,8 @@ def load(path: str, device: str | torch.device = "cpu", use_ema: bool = True) ->
 def inherit(
     cfg: Config, origins: dict[str, str], saved: dict[str, Any], source: str, *more: str
 ) -> Config:
-    """`cfg` with the architecture of the checkpoint `source`, and the fields `more` of its config;
-    refuse what contradicts it."""
+    """`cfg` with the architecture of the checkpoint `source`, and the fields `more` of its config.
+    Raises UserError if the user has set one of them to another value."""
     saved = checked_values(Config, saved, source)
     changed = {k: v for k, v in saved.items() if k in (*ARCHITECTURE, *more)}
     changed = {k: v for k, v in changed.items() if v != getattr(cfg, k)}
@@ -361,14 +364,14 @@ def inherit(
 
 def with_backbone(cfg: Config, origins: dict[str, str], corpus: Corpus, backbone: str) -> Config:
     """`cfg` for a network of transformers, whose JSON for this corpus becomes the backbone. It has
-    its own sizes and no input for the noise level; refuse a value that says otherwise. The sizes
-    in a config file are those of a run from scratch, and are not used."""
-    told = [key for key in "n_layer n_head n_embd cond_dim positions".split() if key in origins]
-    for key in told:
+    its own sizes and no time input: sizes on the command line raise UserError, those of a config
+    file are for runs from scratch and ignored."""
+    sizes = [key for key in "n_layer n_head n_embd cond_dim positions".split() if key in origins]
+    for key in sizes:
         if origins[key] == "command line":
             raise UserError(f"{key} ({origins[key]}) means nothing with a backbone; leave it out")
-    if told:
-        print(f"not used, as the backbone has its own: {', '.join(told)} of {origins[told[0]]}")
+    if sizes:
+        print(f"not used, as the backbone has its own: {', '.join(sizes)} of {origins[sizes[0]]}")
     if cfg.time_input:
         fixed, source = {"time_input": False, "zero_time": False}, "the backbone"
         cfg = inherit(cfg, origins, fixed, source)
@@ -378,33 +381,35 @@ def with_backbone(cfg: Config, origins: dict[str, str], corpus: Corpus, backbone
 
 
 def pretrained(cfg: Config, origins: dict[str, str], corpus: Corpus) -> tuple[Config, dict]:
-    """Weights to start from, the averaged ones where there are any; nothing else is taken over."""
+    """Config and weights to start from, the averaged weights where there are any."""
     source = cfg.init_from
     if Path(source).suffix == ".pt" or fsdp.saves(Path(source)):
         state = read(source)
         corpus.require_like(state["corpus"]["meta"])
         return inherit(cfg, origins, state["config"], source), state["ema"] or state["model"]
-    found = published.read(source, cfg.backbone)
-    if found.meta is not None:
-        corpus.require_like(found.meta)
-    elif "backbone" in found.config:
-        published.require_extension(found, corpus.tokenizer, source)
-        own = with_backbone(cfg, origins, corpus, found.config["backbone"])
-        if cfg.backbone not in ("", own.backbone):
-            raise UserError(f"{source} is another network than --backbone describes")
-        return own, found.weights
-    if found.tokens not in (None, corpus.vocab_size):
-        raise UserError(f"{source} has {found.tokens} tokens, {corpus.folder} {corpus.vocab_size}")
-    return inherit(cfg, origins, found.config, source), found.weights
+    release = published.read(source, cfg.backbone)
+    if release.meta is not None:
+        corpus.require_like(release.meta)
+    elif "backbone" in release.config:
+        published.require_extension(release, corpus.tokenizer, source)
+        resolved = with_backbone(cfg, origins, corpus, release.config["backbone"])
+        if cfg.backbone not in ("", resolved.backbone):
+            raise UserError(f"{source} is not the network that --backbone describes")
+        return resolved, release.weights
+    if release.tokens not in (None, corpus.vocab_size):
+        raise UserError(
+            f"{source} has {release.tokens} tokens, {corpus.folder} {corpus.vocab_size}"
+        )
+    return inherit(cfg, origins, release.config, source), release.weights
 
 
 # ---- export ------------------------------------------------------------------------------------
 
 
 def export(model: Model, folder: str | Path) -> None:
-    """Write model.safetensors and config.json, which `load` and --init_from read; no pickle. A
-    backbone of transformers keeps its names, so that from_pretrained reads the folder too; it gets
-    the tokenizer.json of the corpus if there is one."""
+    """Write model.safetensors and config.json, which `load` and --init_from read. A backbone of
+    transformers keeps its names, so that from_pretrained reads the folder too; it gets the
+    tokenizer.json of the corpus if there is one."""
     folder = Path(folder)
     save_file = optional("safetensors.torch", "safetensors").save_file
     try:
@@ -412,13 +417,13 @@ def export(model: Model, folder: str | Path) -> None:
     except OSError as e:
         raise UserError(f"export={folder} cannot be written: {e.strerror}") from e
     weights = {k: v.contiguous().cpu() for k, v in weights_of(model.net).items()}
-    own = {
+    ours = {
         "config": dataclasses.asdict(model.config),
         "meta": {**model.meta, "tokenizer": model.tokenizer.spec()},
         "files": model.tokenizer.files,
     }
     texts = {}
-    config = {"anyorder": own}
+    config = {"anyorder": ours}
     if model.config.backbone:
         weights = {k.removeprefix(published.BACKBONE): v for k, v in weights.items()}
         config |= json.loads(model.config.backbone)

@@ -1,7 +1,7 @@
-"""The network: a transformer whose output is projected to the vocabulary only where it is scored.
+"""The network: a transformer whose output is projected to the vocabulary only where needed.
 
     h = net.features(ids, time)   # (B, T, C): everything up to the last normalisation
-    z = net.logits(h[somewhere])  # (R, V): the head, on the rows that are scored or may change
+    z = net.logits(h[mask])       # (R, V): the head, only at positions that are scored or sampled
 
 Blocks are pre-normalised, attend in both directions (or causally), and are conditioned on the
 noise level by adaptive layer norm (DiT, Peebles & Xie 2023) unless built without time. With time
@@ -116,15 +116,15 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Cache:
-    """Keys and values of every block for a canvas of S columns and B rows, so that a forward over
-    some columns can attend to the others without computing them again. For no_grad only.
+    """Keys and values of every block for B rows of S columns, so that a forward pass over some
+    columns can attend to the others without computing them again. For no_grad only.
 
         cache = Cache(B, S)
         cache.at, cache.visible = slice(8, 12), 12  # ids of columns 8 to 11, which see 0 to 11
         h = net.features(ids, time, cache=cache)  # ids (B, 4); stores these columns in place
 
-    Columns that were never stored must not be visible. `rows` (R,) int64 picks rows of the cache
-    that a batch of R stands for; None: all B of them.
+    Columns that were never stored must not be visible. `rows` (R,) int64 are the cache rows of a
+    batch of R; None: all B of them.
     """
 
     def __init__(self, B: int, S: int):
@@ -133,8 +133,8 @@ class Cache:
         self.rows: Tensor | None = None
 
     def layer(self, i: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """What block i does with its keys and values (R, H, T, d): store them at the columns
-        `at`, and get those of all visible columns, (R, H, visible, d)."""
+        """The `store` function of block i: it stores keys and values (R, H, T, d) at the columns
+        `at` and returns those of all visible columns, (R, H, visible, d)."""
 
         def store(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
             _, H, T, d = k.shape
@@ -165,8 +165,8 @@ class MLP(nn.Module):
 
 
 class Readout(nn.Module):
-    """Features (..., C) -> a few numbers (..., n) about a row or a place, such as whether the text
-    is complete: linear(h + W2 tanh(W1 norm(h))), the head of insertion models (ILM)."""
+    """Features (..., C) -> n numbers (..., n), such as the logits of whether the text is complete:
+    linear(h + W2 tanh(W1 norm(h))), the head of insertion models (ILM)."""
 
     def __init__(self, n_embd: int, n: int):
         super().__init__()
@@ -174,7 +174,7 @@ class Readout(nn.Module):
         self.fc = nn.Linear(n_embd, 2 * n_embd)
         self.proj = nn.Linear(2 * n_embd, n_embd)
         self.linear = nn.Linear(n_embd, n, bias=False)
-        nn.init.zeros_(self.linear.weight)  # all are equally likely at first
+        nn.init.zeros_(self.linear.weight)  # equal logits at first
 
     def forward(self, h: Tensor) -> Tensor:
         h = h.float()
@@ -225,9 +225,8 @@ class Transformer(nn.Module):
     """Token ids (B, T) in [0, vocab_size) and a noise level (B,) -> features -> logits.
 
     cond_dim=0 builds it without time. block_size bounds T only where positions are learnt.
-    n_inner, norm_bias, activation, final_norm and rotary_dims (channels of a head that positions
-    turn; 0: all) are for weights that others have trained. heads: a `Readout` of so many numbers
-    each.
+    n_inner, norm_bias, activation, final_norm and rotary_dims (rotated channels of a head; 0: all)
+    are for published weights. heads: name -> number of outputs of a `Readout`.
     """
 
     gradient_checkpointing = False
@@ -319,21 +318,21 @@ class Transformer(nn.Module):
             before = torch.arange(keys, device=ids.device) <= places[:, None]  # (T, keys)
             mask = before if mask is None else mask & before
         for i, block in enumerate(self.blocks):
-            own = None if modulation is None else modulation[:, 6 * i : 6 * i + 6]
+            shifts = None if modulation is None else modulation[:, 6 * i : 6 * i + 6]
             store = None if cache is None else cache.layer(i)
-            h = self.run(block, h, own, rotation, mask, store)
+            h = self.run(block, h, shifts, rotation, mask, store)
         if modulation is None:
             return self.norm(h)
         return self.norm(h, *modulation[:, -2:].unbind(1))
 
     def run(self, block: nn.Module, *inputs: Any) -> Tensor:
-        """The block; its inside computed again in the backward pass if that is asked for."""
+        """The block, recomputed in the backward pass with gradient_checkpointing."""
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
             return checkpoint(block, *inputs, use_reentrant=False)
         return block(*inputs)
 
     def modulate(self, time: Tensor | None, B: int) -> Tensor | None:
-        assert (time is None) == (self.time is None), "built with time, called without, or reverse"
+        assert (time is None) == (self.time is None), "time is given exactly if built with time"
         if time is None:
             return None
         m = self.modulation(self.time(time))  # (B, [T,] (6 n_layer + 2) C)
@@ -399,7 +398,7 @@ def features_at(
 
 
 def memory_of(device: torch.device) -> int:
-    """Bytes of memory of a GPU, or of this machine (16 GB where the system does not tell)."""
+    """Bytes of memory of a GPU, or of this machine (16 GiB if unknown)."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     if hasattr(os, "sysconf") and {"SC_PAGE_SIZE", "SC_PHYS_PAGES"} <= set(os.sysconf_names):
@@ -408,15 +407,15 @@ def memory_of(device: torch.device) -> int:
 
 
 def chunk_rows(vocab_size: int, device: torch.device) -> int:
-    """Rows of logits that are formed at a time. Their float32 numbers are a 16th of a GPU's memory,
-    which usually is all of them, or a 512th of a CPU's; plain autograd holds about four times as
-    much. At least 128 rows, so that the products stay large."""
+    """Rows of logits to compute at a time. In float32 they take 1/16 of a GPU's memory, which is
+    usually enough for all, or 1/512 of a CPU's; plain autograd holds about four times as much. At
+    least 128 rows, so that matrix products stay large."""
     share = 16 if device.type == "cuda" else 512
     return max(128, memory_of(device) // (4 * share * vocab_size))
 
 
 def chunks(rows: int, vocab_size: int, device: torch.device) -> Iterator[slice]:
-    """Slices of `rows` that are projected to the vocabulary one after another."""
+    """Slices of range(rows), `chunk_rows` long."""
     size = chunk_rows(vocab_size, device)
     return (slice(k, min(k + size, rows)) for k in range(0, rows, size))
 
@@ -428,20 +427,20 @@ def autocast_dtype(h: Tensor) -> torch.dtype:
 
 
 def pad_rows(h: Tensor) -> Tensor:
-    """h (R, C), with rows of zeros behind it up to a multiple of 64 in bfloat16 on a CPU. PyTorch
-    keeps a compiled kernel there for every shape that it has seen, 2 MB for each (measured)."""
-    spare = h.device.type == "cpu" and autocast_dtype(h) != torch.float32
-    return F.pad(h, (0, 0, 0, -len(h) % 64)) if spare else h
+    """h (R, C), padded with zero rows to a multiple of 64 in bfloat16 on a CPU, where PyTorch keeps
+    a compiled kernel for every shape that it has seen, 2 MB for each (measured)."""
+    pads = h.device.type == "cpu" and autocast_dtype(h) != torch.float32
+    return F.pad(h, (0, 0, 0, -len(h) % 64)) if pads else h
 
 
 def project(h: Tensor, weight: Tensor, bias: Tensor, banned: int | slice | None = None) -> Tensor:
     """h (R, C), weight (V, C), bias (V,) -> logits (R, V), at least float32; -inf for `banned` ids,
-    by their bias, which costs no pass over the logits. On a GPU the product has a multiple of 64
-    columns: with 50,257 no tensor core is used."""
+    set in the bias, which saves a pass over the logits. On a GPU V is padded to a multiple of 64:
+    with 50,257 columns no tensor core is used."""
     if banned is not None:
-        never = torch.zeros_like(bias, dtype=torch.bool)
-        never[banned] = True
-        bias = bias.masked_fill(never, -torch.inf)
+        is_banned = torch.zeros_like(bias, dtype=torch.bool)
+        is_banned[banned] = True
+        bias = bias.masked_fill(is_banned, -torch.inf)
     rows, V = len(h), len(weight)
     if h.is_cuda and V % 64:
         weight, bias = F.pad(weight, (0, 0, 0, -V % 64)), F.pad(bias, (0, -V % 64))
@@ -451,14 +450,14 @@ def project(h: Tensor, weight: Tensor, bias: Tensor, banned: int | slice | None 
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def learns(h: Tensor, head: Any) -> bool:
-    """Are gradients of the features or of the head asked for?"""
+def needs_grad(h: Tensor, head: Any) -> bool:
+    """Do the features or the head need gradients?"""
     return torch.is_grad_enabled() and (h.requires_grad or head.weight.requires_grad)
 
 
 class _Chunks(torch.autograd.Function):
-    """What both functions below share: gradients of the first three inputs (features, weight and
-    bias) are formed with the losses, so the backward pass is one multiplication."""
+    """Base of both functions below: gradients of the first three inputs (features, weight and bias)
+    are computed together with the losses, so the backward pass only scales them."""
 
     @staticmethod
     def finish(ctx, grads, losses):
@@ -474,7 +473,7 @@ class _Chunks(torch.autograd.Function):
 
 
 class _ChunkedLoss(_Chunks):
-    """Gradients of a sum of losses by chunks: each chunk goes forward and backward on its own."""
+    """Gradients of a sum of losses in chunks, each with its own forward and backward pass."""
 
     @staticmethod
     def forward(ctx, h, weight, bias, loss_fn, parts, banned, learn):
@@ -485,11 +484,11 @@ class _ChunkedLoss(_Chunks):
                 leaves = [x.detach().requires_grad_(learn) for x in (h[part], weight, bias)]
                 loss = loss_fn(project(*leaves, banned), part)
                 losses.append(loss.detach())
-                own = torch.autograd.grad(loss.sum(), leaves) if learn else ()
+                grad = torch.autograd.grad(loss.sum(), leaves) if learn else ()
             if learn:
-                grads[0][part] = own[0]
-                grads[1] += own[1]
-                grads[2] += own[2]
+                grads[0][part] = grad[0]
+                grads[1] += grad[1]
+                grads[2] += grad[2]
         return _Chunks.finish(ctx, grads, losses)
 
 
@@ -500,34 +499,34 @@ def chunked_loss(
     parts: list[slice] | None = None,
     banned: int | slice | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Sum () of loss_fn(logits (r, V), rows) over the rows of h (R, C), and all that it returned,
-    detached. loss_fn sees the logits of some rows, float32, and the slice of rows that they are;
-    it may overwrite them; those of `banned` ids are -inf. Only `chunk_rows` rows of logits, or
-    those of one of the `parts`, are there at a time. Gradients are autograd's. head: weight (V, C)
-    and bias (V,)."""
+    """Sum () of loss_fn(logits (r, V), part) over the rows of h (R, C), and its results
+    concatenated, detached. loss_fn gets the float32 logits of a chunk, which it may overwrite, and
+    the slice of rows of the chunk; logits of `banned` ids are -inf. Only the logits of one chunk
+    are in memory at a time: `chunk_rows` rows, or one of the `parts`. Gradients are autograd's.
+    head: weight (V, C) and bias (V,)."""
     if parts is None:
         parts = list(chunks(len(h), len(head.weight), h.device))
-    if len(parts) == 1:  # nothing to save
+    if len(parts) == 1:  # no memory to save
         losses = loss_fn(project(h, head.weight, head.bias, banned), parts[0])
         return losses.sum(), losses.detach()
-    learn = learns(h, head)
+    learn = needs_grad(h, head)
     return _ChunkedLoss.apply(h, head.weight, head.bias, loss_fn, parts, banned, learn)
 
 
 class _CrossEntropyOnCPU(_Chunks):
-    """Weighted cross entropy with its gradient, weight * (softmax - one-hot), formed in place of
-    the logits of each chunk: the only gradient here that is not autograd's. With it masked and
-    left-to-right models keep their speed of training at 50,257 ids (docs/performance.md)."""
+    """Weighted cross entropy with its gradient, weight * (softmax - one-hot), computed in place of
+    the logits of each chunk: the only hand-written gradient. It is faster than autograd for masked
+    and left-to-right models with 50,257 ids (docs/performance.md)."""
 
     @staticmethod
     def forward(ctx, h, matrix, bias, target, weight, banned, dtype, learn):
         grads = [torch.zeros_like(x, dtype=torch.float32) for x in (h, matrix, bias) if learn]
         parts = list(chunks(len(h), len(matrix), h.device))
         w, losses = matrix.to(dtype), [h.new_zeros(0)]
-        most = max((part.stop - part.start for part in parts), default=0)
-        most += -most % 64 if dtype != torch.float32 else 0
-        # one piece of memory for all chunks: new pages cost as much as what is done in them
-        product = h.new_empty(most, len(matrix), dtype=dtype)
+        size = max((part.stop - part.start for part in parts), default=0)
+        size += -size % 64 if dtype != torch.float32 else 0
+        # one buffer for all chunks: clearing new pages takes as long as the arithmetic
+        product = h.new_empty(size, len(matrix), dtype=dtype)
         logits = None if dtype == torch.float32 else torch.empty_like(product, dtype=torch.float32)
         for part in parts:
             rows, x = part.stop - part.start, pad_rows(h[part].to(dtype))
@@ -537,12 +536,12 @@ class _CrossEntropyOnCPU(_Chunks):
             z = z[:rows]
             if banned is not None:
                 z[:, banned] = -torch.inf
-            place, scale = target[part, None], weight[part, None]
-            at_target, top = z.gather(1, place), z.amax(1, keepdim=True)
+            y0, scale = target[part, None], weight[part, None]
+            at_target, top = z.gather(1, y0), z.amax(1, keepdim=True)
             total = z.sub_(top).exp_().sum(1, keepdim=True)  # a third of the time of logsumexp
             losses.append((scale * (top + total.log() - at_target))[:, 0])
             if learn:
-                z.mul_(scale / total).scatter_add_(1, place, -scale)
+                z.mul_(scale / total).scatter_add_(1, y0, -scale)
                 grads[2] += z.sum(0)
                 y = y if logits is None else y.copy_(logits[: len(x)])
                 grads[0][part] = (y @ w)[:rows]
@@ -554,7 +553,7 @@ class _CrossEntropyOnCPU(_Chunks):
 
 
 def fuses_cross_entropy(h: Tensor) -> bool:
-    """The fused function is for CPUs; on a GPU it was never measured against plain code."""
+    """On CPUs only: on a GPU the fused function was never measured against plain code."""
     return h.device.type == "cpu" and h.dtype == torch.float32
 
 
@@ -562,12 +561,12 @@ def chunked_cross_entropy(
     head: Any, h: Tensor, target: Tensor, weight: Tensor, banned: int | slice | None = None
 ) -> tuple[Tensor, Tensor]:
     """weight * -log softmax(logits)[target] for features h (R, C), target and weight (R,) -> (sum
-    (), of each row (R,) detached), in nats. `banned` ids are left out of the softmax."""
+    (), per row (R,) detached), in nats. `banned` ids are left out of the softmax."""
     if fuses_cross_entropy(h):
         dtype = autocast_dtype(h)
         with torch.autocast("cpu", enabled=False):
             return _CrossEntropyOnCPU.apply(
-                h, head.weight, head.bias, target, weight, banned, dtype, learns(h, head)
+                h, head.weight, head.bias, target, weight, banned, dtype, needs_grad(h, head)
             )
 
     def loss_fn(logits: Tensor, part: slice) -> Tensor:
@@ -583,15 +582,15 @@ def chunked_cross_entropy(
 
 def pick_device(name: str) -> torch.device:
     """`auto` (CUDA if there is one, else the CPU) or an explicit name, which must exist. Apple's
-    GPU has no float64, which exact draws need, so it is not among them."""
+    GPU is not supported: it has no float64, which exact draws need."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    found = [*(f"cuda:{i}" for i in range(gpus)), "cpu"]
+    devices = [*(f"cuda:{i}" for i in range(gpus)), "cpu"]
     if name == "auto":
-        name = found[0]
+        name = devices[0]
     if name == "cuda" and gpus:
         name = "cuda:0"
-    if name not in found:
-        raise UserError(f"device {name!r} is not available; this machine has {', '.join(found)}")
+    if name not in devices:
+        raise UserError(f"device {name!r} is not available; this machine has {', '.join(devices)}")
     return torch.device(name)
 
 
@@ -601,28 +600,29 @@ def wants_compile(choice: str, device: torch.device) -> bool:
     if choice == "false" or (choice == "auto" and device.type != "cuda"):
         return False
     names = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
-    found = find_spec("triton") if device.type == "cuda" else any(filter(shutil.which, names))
-    if not found:
-        print("warning: no compiler here; running without --compile", file=sys.stderr)
-    return bool(found)
+    compiler = find_spec("triton") if device.type == "cuda" else any(filter(shutil.which, names))
+    if not compiler:
+        print("warning: no compiler found; running without --compile", file=sys.stderr)
+    return bool(compiler)
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """The dtype of autocast: `auto` is bfloat16 on a GPU that has it, float32 anywhere else."""
     if name == "auto":
-        good = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if good else torch.float32
+        cuda = device.type == "cuda"
+        bfloat16 = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if bfloat16 else torch.float32
     return getattr(torch, name)
 
 
 def autocast(name: str, device: torch.device) -> torch.autocast:
-    """The context in which the network runs: in the dtype that `name` picks on the device."""
+    """The autocast context for a dtype as in `pick_dtype`."""
     dtype = pick_dtype(name, device)
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
 def gemm_peak(device: torch.device, name: str) -> float:
-    """FLOP/s of a large matrix product here, the best of a few: what MFU is a share of."""
+    """FLOP/s of a large matrix product on this device, the best of 8: the 100 % of MFU."""
     n = 8192 if device.type == "cuda" else 1024
     a = torch.ones(n, n, device=device, dtype=pick_dtype(name, device))
     times = []

@@ -121,29 +121,29 @@ def update_ema(ema: list[Tensor], params: list[Tensor], updates: int, cfg: Confi
 
 
 # ==================================================================================================
-# What a run tells: lines for people, log.jsonl for programs, Weights & Biases if asked
+# Logging: lines for people, log.jsonl for programs, Weights & Biases with wandb_log
 # ==================================================================================================
 
 
 def log_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log as it is; without those that a crash has cut short or spoilt."""
-    found = []
+    """The records of a log.jsonl, without lines that a crash has cut short or damaged."""
+    lines = []
     text = path.read_text(errors="replace") if path.is_file() else ""
     for line in text.split("\n"):
         try:
-            told = json.loads(line)
+            record = json.loads(line)
         except ValueError:
             continue
-        if isinstance(told, dict) and isinstance(told.get("step"), int):
-            found.append(told)
-    return found
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            lines.append(record)
+    return lines
 
 
 class Log:
     """The log of a run in the first process; elsewhere, nothing."""
 
     def __init__(self, cfg: Config, state: Any):
-        """job: the Run, whose `best` is brought up to date."""
+        """state: the TrainState, whose `best` is brought up to date."""
         self.path = Path(cfg.out_dir) / "log.jsonl"
         self.quiet, self.wandb = state.world.rank > 0, None
         terminal = sys.stdout is not None and sys.stdout.isatty()
@@ -155,13 +155,13 @@ class Log:
         )
         if self.quiet:
             return
-        old = log_lines(self.path) if state.step else []
-        kept = [told for told in old if told["step"] <= state.step]
-        # the checkpoint was saved before its own evaluation, whose result is here
-        state.best = min(told.get("best", state.best) for told in [{}, *kept])
+        records = log_lines(self.path) if state.step else []
+        kept = [record for record in records if record["step"] <= state.step]
+        # a checkpoint is saved before its own evaluation, so the latest `best` is in the log
+        state.best = min(record.get("best", state.best) for record in [{}, *kept])
         temporary = self.path.with_name(f"{self.path.name}.tmp")
         try:
-            temporary.write_text("".join(json.dumps(told) + "\n" for told in kept))
+            temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
             os.replace(temporary, self.path)
         except OSError as e:
             raise UserError(f"cannot write {self.path}: {e.strerror}") from e
@@ -169,7 +169,7 @@ class Log:
             self.wandb = self.start_wandb(cfg)
 
     def start_wandb(self, cfg: Config) -> Any:
-        """A run, online or offline; whatever goes wrong with it never stops training."""
+        """A run, online or offline. A failure of wandb never stops training."""
         name = cfg.wandb_run_name or Path(cfg.out_dir).name
         try:
             wandb = optional("wandb")
@@ -205,16 +205,16 @@ class Log:
 
 
 # ==================================================================================================
-# Signals that ask a run to stop: the step is finished and saved, then the process leaves
+# Signals that stop a run: the step is finished and saved, then the process exits
 # ==================================================================================================
 
 
-ASKING = [getattr(signal, n) for n in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, n)]
+STOP_SIGNALS = [getattr(signal, n) for n in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, n)]
 
 
 class Interrupted(UserError):
-    """The run was asked to stop. The exit code is that of a process which the signal has ended,
-    128 + its number: 143 for SIGTERM, 130 for SIGINT."""
+    """A signal stopped the run. The exit code is the usual one, 128 + the number of the signal: 143
+    for SIGTERM, 130 for SIGINT."""
 
     shared = True
 
@@ -225,26 +225,27 @@ class Interrupted(UserError):
 
 @contextlib.contextmanager
 def listening() -> Iterator[list[int]]:
-    """The numbers of the signals that have come while the block runs, in a list that grows.
+    """A list to which the numbers of signals are appended while the block runs.
 
-    They do nothing else, so that a save is never cut short; but a second SIGINT ends the process
-    at once. One that is ignored (by nohup) stays so. Outside of the main thread nothing is heard.
+    Signals do nothing else, so that a save is never cut short; but a second SIGINT ends the process
+    at once. A signal that was ignored (by nohup) stays ignored. Outside of the main thread no
+    signal is received.
     """
     signals: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield signals
         return
 
-    def hear(number: int, _: Any) -> None:
+    def receive(number: int, _: Any) -> None:
         signals.append(number)
-        if number == signal.SIGINT:  # by the system, as Python may be waiting for another process
+        if number == signal.SIGINT:  # the default handler, as Python may wait for another process
             signal.signal(number, signal.SIG_DFL)
 
-    before = {n: signal.getsignal(n) for n in ASKING}
+    before = {n: signal.getsignal(n) for n in STOP_SIGNALS}
     before = {n: old for n, old in before.items() if old not in (signal.SIG_IGN, None)}
     try:
         for number in before:
-            signal.signal(number, hear)
+            signal.signal(number, receive)
         yield signals
     finally:
         for number, old in before.items():
@@ -252,51 +253,52 @@ def listening() -> Iterator[list[int]]:
 
 
 # ==================================================================================================
-# What training may do to the given prefix of a row: put it out of order, or spoil it
+# Augmentation of prompts: shuffle the prompt of a row, or replace some of its tokens
 #
-# Both are for cascades, whose stages are trained on the prefixes of real texts and sampled on
-# those that the stage before them wrote. They are drawn from the step's own generator, before
-# anything else, and never touch evaluation or sampling.
+# Both are for cascades, whose stages are trained on prompts from real texts and sampled on prompts
+# that the stage before wrote. They use the generator of the step, before any other draw, and never
+# affect evaluation or sampling.
 # ==================================================================================================
 
 
-REPLACED = 0.3  # of the tokens of a spoilt prefix
+REPLACED = 0.3  # share of the tokens of a corrupted prompt
 
 
 def augment_prompt(batch: Batch, shuffle: bool, noise: float, rng: torch.Generator) -> Batch:
-    """The batch as one training step sees it. Draws nothing where nothing is asked for."""
+    """The batch with corrupted prompts (a share `noise` of the rows) and shuffled prompts. Draws
+    nothing where both are off."""
     if noise:
         batch = corrupt_prompt(batch, noise, rng)
     return shuffle_prompt(batch, rng) if shuffle else batch
 
 
 def shuffle_prompt(batch: Batch, rng: torch.Generator) -> Batch:
-    """The given ids of every row in an order of its own. As attention looks both ways and knows a
-    place by its number only, this is the same as giving the prefix its numbers in that order."""
+    """The prompt of every row in a random order. As attention is bidirectional and knows a token's
+    place by its position only, this is the same as permuting the positions of the prompt."""
     return batch._replace(ids=batch.ids.gather(1, permutation(batch.prompt_mask, rng)))
 
 
 def permutation(prompt_mask: Tensor, rng: torch.Generator) -> Tensor:
     """prompt_mask (B, T) bool, a prefix of each row -> (B, T) int64: a uniform permutation of the
-    given places of each row; the others stay."""
-    assert not (prompt_mask[:, 1:] & ~prompt_mask[:, :-1]).any(), "what is given is no prefix"
-    places = torch.arange(prompt_mask.shape[1]).expand(prompt_mask.shape)
-    draws = torch.rand(
-        prompt_mask.shape, generator=rng, dtype=torch.float64
-    )  # float32 has equal ones
-    return torch.where(prompt_mask, draws, 1.0 + places).argsort(1)
+    prompt positions of each row; the others stay."""
+    assert not (prompt_mask[:, 1:] & ~prompt_mask[:, :-1]).any(), "the prompt is no prefix"
+    positions = torch.arange(prompt_mask.shape[1]).expand(prompt_mask.shape)
+    # float64, as float32 draws may be equal
+    draws = torch.rand(prompt_mask.shape, generator=rng, dtype=torch.float64)
+    return torch.where(prompt_mask, draws, 1.0 + positions).argsort(1)
 
 
 def corrupt_prompt(batch: Batch, share: float, rng: torch.Generator) -> Batch:
-    """In a `share` of the rows, REPLACED of the given ids become given ids of anywhere in the
-    batch. That is what a generated prefix has: likely words that do not belong to its text."""
+    """In a `share` of the rows, REPLACED of the prompt tokens become random prompt tokens of the
+    batch. Errors of a generated prompt are like that: likely words that do not belong to its
+    text."""
     rows = torch.rand(len(batch.ids), 1, generator=rng) < share
-    hit = batch.prompt_mask & rows & (torch.rand(batch.ids.shape, generator=rng) < REPLACED)
+    replaced = batch.prompt_mask & rows & (torch.rand(batch.ids.shape, generator=rng) < REPLACED)
     pool = batch.ids[batch.prompt_mask]
     if not len(pool):
         return batch
     other = pool[torch.randint(len(pool), batch.ids.shape, generator=rng)]
-    return batch._replace(ids=torch.where(hit, other, batch.ids))
+    return batch._replace(ids=torch.where(replaced, other, batch.ids))
 
 
 # ==================================================================================================
@@ -308,7 +310,7 @@ INIT, NOISE, DROPOUT, ORDER, EVALUATION = range(5)  # streams of randomness
 
 
 class Diverged(UserError):
-    """The loss or the gradient is no longer finite; nothing that the user typed is wrong."""
+    """The loss or the gradient is no longer finite: not an error of the user's, so exit code 1."""
 
     code, shared = 1, True
 
@@ -335,7 +337,7 @@ def open_corpus(cfg: Config, world: World) -> Corpus:
 
 @dataclass
 class TrainState:
-    """Everything that a checkpoint must bring back, and what the loop needs beside it."""
+    """What a checkpoint saves and restores, and what else the loop needs."""
 
     cfg: Config
     world: World
@@ -345,11 +347,11 @@ class TrainState:
     module: nn.Module  # LossModule, perhaps in DDP
     optimizers: list
     ema: dict[str, Tensor]
-    root: fsdp.Root | None = None  # where the network is in parts
+    root: fsdp.Root | None = None  # with FSDP
     step: int = 0  # updates done
     best: float = math.inf
-    skipped: int = 0  # steps that were not finite
-    last: float = math.nan  # loss of the last step that was
+    skipped: int = 0  # steps skipped because they were not finite
+    last: float = math.nan  # loss of the last finite step
     signals: list[int] = field(default_factory=list)  # signals that have come to this process
     stopping: bool = False  # a signal has come to some process: all of them agree on the step
 
@@ -373,9 +375,10 @@ class TrainState:
         """Continue from `state`; learning rates and decay are those of the present config."""
         try:
             for optimizer, saved in zip(self.optimizers, state["optimizer"], strict=True):
-                own = [{k: g[k] for k in ("peak", "weight_decay")} for g in optimizer.param_groups]
+                keys = ("peak", "weight_decay")
+                present = [{k: group[k] for k in keys} for group in optimizer.param_groups]
                 optimizer.load_state_dict(saved)
-                for group, values in zip(optimizer.param_groups, own, strict=True):
+                for group, values in zip(optimizer.param_groups, present, strict=True):
                     group.update(values)
             if self.ema and state["ema"]:
                 for name, average in self.ema.items():
@@ -386,7 +389,7 @@ class TrainState:
         self.skipped = state.get("skipped", 0)
 
     def within(self, work: Callable, *args: Any) -> Any:
-        """work(*args), in which a network in parts can be called and its head be read."""
+        """work(*args); with FSDP inside the root module, where parameters can be gathered."""
         return work(*args) if self.root is None else self.root(partial(work, *args))
 
     def averaged(self) -> ContextManager[nn.Module]:
@@ -398,14 +401,14 @@ class TrainState:
     def batch(self, split: str, order: int, number: int) -> Batch:
         """Micro-batch `number` of an endless shuffled reading of a split."""
         size, block = self.cfg.batch_size, self.cfg.block_size
-        some = split == "train" and self.objective.crops_padding
-        parts = self.cfg.gradient_accumulation_steps if some else 1
+        crops = split == "train" and self.objective.crops_padding
+        parts = self.cfg.gradient_accumulation_steps if crops else 1
         rows = length_bucketed_rows(self.corpus, split, order, number, size, parts, block)
         return self.corpus.batch(split, rows, block)
 
     def noisy(self, number: int) -> Any:
-        """Micro-batch `number` of the run, over the whole job, as the loss takes it: read,
-        corrupted and, for a GPU, in pinned memory. A background thread does this a step ahead."""
+        """Micro-batch `number` of the run, counted over all processes: read, corrupted and, for a
+        GPU, in pinned memory. A background thread does this a step ahead."""
         cfg = self.cfg
         batch = self.batch("train", seed_of(cfg.seed, ORDER), number)
         rng = generator(cfg.seed, NOISE, *divmod(number, cfg.gradient_accumulation_steps))
@@ -414,7 +417,7 @@ class TrainState:
 
 
 def start(cfg: Config, origins: dict[str, str], world: World) -> TrainState:
-    """Build the run that `init_from` asks for."""
+    """Build network, objective and optimisers, from scratch or from the weights of `init_from`."""
     corpus, out = open_corpus(cfg, world), Path(cfg.out_dir)
     source, weights, resumed, parts = cfg.init_from, None, None, None
     sharded = cfg.parallel == "fsdp" and world.size > 1
@@ -425,13 +428,13 @@ def start(cfg: Config, origins: dict[str, str], world: World) -> TrainState:
     if cfg.backbone:
         cfg = checkpoint.with_backbone(cfg, origins, corpus, cfg.backbone)
     if source == "resume":
-        found = fsdp.newest(out) or out / "ckpt.pt"
-        parts = checkpoint.open_parts(found) if sharded and found.is_dir() else None
-        resumed = parts.head if parts else checkpoint.read(found)
-        cfg = checkpoint.inherit(cfg, origins, resumed["config"], str(found), "optimizer")
+        path = fsdp.newest(out) or out / "ckpt.pt"
+        parts = checkpoint.open_parts(path) if sharded and path.is_dir() else None
+        resumed = parts.head if parts else checkpoint.read(path)
+        cfg = checkpoint.inherit(cfg, origins, resumed["config"], str(path), "optimizer")
         corpus.require_like(resumed["corpus"]["meta"])
         warn_of_order(cfg, resumed["config"], world)
-        weights = resumed["model"] or None  # read in parts below, if it is in parts
+        weights = resumed["model"] or None  # None: sharded, read below
     elif source != "scratch":
         cfg, weights = checkpoint.pretrained(cfg, origins, corpus)
     grow = source not in ("resume", "scratch") and bool(cfg.backbone)
@@ -457,15 +460,15 @@ def start(cfg: Config, origins: dict[str, str], world: World) -> TrainState:
 
 
 def compile_blocks(net: Any, cfg: Config, device: torch.device) -> None:
-    """Compile each block by itself, if that is wanted."""
+    """Compile each block by itself, if cfg.compile says so."""
     if wants_compile(cfg.compile, device):
         for block in net.blocks:
             block.compile()
 
 
 def warn_of_order(cfg: Config, saved: dict[str, Any], world: World) -> None:
-    """Tell of what makes the rest of a run other than it would have been: places in the data are
-    counted in micro-batches of the whole job."""
+    """Warn of options that change the order of the data: positions in it are counted in
+    micro-batches over all processes."""
     for key in "seed batch_size gradient_accumulation_steps block_size".split():
         if saved.get(key) != getattr(cfg, key) and world.rank == 0:
             change = f"{key} was {saved.get(key)}, is {getattr(cfg, key)}"
@@ -476,97 +479,97 @@ def warn_of_order(cfg: Config, saved: dict[str, Any], world: World) -> None:
 
 
 def pinned(noisy: Any, device: torch.device) -> Any:
-    """A NamedTuple whose tensors can be copied to the device while it works."""
+    """The NamedTuple with its tensors in pinned memory, for asynchronous copies to a GPU."""
     if device.type != "cuda":
         return noisy
     return type(noisy)(*(x.pin_memory() if torch.is_tensor(x) else x for x in noisy))
 
 
 def train_step(state: TrainState) -> dict[str, float]:
-    """Accumulate gradients, check, clip, update, average. Returns loss (nats per written position),
-    gradient norm, and the objective's metrics; nothing if the step was skipped. Raises Diverged
-    before the update."""
+    """Accumulate gradients, check, clip, update, average. Returns loss (nats per target position),
+    learning rate, gradient norm and the objective's metrics; {} if the step was skipped. Raises
+    Diverged before the update."""
     cfg, world = state.cfg, state.world
     multiple = lr_multiple(state.step + 1, cfg)
     totals, names = None, []
     per_rank = cfg.gradient_accumulation_steps // world.size
     for i in range(per_rank):
-        micro = i * world.size + world.rank  # over the whole job
+        micro = i * world.size + world.rank  # of the micro-batches of all processes
         number = state.step * cfg.gradient_accumulation_steps + micro
         noisy = state.prefetcher.get(number, number + world.size)
         if cfg.dropout:
             torch.manual_seed(seed_of(cfg.seed, DROPOUT, state.step, micro))
-        # whole gradients are exchanged after the last one; parts at once, as only parts are kept
-        more = world.size > 1 and state.root is None and i < per_rank - 1
-        with state.module.no_sync() if more else contextlib.nullcontext():
+        # DDP reduces gradients after the last micro-batch, FSDP after each, as it keeps shards only
+        postpone = world.size > 1 and state.root is None and i < per_rank - 1
+        with state.module.no_sync() if postpone else contextlib.nullcontext():
             with autocast(cfg.dtype, world.device):
                 loss = state.within(state.module, noisy)
             loss.sum.backward()
         names = list(loss.metrics)
         count = to_device(torch.tensor(float(loss.count)), world.device)
-        mine = torch.cat([torch.stack([loss.sum.detach(), count]), *loss.metrics.values()])
-        totals = mine if totals is None else totals + mine
-    asked = torch.tensor([float(len(state.signals))], dtype=torch.float64).to(world.device)
-    totals = world.sum(torch.cat([totals.double(), asked]))
+        sums = torch.cat([torch.stack([loss.sum.detach(), count]), *loss.metrics.values()])
+        totals = sums if totals is None else totals + sums
+    signals = torch.tensor([float(len(state.signals))], dtype=torch.float64).to(world.device)
+    totals = world.sum(torch.cat([totals.double(), signals]))
     norm = scale_gradients(
         state.net.parameters(), world.size / totals[1].clamp(min=1), cfg.grad_clip
     )
-    vitals = torch.cat([totals, norm.double()[None]]).tolist()  # the one wait of the step
-    nats, count, *sums, asked, norm = vitals
-    state.stopping = asked > 0
-    good = finite(state, nats / max(count, 1), norm, multiple * cfg.learning_rate)
-    update(state, multiple, good)
-    if not good:
+    numbers = torch.cat([totals, norm.double()[None]]).tolist()  # the only synchronisation
+    total, count, *sums, signals, norm = numbers
+    state.stopping = signals > 0
+    loss, lr = total / max(count, 1), multiple * cfg.learning_rate
+    is_finite = finite(state, loss, norm, lr)
+    update(state, multiple, is_finite)
+    if not is_finite:
         return {}
-    state.last = nats / max(count, 1)
-    pairs = zip(names, sums[::2], sums[1::2], strict=True)
-    metrics = {name: total / max(number, 1) for name, total, number in pairs}
-    lr = multiple * cfg.learning_rate
-    return {"loss": state.last, "lr": lr, "grad_norm": norm, **metrics}
+    state.last = loss
+    triples = zip(names, sums[::2], sums[1::2], strict=True)
+    metrics = {name: total / max(number, 1) for name, total, number in triples}
+    return {"loss": loss, "lr": lr, "grad_norm": norm, **metrics}
 
 
-def update(state: TrainState, multiple: float, good: bool) -> None:
-    """The step of the optimisers at a multiple of their peak rates, and of the averages, if its
-    gradient is good."""
+def update(state: TrainState, multiple: float, is_finite: bool) -> None:
+    """One step of the optimisers at `multiple` times their peak learning rates, and of the averaged
+    weights, both only if the gradient is finite."""
     for optimizer in state.optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * multiple
-        if good:
+        if is_finite:
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     state.step += 1
-    if good and state.ema:
+    if is_finite and state.ema:
         update_ema(list(state.ema.values()), list(state.net.parameters()), state.step, state.cfg)
 
 
 def finite(state: TrainState, loss: float, norm: float, lr: float) -> bool:
-    """Whether the update may be made. Otherwise it is one of the cfg.skip_nonfinite that are left
-    out, or Diverged is raised, before it is made."""
+    """Are loss and gradient norm finite? If not, skip the step, or raise Diverged where
+    cfg.skip_nonfinite steps have been skipped already."""
     if math.isfinite(loss) and math.isfinite(norm):
         return True
     cfg, first = state.cfg, state.step * state.cfg.gradient_accumulation_steps
-    what = (
+    message = (
         f"step {state.step + 1}: loss {loss:.4g} (of the last good step {state.last:.4g}), "
         f"gradient norm {norm:.4g}, learning rate {lr:.3g}, micro-batches {first} to "
         f"{first + cfg.gradient_accumulation_steps - 1}; the step was not taken"
     )
     if state.skipped >= cfg.skip_nonfinite:
-        raise Diverged(f"{what}; the last checkpoint is intact")
+        raise Diverged(f"{message}; the last checkpoint is intact")
     state.skipped += 1
     if state.world.rank == 0:
         left = cfg.skip_nonfinite - state.skipped
-        print(f"warning: {what}; {left} more may be skipped", file=sys.stderr, flush=True)
+        print(f"warning: {message}; {left} more may be skipped", file=sys.stderr, flush=True)
     return False
 
 
 @torch.no_grad()
 def evaluate(state: TrainState) -> float:
-    """Validation bound in nats per written position, or the loss of objectives that have no bound;
+    """Validation bound in nats per target position, or the loss of objectives that have no bound;
     averaged weights, fixed batches and noise."""
     cfg, world = state.cfg, state.world
     sums = torch.zeros(2, dtype=torch.float64)
     with state.averaged() as net, autocast(cfg.dtype, world.device):
-        rounds = -(-cfg.eval_iters // world.size)  # as many in each process, or they would wait
+        rounds = -(-cfg.eval_iters // world.size)  # equal in all processes, which wait for others
         for i in range(world.rank, rounds * world.size, world.size):
             batch, rng = state.batch("val", EVALUATION, i), generator(EVALUATION, i)
             if state.objective.bounded:
@@ -585,11 +588,11 @@ def evaluate(state: TrainState) -> float:
 
 
 def loop(state: TrainState) -> None:
-    """Steps until max_iters, or until a signal; a checkpoint before each evaluation and at the
+    """Train until max_iters or a signal, with a checkpoint before each evaluation and at the
     end."""
     cfg, world = state.cfg, state.world
     log, ckpt = Log(cfg, state), Path(cfg.out_dir) / "ckpt.pt"
-    best = state.best if world.rank == 0 else 0.0  # which has read the log
+    best = state.best if world.rank == 0 else 0.0  # rank 0 has read the log
     state.best = float(world.sum(torch.tensor(best, dtype=torch.float64).to(world.device)))
     tokens = cfg.batch_size * cfg.gradient_accumulation_steps * cfg.block_size
     flops = state.net.flops_per_token(cfg.block_size) * tokens / world.size
@@ -599,29 +602,29 @@ def loop(state: TrainState) -> None:
         values, saved = train_step(state), False
         log.bar.update()
         if values and (state.step % cfg.log_interval == 0 or state.step == cfg.max_iters):
-            each = (time.perf_counter() - clock) / (state.step - since)
-            rate, mfu = tokens / each, flops / each / peak
-            line = f"iter {state.step}: loss {values['loss']:.4f}, time {each * 1000:.1f} ms"
+            seconds = (time.perf_counter() - clock) / (state.step - since)  # per step
+            rate, mfu = tokens / seconds, flops / seconds / peak
+            line = f"iter {state.step}: loss {values['loss']:.4f}, time {seconds * 1000:.1f} ms"
             line += f", {rate:,.0f} tokens/s, mfu {mfu:.1%}"
             log.write(line, step=state.step, **values, tokens_per_s=rate, mfu=mfu)
             since, clock = state.step, time.perf_counter()
         if state.step % cfg.eval_interval == 0 or state.step == cfg.max_iters:
             pause = time.perf_counter()
             saved = save_and_evaluate(state, log, ckpt)
-            clock += time.perf_counter() - pause  # steps only
+            clock += time.perf_counter() - pause  # the time of evaluations is not counted
     log.bar.close()
     if state.step < cfg.max_iters and cfg.always_save_checkpoint and not saved:
         save(state, ckpt)
 
 
 def save(state: TrainState, ckpt: Path) -> bool:
-    """Write the checkpoint, in the first process, or parts of it in all.
-    Whether that was done: where it cannot be, the run ends, or goes on with a warning if
-    save_errors=warn and it is not yet done."""
+    """Write the checkpoint, in the first process, or sharded in all. Returns whether it was
+    written: on failure the run ends, or with save_errors=warn goes on with a warning, unless this
+    was its last step."""
     if state.world.rank > 0 and state.root is None:
         return True
     try:
-        checkpoint.store(state.state_dict(), ckpt, in_parts=state.root is not None)
+        checkpoint.store(state.state_dict(), ckpt, sharded=state.root is not None)
     except UserError as e:
         if state.cfg.save_errors == "stop" or state.step >= state.cfg.max_iters or state.stopping:
             raise
@@ -632,7 +635,8 @@ def save(state: TrainState, ckpt: Path) -> bool:
 
 
 def save_and_evaluate(state: TrainState, log: Log, ckpt: Path) -> bool:
-    """Save first, so that a failing evaluation loses nothing; unless only the best is kept."""
+    """Save first, so that a failing evaluation loses nothing; with always_save_checkpoint=False
+    save afterwards, if this is the best."""
     cfg, saved = state.cfg, False
     if cfg.always_save_checkpoint:
         saved = save(state, ckpt)
@@ -647,17 +651,17 @@ def save_and_evaluate(state: TrainState, log: Log, ckpt: Path) -> bool:
 
 
 def named(cfg: Config, origins: dict[str, str]) -> Config:
-    """The config with the suffix of fine-tuning on its out_dir, where there are weights to start
-    from: so that they do not overwrite a run from scratch. A name given by hand stays."""
-    begun = cfg.init_from in ("scratch", "resume", "auto", "modernbert-tiny")
-    if begun or origins.get("out_dir") == "command line":
+    """The config with cfg.finetune_suffix on its out_dir if init_from names weights, so that
+    fine-tuning does not overwrite a run from scratch. An out_dir of the command line stays."""
+    same_run = cfg.init_from in ("scratch", "resume", "auto", "modernbert-tiny")
+    if same_run or origins.get("out_dir") == "command line":
         return cfg
     return dataclasses.replace(cfg, out_dir=cfg.out_dir + cfg.finetune_suffix)
 
 
 def prepare_out(cfg: Config, lock: contextlib.ExitStack | None) -> None:
-    """Make out_dir, lock it unless that is done, and write config.json there, before any step is
-    done; clear what a killed run left half written."""
+    """Make out_dir, lock it unless `lock` is None, write config.json before the first step, and
+    remove temporary files of a killed run."""
     out = Path(cfg.out_dir)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -673,8 +677,8 @@ def prepare_out(cfg: Config, lock: contextlib.ExitStack | None) -> None:
 def perform(
     cfg: Config, origins: dict, world: World, lock: contextlib.ExitStack
 ) -> Interrupted | None:
-    """The run that the config asks for; `lock` keeps other processes out of its folder. Returns
-    the signal that has ended it early, if one has."""
+    """Run a config; `lock` keeps other processes out of its folder. Returns the signal that has
+    ended the run early, or None."""
     if world.rank == 0:
         print(describe(cfg, origins), flush=True)
     writes = world.rank == 0 and not cfg.eval_only
@@ -698,9 +702,9 @@ def perform(
             loop(state)
     if state.step >= cfg.max_iters or not state.stopping:
         return None
-    kept = f"saved at step {state.step}" if cfg.always_save_checkpoint else "the best is kept"
+    saved = f"saved at step {state.step}" if cfg.always_save_checkpoint else "the best is kept"
     number = state.signals[0] if state.signals else signal.SIGTERM
-    return Interrupted(number, f"{kept}; go on with --init_from=resume")
+    return Interrupted(number, f"{saved}; go on with --init_from=resume")
 
 
 def main(argv: list[str]) -> None:
@@ -709,15 +713,15 @@ def main(argv: list[str]) -> None:
     world = enter_world(cfg)
     try:
         with contextlib.ExitStack() as lock:
-            ended = perform(cfg, origins, world, lock)
+            interrupted = perform(cfg, origins, world, lock)
             if world.size > 1:
-                gc.collect()  # DDP goes while all are here: without the others it may hang
-                dist.barrier()  # nobody leaves while another talks: gloo's threads would abort
+                gc.collect()  # free DDP while all processes are alive: later it may hang
+                dist.barrier()  # exit together: gloo's threads abort if another process has left
     finally:
         if world.size > 1:
             dist.destroy_process_group()
-    if ended is not None:
-        raise ended
+    if interrupted is not None:
+        raise interrupted
     if cfg.demo and world.rank == 0 and not cfg.eval_only:
         run_command(f"{cfg.demo} --ckpt={fsdp.newest(Path(cfg.out_dir))}")
 
