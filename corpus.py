@@ -5,12 +5,12 @@ A corpus is a folder:
     meta.json   format, dtype, vocabulary size, special ids, tokenizer, source, counts, checksums
     train.bin   every id of the split in one flat array, uint16 or uint32 (meta.json says which)
     train.idx   int64 (N, 3): start, prompt, length of each row; absent for a continuous stream
-    train.giv   uint8 for each id: is it given; only where rows hold several samples
+    train.giv   uint8 for each id: is it prompt; only where rows hold several samples
     val.bin, val.idx, and the file of the tokenizer if it needs one
 
 A split may be several shards (train_000.bin ...), read as one. Nothing is pickled. The writer
-builds the folder under a temporary name and renames it when complete; the reader refuses whatever
-does not fit together, in one line that names the file.
+builds the folder under a temporary name and renames it when complete; the reader refuses files that
+do not fit together, in one line that names the file.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ import numpy as np
 from configurator import UserError
 from tokenizer import Tokenizer, tokenizer_from
 
-if TYPE_CHECKING:  # it takes two seconds to import: who writes corpora does without
+if TYPE_CHECKING:  # the import takes two seconds, and writers of corpora do not need it
     from torch import Tensor
 from concurrent.futures import Future, ThreadPoolExecutor
 
 # ==================================================================================================
-# What every writer and reader of folders needs: checksums, and one writer at a time
+# Folders: checksums, and one writer at a time
 # ==================================================================================================
 
 
@@ -41,31 +41,33 @@ CHECKED = 1 << 28  # bytes: files up to this size have their checksum verified w
 
 
 def fingerprint(path: Path) -> dict[str, int]:
-    """Size in bytes and CRC-32 of a file, read in pieces."""
+    """Size in bytes and CRC-32 of a file."""
     crc = 0
     with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            crc = zlib.crc32(piece, crc)
+        while chunk := file.read(1 << 20):
+            crc = zlib.crc32(chunk, crc)
     return {"bytes": path.stat().st_size, "crc32": crc}
 
 
-def check_file(path: Path, told: dict[str, int], verify: bool = False, empty: bool = False) -> None:
-    """Refuse a file that is absent, empty (unless it may be `empty`), of another size, or (if small
-    or to `verify`) of another checksum."""
+def check_file(
+    path: Path, recorded: dict[str, int], verify: bool = False, empty: bool = False
+) -> None:
+    """Raise UserError if a file is absent, empty (unless `empty`), or differs from the recorded
+    size or checksum; the checksum is checked if the file is small, or with `verify`."""
     if not path.is_file():
         raise UserError(f"{path} is missing; prepare the corpus anew")
     size = path.stat().st_size
     if size == 0 and not empty:
         raise UserError(f"{path} is empty; prepare the corpus anew")
-    if size != told.get("bytes"):
-        raise UserError(f"{path}: {size} bytes, but meta.json says {told.get('bytes')}")
-    if (verify or size <= CHECKED) and fingerprint(path)["crc32"] != told.get("crc32"):
+    if size != recorded.get("bytes"):
+        raise UserError(f"{path}: {size} bytes, but meta.json says {recorded.get('bytes')}")
+    if (verify or size <= CHECKED) and fingerprint(path)["crc32"] != recorded.get("crc32"):
         raise UserError(f"{path} is damaged: its checksum is not the one in meta.json")
 
 
 def lock_file(descriptor: int) -> None:
-    """Take the lock of an open file or folder. It lasts until the descriptor is closed, or its
-    process ends, however that ends. Raises BlockingIOError if another process has it."""
+    """Lock an open file or folder until the descriptor is closed or the process ends. Raises
+    BlockingIOError if another process has the lock."""
     if os.name != "posix":
         return
     import fcntl
@@ -79,7 +81,8 @@ def lock_file(descriptor: int) -> None:
 
 
 def lock_folder(partial: Path, folder: Path) -> int | None:
-    """Refuse a second process that grows `folder` in `partial`; the descriptor of the lock."""
+    """Lock `partial`, in which `folder` is built -> the descriptor of the lock. Raises UserError if
+    another process has it."""
     if os.name != "posix":
         return None
     lock = os.open(partial, os.O_RDONLY)
@@ -127,11 +130,10 @@ FORMAT = 1  # of meta.json and the files that it describes
 
 
 class Batch(NamedTuple):
-    """B rows of T positions. The first `prompt` ids of a row are given: conditioned on, never
-    corrupted, scored or changed. Positions from `length` on hold the pad id."""
+    """B rows of T positions. Positions from `length` on hold the pad id."""
 
     ids: Tensor  # (B, T) int64
-    prompt_mask: Tensor  # (B, T) bool: given, so neither corrupted nor scored nor changed
+    prompt_mask: Tensor  # (B, T) bool: conditioned on; never corrupted, scored or changed
     length: Tensor  # (B,) int64
 
 
@@ -144,9 +146,9 @@ class CorpusWriter:
         with CorpusWriter(folder, Bytes(), source="palindrome") as out:
             out.row("train", [257, 97, 258], prompt=1)
 
-    The folder appears under its name when the block ends without an exception. `info` lands in
-    meta.json as it is. Raises UserError if the folder exists, a split is empty, or an id does not
-    fit the vocabulary.
+    The folder appears under its name when the block ends without an exception. `info` is added to
+    meta.json. Raises UserError if the folder exists, a split is empty, or an id is outside the
+    vocabulary.
     """
 
     def __init__(self, folder: str | Path, tokenizer: Tokenizer, **info: Any):
@@ -155,7 +157,7 @@ class CorpusWriter:
         self.partial = self.folder.with_name(f".{self.folder.name}.{os.getpid()}.partial")
         self.files: dict[str, Any] = {}
         self.counts: dict[str, dict[str, int]] = {}
-        self.names: dict[str, str] = {}  # of a split's file, where it is not that of the split
+        self.names: dict[str, str] = {}  # split -> name of its file, if it is not the split's
 
     def __enter__(self) -> CorpusWriter:
         if self.folder.exists():
@@ -172,7 +174,7 @@ class CorpusWriter:
         self.files[name].write(array.tobytes())
 
     def tokens(self, split: str, ids: Iterable[int] | np.ndarray) -> int:
-        """Append ids to the flat array of `split`; returns where they start."""
+        """Append ids to the flat array of `split`; returns the offset of the first."""
         array = np.asarray(ids, dtype=np.int64)
         if array.size and not 0 <= array.min() <= array.max() < self.tokenizer.vocab_size:
             bad = int(array.max() if array.min() >= 0 else array.min())
@@ -189,8 +191,8 @@ class CorpusWriter:
         prompt: int = 0,
         given: np.ndarray | None = None,
     ) -> None:
-        """Append one row whose first `prompt` ids are given; or, for all rows of a split, those
-        that `given` (n,) bool says."""
+        """Append one row of n ids whose first `prompt` ids are the prompt; or those where `given`
+        (n,) bool is true, in all rows of the split or none."""
         array = np.asarray(ids, dtype=np.int64)
         assert 0 <= prompt <= array.size and array.size > 0, (prompt, array.size)
         if split in self.counts:
@@ -205,8 +207,8 @@ class CorpusWriter:
         count["longest"] = max(count["longest"], array.size)
 
     def rows(self, split: str, ids: np.ndarray, lengths: np.ndarray, prompts: np.ndarray) -> None:
-        """Append N >= 1 rows at once: all their ids in one flat array, then the length and the
-        number of given ids of each (N,)."""
+        """Append N >= 1 rows at once: their ids in one flat array, then the length and the number
+        of prompt ids of each (N,)."""
         lengths, prompts = np.asarray(lengths, np.int64), np.asarray(prompts, np.int64)
         assert lengths.sum() == len(ids) and lengths.shape == prompts.shape, (split, len(ids))
         assert np.all((prompts >= 0) & (prompts <= lengths) & (lengths > 0)), split
@@ -271,7 +273,7 @@ class Shard(NamedTuple):
 
 
 class Corpus:
-    """A prepared corpus, opened and checked. Raises UserError naming the file that is at fault.
+    """A prepared corpus, opened and checked. Raises UserError naming the faulty file.
 
     verify=True checks the checksums of files of any size, not only of small ones.
     """
@@ -283,8 +285,8 @@ class Corpus:
         self.specials: dict[str, int] = self.meta["specials"]
         self.pad_id = self.specials.get("pad", 0)
         names = self.meta["files"]
-        for name, told in names.items():
-            check_file(self.folder / name, told, verify)
+        for name, recorded in names.items():
+            check_file(self.folder / name, recorded, verify)
         self.splits = {s: self._shards(s) for s in ("train", "val")}
         self.maps: dict[Path, tuple[np.ndarray, np.ndarray | None, np.ndarray | None]] = {}
         self.batches = 0
@@ -323,7 +325,7 @@ class Corpus:
         return sum(s.rows for s in self.splits[split])
 
     def require_block(self, block_size: int) -> None:
-        """Refuse a block size that rows do not fit into or a stream cannot fill."""
+        """Raise UserError for a block size smaller than a row or larger than a stream."""
         for split, shards in self.splits.items():
             tokens, longest = min(s.tokens for s in shards), self._longest(split)
             if not self.rows(split) and tokens < block_size + 1:
@@ -333,7 +335,7 @@ class Corpus:
                 )
             if self.rows(split) and "pad" not in self.specials:
                 shortest = min(int(s.index()[:, 2].min()) for s in shards)
-                if shortest < block_size:  # what would fill the row is a token of the text
+                if shortest < block_size:  # pad_id 0 would be a token of the text
                     raise UserError(
                         f"{shards[0].path}: rows of {shortest} tokens need a pad id to fill "
                         f"block_size={block_size}, and the tokenizer has none"
@@ -348,11 +350,11 @@ class Corpus:
         return self.meta["splits"].get(split, {}).get("longest", 0)
 
     def require_like(self, meta: dict[str, Any]) -> None:
-        """Refuse a model that was made for another vocabulary; `meta` is that of its corpus."""
+        """Raise UserError if `meta`, that of a model's corpus, has another vocabulary."""
         for key in ("vocab_size", "specials", "tokenizer"):
             if meta.get(key) != self.meta[key]:
-                theirs, own = (str(m.get(key))[:80] for m in (meta, self.meta))
-                raise UserError(f"the checkpoint has {key}={theirs}, but {self.folder} has {own}")
+                theirs, ours = (str(m.get(key))[:80] for m in (meta, self.meta))
+                raise UserError(f"the checkpoint has {key}={theirs}, but {self.folder} has {ours}")
 
     def batch(self, split: str, rows: np.ndarray, block_size: int) -> Batch:
         """Rows (B,) by number -> Batch of T = block_size. In a stream, a number is the offset of
@@ -363,55 +365,55 @@ class Corpus:
         sizes = [s.rows or s.tokens - block_size + 1 for s in shards]
         ends = np.cumsum(sizes)
         ids = np.full((len(rows), block_size), self.pad_id, np.int64)  # (B, T)
-        given = np.zeros_like(ids, dtype=bool)  # (B, T)
+        prompt_mask = np.zeros_like(ids, dtype=bool)  # (B, T)
         lengths = np.empty(len(rows), np.int64)
         owner = np.searchsorted(ends, rows, side="right")
         self._remap()
         for k in np.unique(owner):
-            data, index, marks = self._mapped(shards[k])
-            here = np.flatnonzero(owner == k)
-            local = rows[here] - (ends[k] - sizes[k])
+            data, index, given = self._mapped(shards[k])
+            at = np.flatnonzero(owner == k)
+            local = rows[at] - (ends[k] - sizes[k])
             if index is not None:
                 start, prompt, length = index[local].T
             else:
                 start, prompt, length = local, np.zeros_like(local), np.full_like(local, block_size)
-            place = np.arange(block_size)
-            inside = place < length[:, None]  # (b, T)
-            taken = np.where(inside, start[:, None] + place, 0)
-            ids[here] = np.where(inside, data[taken], self.pad_id)
-            asked = place < prompt[:, None] if marks is None else marks[taken] > 0
-            given[here], lengths[here] = asked & inside, length
+            position = np.arange(block_size)
+            inside = position < length[:, None]  # (b, T)
+            source = np.where(inside, start[:, None] + position, 0)
+            ids[at] = np.where(inside, data[source], self.pad_id)
+            is_prompt = position < prompt[:, None] if given is None else given[source] > 0
+            prompt_mask[at], lengths[at] = is_prompt & inside, length
         if ids.max() >= self.vocab_size:
             raise UserError(f"{self.folder}: id {ids.max()} >= vocab_size {self.vocab_size}")
-        return Batch(*map(torch.from_numpy, (ids, given, lengths)))
+        return Batch(*map(torch.from_numpy, (ids, prompt_mask, lengths)))
 
     def _remap(self) -> None:
-        """Drop the memory maps now and then, so that resident memory does not grow with the part
-        of a corpus that a long run has touched."""
+        """Drop the memory maps every 256 batches, so that resident memory does not grow with the
+        part of a corpus that has been read."""
         self.batches += 1
         if self.batches % 256 == 0:
             self.maps.clear()
 
     def _mapped(self, shard: Shard) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-        found = self.maps.get(shard.path)  # which another thread may clear
-        if found is None:
+        maps = self.maps.get(shard.path)  # `get`, as another thread may clear them
+        if maps is None:
             index = shard.index() if shard.rows else None
-            found = self.maps[shard.path] = shard.data(), index, shard.given()
-        return found
+            maps = self.maps[shard.path] = shard.data(), index, shard.given()
+        return maps
 
     def lengths(self, split: str, rows: np.ndarray) -> np.ndarray:
-        """Tokens of rows (N,) by number, (N,); not for streams."""
+        """Lengths in tokens of rows (N,) by number -> (N,); not for streams."""
         shards = self.splits[split]
         ends = np.cumsum([s.rows for s in shards])
         owner, lengths = np.searchsorted(ends, rows, side="right"), np.empty(len(rows), np.int64)
         for k in np.unique(owner):
-            here, (_, index, _) = owner == k, self._mapped(shards[k])
+            at, (_, index, _) = owner == k, self._mapped(shards[k])
             assert index is not None, split
-            lengths[here] = index[rows[here] - (ends[k] - shards[k].rows), 2]
+            lengths[at] = index[rows[at] - (ends[k] - shards[k].rows), 2]
         return lengths
 
     def windows(self, split: str, block_size: int) -> int:
-        """How many row numbers `batch` knows: rows, or windows of a stream."""
+        """Number of rows, or of windows of a stream."""
         return sum(s.rows or s.tokens - block_size + 1 for s in self.splits[split])
 
     def texts(self, split: str) -> Iterator[str]:
@@ -422,7 +424,7 @@ class Corpus:
                 yield self.tokenizer.decode(data[start : start + length].tolist())
 
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint keeps of its corpus: meta.json and the files of the tokenizer."""
+        """meta.json and the files of the tokenizer, which checkpoints contain."""
         return {"meta": self.meta, "files": self.files}
 
 
@@ -440,8 +442,8 @@ def _read_meta(folder: Path) -> dict[str, Any]:
 
 
 def check_meta(meta: Any, where: str, partial: bool = False) -> None:
-    """Refuse what is not the content of a meta.json, naming `where` it was found; or, if `partial`,
-    at least the vocabulary of one."""
+    """Raise UserError, naming the file `where`, unless `meta` is the content of a meta.json; if
+    `partial`, fields other than the vocabulary may be missing."""
     fields: dict[str, Callable[[Any], bool]] = {
         "format": lambda v: v == FORMAT,
         "dtype": lambda v: v in ("uint16", "uint32"),
@@ -451,12 +453,12 @@ def check_meta(meta: Any, where: str, partial: bool = False) -> None:
         "splits": _numbers,
         "files": _numbers,
     }
-    for key, good in fields.items():
+    for key, valid in fields.items():
         if partial and isinstance(meta, dict) and key not in {"vocab_size", "specials", *meta}:
             continue
-        if not isinstance(meta, dict) or key not in meta or not good(meta[key]):
-            found = meta.get(key, "nothing") if isinstance(meta, dict) else "no object"
-            raise UserError(f"{where}: bad {key}: {str(found)[:80]!r}")
+        if not isinstance(meta, dict) or key not in meta or not valid(meta[key]):
+            value = meta.get(key, "nothing") if isinstance(meta, dict) else "no object"
+            raise UserError(f"{where}: bad {key}: {str(value)[:80]!r}")
     check_specials(meta["specials"], meta["vocab_size"], where)
 
 
@@ -467,7 +469,7 @@ def _numbers(table: Any) -> bool:
 
 
 def check_specials(specials: dict[str, int], vocab_size: int, where: str) -> None:
-    """Refuse special ids outside the vocabulary, and MASK sharing its id with another."""
+    """Raise UserError for special ids outside the vocabulary, and if MASK shares its id."""
     for name, i in specials.items():
         if not 0 <= i < vocab_size:
             raise UserError(f"{where}: special {name}={i} is outside vocab_size {vocab_size}")
@@ -476,20 +478,20 @@ def check_specials(specials: dict[str, int], vocab_size: int, where: str) -> Non
 
 
 def _sample(path: Path, dtype: str, count: int, width: int = 1) -> np.ndarray:
-    """Some of the `count` entries of `width` numbers each in a file, one after another: all, or
-    4096 pieces of 256 from all over it. They are read, not mapped: a million places of a large
-    file would take minutes to open, and gigabytes of memory."""
+    """A flat sample of the `count` entries of `width` numbers each in a file: all, or 4096 evenly
+    spaced runs of 256. They are read, not mapped: touching a million places of a large map would
+    take minutes and gigabytes of memory."""
     if count <= 1 << 20:
         return np.fromfile(path, dtype, count * width)
     size = np.dtype(dtype).itemsize * width
-    places = np.linspace(0, count - 256, 4096).astype(np.int64)
-    parts = [np.fromfile(path, dtype, 256 * width, offset=int(at) * size) for at in places]
+    starts = np.linspace(0, count - 256, 4096).astype(np.int64)
+    parts = [np.fromfile(path, dtype, 256 * width, offset=int(at) * size) for at in starts]
     return np.concatenate(parts)
 
 
 def _check_shard(shard: Shard, vocab_size: int) -> None:
-    """Refuse odd sizes, rows that point outside, and ids outside the vocabulary (about a million of
-    each; `Corpus.batch` checks every id that it hands out)."""
+    """Raise UserError for odd sizes, rows that point outside the file, and ids outside the
+    vocabulary (about a million of each; `Corpus.batch` checks every id that it returns)."""
     path, size = shard.path, np.dtype(shard.dtype).itemsize
     if path.stat().st_size % size:
         raise UserError(f"{path}: {path.stat().st_size} bytes are not whole {shard.dtype} ids")
@@ -499,25 +501,25 @@ def _check_shard(shard: Shard, vocab_size: int) -> None:
     if shard.rows:
         index = _sample(path.with_suffix(".idx"), "int64", shard.rows, 3)
         start, prompt, length = index.reshape(-1, 3).T
-        good = (start >= 0) & (prompt >= 0) & (prompt <= length) & (length >= 1)
-        if not np.all(good & (start + length <= shard.tokens)):
+        valid = (start >= 0) & (prompt >= 0) & (prompt <= length) & (length >= 1)
+        if not np.all(valid & (start + length <= shard.tokens)):
             raise UserError(f"{path.with_suffix('.idx')}: a row points outside {path.name}")
 
 
 # ==================================================================================================
 # The order of reading
 #
-# In what order a corpus is read for training, and when: every place of an endless shuffled reading
-# can be computed at once, and a thread reads ahead.
+# The row at any place of an endless shuffled reading is computed directly, without the places
+# before it, so a run can resume anywhere. A thread reads one batch ahead.
 # ==================================================================================================
 
 
 def shuffled(places: np.ndarray, size: int, seed: int) -> np.ndarray:
     """Places (N,) in an endless shuffled reading of `size` rows -> row numbers (N,).
 
-    Each epoch is a permutation of its own, computed place by place (a four-round Feistel network
-    on the smallest even number of bits, walked until it lands inside), so that the order of a
-    trillion rows takes no memory and any place can be reached at once.
+    Each epoch is another permutation, computed element by element (a four-round Feistel network on
+    the smallest even number of bits, repeated until the value is below `size`), so the order of a
+    trillion rows takes no memory.
     """
     half = max(1, (int(size - 1).bit_length() + 1) // 2)
     low = np.uint64((1 << half) - 1)
@@ -544,29 +546,29 @@ def _mix(x: np.ndarray) -> np.ndarray:
 def length_bucketed_rows(
     corpus: Corpus, split: str, seed: int, number: int, size: int, parts: int, block: int
 ) -> np.ndarray:
-    """Rows (size,) of micro-batch `number` of a shuffled reading. The rows of a step, which takes
-    `parts` micro-batches, are dealt to them by length: those of short rows are narrow, and the sum
-    that the step takes is the same. For `crops_padding` objectives only: where the padding of a
-    batch is learnt, its width would come to tell how long a text is."""
+    """Rows (size,) of micro-batch `number` of a shuffled reading. The rows of a step of `parts`
+    micro-batches are sorted into them by length, so that short rows need little padding; the sum
+    over the step stays the same. For `crops_padding` objectives only: where padding is learnt, the
+    width of a batch would tell the length of its texts."""
     step, part = divmod(number, parts)
     places = np.arange(step * parts * size, (step + 1) * parts * size)
     rows = shuffled(places, corpus.windows(split, block), seed)
     if parts == 1 or not corpus.rows(split):
         return rows[part * size : (part + 1) * size]
     by_length = np.argsort(corpus.lengths(split, rows), kind="stable")
-    return rows[np.sort(by_length[part * size : (part + 1) * size])]  # within it, still shuffled
+    return rows[np.sort(by_length[part * size : (part + 1) * size])]  # in shuffled order
 
 
 class Prefetcher:
-    """Batches by number, made in a thread of its own: the next one while this one is used."""
+    """Batches by number, read in another thread: the next one while this one is used."""
 
     def __init__(self, read: Callable[[int], Any]):
         self.read, self.thread = read, ThreadPoolExecutor(1, "reader")
         self.coming: dict[int, Future] = {}
 
     def get(self, number: int, following: int) -> Any:
-        """Batch `number`; `following` is what will be asked for next."""
-        found = self.coming.pop(number, None) or self.thread.submit(self.read, number)
-        batch = found.result()
+        """Batch `number`; `following` is the number of the next call."""
+        future = self.coming.pop(number, None) or self.thread.submit(self.read, number)
+        batch = future.result()
         self.coming = {following: self.thread.submit(self.read, following)}
         return batch

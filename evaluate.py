@@ -54,19 +54,19 @@ from sample import (
 from tokenizer import ASSISTANT, USER, Tokenizer, chat_rows
 
 # ==================================================================================================
-# What samples are worth: their perplexity under another model, and their entropy
+# Quality of samples: their perplexity under another model, and their entropy
 #
-# Generative perplexity is exp of the mean cost of a sample's tokens under a causal language model,
-# the judge: how plausible the samples are, not how well the sampled model predicts text. Who
-# repeats himself scores well, so it never stands alone: beside it are the unigram entropy of the
-# samples, the settings of their sampler, and both numbers of as many texts of the corpus.
+# Generative perplexity is exp of the mean nats per token of samples under a causal language model,
+# the judge: how plausible the samples are, not how well the sampled model predicts text. Repetitive
+# text scores well, so it is reported together with the unigram entropy of the samples, the settings
+# of their sampler, and both numbers for as many texts of the corpus.
 #
 #     Zheng et al. 2024, arXiv 2409.02908: low perplexities that were nothing but low entropy
 #     Sahoo et al. 2024, arXiv 2406.07524: which tokens count (MDLM)
 # ==================================================================================================
 
 
-AT_ONCE = 4  # texts: 1024 tokens of each are 0.8 GB of logits with GPT-2's vocabulary
+AT_ONCE = 4  # texts per batch: 1024 tokens of each are 0.8 GB of logits with GPT-2's vocabulary
 
 
 # ---- texts -------------------------------------------------------------------------------------
@@ -74,23 +74,23 @@ AT_ONCE = 4  # texts: 1024 tokens of each are 0.8 GB of logits with GPT-2's voca
 
 def documents(tokenizer: Tokenizer, ids: list[int]) -> list[tuple[str, bool]]:
     """Ids -> (text, is it followed by EOS?) of each part between two EOS."""
-    eos, found, start = tokenizer.specials.get("eos", -1), [], 0
+    eos, parts, start = tokenizer.specials.get("eos", -1), [], 0
     ends = [i for i, token in enumerate(ids) if token == eos]
     for end in ends:
-        found.append((tokenizer.decode(ids[start:end]), True))
+        parts.append((tokenizer.decode(ids[start:end]), True))
         start = end + 1
-    return [*found, (tokenizer.decode(ids[start:]), False)] if start < len(ids) else found
+    return [*parts, (tokenizer.decode(ids[start:]), False)] if start < len(ids) else parts
 
 
 def written_text(batch: Batch) -> list[list[int]]:
-    """Of each row the ids that are neither given nor padding."""
+    """Of each row the ids that are neither prompt nor padding."""
     inside = torch.arange(batch.ids.shape[1]) < batch.length[:, None]
     rows = zip(batch.ids, inside & ~batch.prompt_mask, strict=True)
     return [ids[keep].tolist() for ids, keep in rows]
 
 
 def text_bytes(tokenizer: Tokenizer, ids: list[int]) -> int:
-    """Bytes of text in the ids. A window may begin inside a letter, which `decode` leaves out."""
+    """Bytes of text in the ids. A window may begin inside a character, which `decode` drops."""
     if tokenizer.kind == "bytes":
         return sum(i < 256 for i in ids)
     return sum(len(text.encode()) for text, _ in documents(tokenizer, ids))
@@ -103,10 +103,10 @@ def unigram_entropy(ids: list[int]) -> float:
 
 
 def distinct(texts: list[list[int]], n: int) -> float:
-    """How many of all runs of n tokens in the texts are different, as a share of them (distinct-n,
-    Li et al. 2016, arXiv 1510.03055); it falls with the number of tokens. 0 if there are none."""
-    runs = [tuple(ids[k : k + n]) for ids in texts for k in range(len(ids) - n + 1)]
-    return len(set(runs)) / max(len(runs), 1)
+    """Number of different n-grams in the texts over their total number (distinct-n, Li et al. 2016,
+    arXiv 1510.03055); it falls with the number of tokens. 0 if there are none."""
+    ngrams = [tuple(ids[k : k + n]) for ids in texts for k in range(len(ids) - n + 1)]
+    return len(set(ngrams)) / max(len(ngrams), 1)
 
 
 def ratio(nats: Tensor, size: Tensor) -> tuple[float, float]:
@@ -122,10 +122,10 @@ def ratio(nats: Tensor, size: Tensor) -> tuple[float, float]:
 class Judge:
     """A causal language model of transformers, from a folder or the hub, with its tokenizer.
 
-    A text is decoded and encoded anew by the judge, cut to its longest input, its EOS where ours
-    stood. The judge's BOS comes first if its tokenizer puts one there; without one the first token
-    is not scored, as nothing precedes it. All other tokens count, but of EOS only the first.
-    Raises UserError for what cannot be read, lacks weights, or looks ahead.
+    A text is decoded, encoded with the judge's tokenizer with its EOS in place of ours, and cut to
+    its longest input. The judge's BOS comes first if its tokenizer adds one; without one the first
+    token is not scored. All other tokens count, but of EOS only the first. Raises UserError for a
+    model that cannot be read, lacks weights, or is not causal.
     """
 
     def __init__(self, name: str, device: torch.device, dtype: str = "auto"):
@@ -136,8 +136,8 @@ class Judge:
         first = self.tokenizer("a").input_ids[:1]
         self.start = first if first == [self.tokenizer.bos_token_id] else []
         config = self.net.config
-        known = (getattr(config, k, None) for k in ("max_position_embeddings", "n_positions"))
-        self.longest = min(filter(None, (*known, self.tokenizer.model_max_length)))
+        limits = (getattr(config, k, None) for k in ("max_position_embeddings", "n_positions"))
+        self.longest = min(filter(None, (*limits, self.tokenizer.model_max_length)))
         self._require_causal()
 
     @torch.no_grad()
@@ -147,7 +147,7 @@ class Judge:
         other[0, -1] = ids[0, 1]
         a, b = (self.net(x).logits[0, :-1].float() for x in (ids, other))
         if float((a - b).abs().max()) > 1e-3 * float(a.std()):
-            raise UserError(f"judge={self.name} looks ahead: it is no causal language model")
+            raise UserError(f"judge={self.name} looks ahead: it is not a causal language model")
 
     def encode(self, parts: list[tuple[str, bool]]) -> list[int]:
         """Documents -> ids, not cut."""
@@ -159,7 +159,7 @@ class Judge:
 
     @torch.no_grad()
     def nats(self, texts: list[list[int]]) -> tuple[Tensor, Tensor]:
-        """Ids of N texts -> what each costs, and how many tokens that counts: (N,) float64."""
+        """Ids of N texts -> their nats, and the number of scored tokens: (N,) float64 each."""
         cost, count = torch.zeros(2, len(texts), dtype=torch.float64)
         for first in range(0, len(texts), AT_ONCE):
             part = [torch.tensor(ids) for ids in texts[first : first + AT_ONCE]]
@@ -173,8 +173,8 @@ class Judge:
             for k, row in enumerate(part):
                 counts, row = self._counts(row.to(self.device)), row.to(self.device)
                 z = logits[k, : max(len(row) - 1, 0)].float()
-                each = F.cross_entropy(z, row[1:].long(), reduction="none").double()
-                cost[first + k] = (each * counts).sum().cpu()
+                losses = F.cross_entropy(z, row[1:].long(), reduction="none").double()
+                cost[first + k] = (losses * counts).sum().cpu()
                 count[first + k] = counts.sum().cpu()
         return cost, count
 
@@ -186,21 +186,23 @@ class Judge:
 
 
 def _read(name: str) -> tuple[Any, Any]:
-    """Network and tokenizer, all weights there."""
+    """Network and tokenizer of the judge. Raises UserError if weights are missing."""
     transformers = optional("transformers")
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     optional("huggingface_hub").utils.logging.set_verbosity_error()  # of its retries
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-        net, found = transformers.AutoModelForCausalLM.from_pretrained(
+        net, info = transformers.AutoModelForCausalLM.from_pretrained(
             name, output_loading_info=True, dtype=torch.float32
         )
-    except Exception as e:  # transformers and the hub raise many types; none is ours to interpret
-        told = " ".join(str(e).split()).partition(". ")[0]
-        raise UserError(f"judge={name} could not be read ({type(e).__name__}): {told:.160}") from e
-    if found["missing_keys"]:
-        missing = sorted(found["missing_keys"])
+    except Exception as e:  # transformers and the hub raise many types
+        reason = " ".join(str(e).split()).partition(". ")[0]
+        raise UserError(
+            f"judge={name} could not be read ({type(e).__name__}): {reason:.160}"
+        ) from e
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
         raise UserError(f"judge={name} lacks {len(missing)} weights, {missing[0]} among them")
     return net, tokenizer
 
@@ -211,50 +213,50 @@ def _read(name: str) -> tuple[Any, Any]:
 def judged(texts: list[list[int]], tokenizer: Tokenizer, judge: Judge | None) -> dict[str, Any]:
     """Texts as our own ids -> their entropy and distinct-n, and with a judge, their
     generative perplexity."""
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "texts": len(texts),
         "tokens_per_text": float(np.mean([len(ids) for ids in texts])),
         "unigram_entropy": float(np.mean([unigram_entropy(ids) for ids in texts])),
         **{f"distinct_{n}": distinct(texts, n) for n in (1, 2, 3)},
     }
     if judge is None:
-        return found
-    whole = [judge.encode(documents(tokenizer, ids)) for ids in texts]
-    nats, count = judge.nats([ids[: judge.longest] for ids in whole])
+        return result
+    encoded = [judge.encode(documents(tokenizer, ids)) for ids in texts]
+    nats, count = judge.nats([ids[: judge.longest] for ids in encoded])
     rate, error = ratio(nats, count)
     if count.sum():
-        found["generative_perplexity"] = math.exp(rate)
-        found["generative_perplexity_error"] = math.exp(rate) * error
-    found["judge_tokens"] = int(count.sum())
-    found["judge_cut"] = sum(len(ids) > judge.longest for ids in whole)
-    return found
+        result["generative_perplexity"] = math.exp(rate)
+        result["generative_perplexity_error"] = math.exp(rate) * error
+    result["judge_tokens"] = int(count.sum())
+    result["judge_cut"] = sum(len(ids) > judge.longest for ids in encoded)
+    return result
 
 
-def describe_judged(found: dict[str, Any], name: str, judge: Judge | None) -> str:
+def describe_judged(result: dict[str, Any], name: str, judge: Judge | None) -> str:
     text = (
-        f"{name}: unigram entropy {found['unigram_entropy']:.3f} nats, distinct-1/2/3 "
-        f"{found['distinct_1']:.3f}/{found['distinct_2']:.3f}/{found['distinct_3']:.3f}, "
-        f"{found['tokens_per_text']:,.1f} tokens per text, {found['texts']:,} texts"
+        f"{name}: unigram entropy {result['unigram_entropy']:.3f} nats, distinct-1/2/3 "
+        f"{result['distinct_1']:.3f}/{result['distinct_2']:.3f}/{result['distinct_3']:.3f}, "
+        f"{result['tokens_per_text']:,.1f} tokens per text, {result['texts']:,} texts"
     )
     if judge is None:
         return text
-    if not found["judge_tokens"]:
+    if not result["judge_tokens"]:
         return f"{text}\n  nothing that {judge.name} can score"
-    rest = f"; {found['judge_cut']} texts cut to {judge.longest}" if found["judge_cut"] else ""
+    cut = f"; {result['judge_cut']} texts cut to {judge.longest}" if result["judge_cut"] else ""
     return (
-        f"{text}\n  generative perplexity {found['generative_perplexity']:.2f} +- "
-        f"{found['generative_perplexity_error']:.2f} under {judge.name} "
-        f"({found['judge_tokens']:,} of its tokens{rest})"
+        f"{text}\n  generative perplexity {result['generative_perplexity']:.2f} +- "
+        f"{result['generative_perplexity_error']:.2f} under {judge.name} "
+        f"({result['judge_tokens']:,} of its tokens{cut})"
     )
 
 
 # ==================================================================================================
-# Answers: how likely one is, whether it would be written, how many sampled ones are right
+# Answers: their likelihood, whether greedy sampling writes them, how many samples are right
 # ==================================================================================================
 
 
 SCORING = 6  # stream of randomness; train.py and sample.py have those before it
-COPIES = 16  # of an answer at a time; each is an estimate of its own, which tells the error
+COPIES = 16  # of an answer per batch: independent estimates, for the standard error
 Row = tuple[list[int], int]  # ids, and how many of them are the prompt
 
 
@@ -262,17 +264,17 @@ Row = tuple[list[int], int]  # ids, and how many of them are the prompt
 
 
 def answer_row(model: Model, prompt: str, answer: str, chat: bool) -> Row:
-    """(ids, how many of them are the prompt). Trailing spaces of the prompt are the answer's, both
-    are encoded in one piece, and the answer begins with the first token that the prompt alone
-    does not have (LLaDA, appendix B.5, and the usual harnesses). Puzzles have BOS between them."""
+    """(ids, how many of them are the prompt). Trailing spaces of the prompt belong to the answer;
+    both are encoded together, and the answer begins with the first token that differs from those of
+    the prompt alone (LLaDA, appendix B.5, and the usual harnesses). Puzzles have BOS between."""
     if model.meta.get("task") in PUZZLES:
         row_of = room(model.meta["task"]).row_of
         return row_of(model.tokenizer, *map(model.tokenizer.encode, (prompt, answer)))
     if chat:
         return chat_rows(model.tokenizer, [(USER, prompt), (ASSISTANT, answer)])[0]
-    ids, begun = (model.tokenizer.encode(text) for text in (prompt + answer, prompt.rstrip()))
-    differ = (k for k, (a, b) in enumerate(zip(ids, begun, strict=False)) if a != b)
-    same = next(differ, min(len(ids), len(begun)))
+    ids, alone = (model.tokenizer.encode(text) for text in (prompt + answer, prompt.rstrip()))
+    differ = (k for k, (a, b) in enumerate(zip(ids, alone, strict=False)) if a != b)
+    same = next(differ, min(len(ids), len(alone)))
     if not has_bos_eos(model):
         return ids, same
     special = model.meta["specials"]
@@ -280,22 +282,23 @@ def answer_row(model: Model, prompt: str, answer: str, chat: bool) -> Row:
 
 
 def ended(model: Model, chat: bool) -> bool:
-    """Do the rows of training have an end, and does it belong to an answer?"""
+    """Do training rows have an end that belongs to the answer?"""
     return chat or has_bos_eos(model) or model.meta.get("task") in PUZZLES
 
 
 def answer_batch(model: Model, ids: list[int], prompt: int, rows: bool) -> Batch:
-    """The one row as a corpus would hold it; refused if it does not fit or nothing is written."""
+    """The row as a batch of one, padded as in a corpus if `rows`. Raises UserError if it does not
+    fit the block or has no answer."""
     block = model.config.block_size
     if len(ids) > block or prompt == len(ids):
-        told = f"{prompt} tokens of prompt and {len(ids) - prompt} of answer"
-        raise UserError(f"answer: {told} in a block of {block}")
+        sizes = f"{prompt} tokens of prompt and {len(ids) - prompt} of answer"
+        raise UserError(f"answer: {sizes} in a block of {block}")
     width = block if rows else len(ids)
     padded = F.pad(
         torch.tensor(ids), (0, width - len(ids)), value=model.meta["specials"].get("pad", 0)
     )
-    given = torch.arange(width) < prompt
-    return Batch(padded[None], given[None], torch.tensor([len(ids)]))
+    prompt_mask = torch.arange(width) < prompt
+    return Batch(padded[None], prompt_mask[None], torch.tensor([len(ids)]))
 
 
 def likelihoods(
@@ -307,49 +310,44 @@ def likelihoods(
     dtype: str = "auto",
     scale: float = 0.0,
 ) -> list[tuple[float, float]]:
-    """(nats, standard error) of the answer in each row: log p itself where the objective is exact,
-    else a lower bound on it, estimated with `maskings` draws of the noise, a multiple of COPIES.
+    """(log p in nats, standard error) of the answer in each row: exact where the objective is, else
+    a lower bound, estimated with `maskings` draws of the noise, a multiple of COPIES.
 
-    The canvas is that of the training rows, so the end of the answer, and padding if it is learnt,
-    are in the sum. scale: of the guidance. The numbers of masked tokens are those of `bound`;
-    LLaDA's (Masked.likelihood) round halves to even, which prefers even numbers where the answer is
-    short and so is not quite a bound. Raises UserError for what does not fit the block."""
-    objective, found = model.objective, []
+    Rows are padded as in training, so EOS, and padding if it is learnt, are in the sum. scale:
+    of the guidance. The numbers of masked tokens are those of `bound`; LLaDA's (Masked.likelihood)
+    round halves to even, which prefers even numbers where the answer is short and so is not quite a
+    bound. Raises UserError for rows longer than the block."""
+    objective, scores = model.objective, []
     if not objective.bounded:
         raise UserError(f"objective={model.config.objective} has no bound on the likelihood")
     assert maskings > 0 and maskings % COPIES == 0, maskings
     step, copies = (batch_size, 1) if objective.exact else (1, COPIES)
     for first in tqdm(range(0, len(rows), step), disable=None, leave=False):
-        some = rows[first : first + step]
-        parts = [answer_batch(model, *row, ends or objective.exact) for row in some] * copies
+        some_rows = rows[first : first + step]
+        parts = [answer_batch(model, *row, ends or objective.exact) for row in some_rows] * copies
         batch = Batch(*map(torch.cat, zip(*parts, strict=True)))
         net = Guided(model.net, batch.prompt_mask, objective.mask_id, scale) if scale else model.net
         with autocast(dtype, model.net.head.weight.device):
             rng = generator(SCORING, first)
             nats = -objective.bound(net, batch, rng, maskings // COPIES)
         if objective.exact:
-            found += [(one, 0.0) for one in nats.tolist()]
+            scores += [(log_p, 0.0) for log_p in nats.tolist()]
         else:
-            found.append((float(nats.mean()), float(nats.std()) / math.sqrt(COPIES)))
-    return found
+            scores.append((float(nats.mean()), float(nats.std()) / math.sqrt(COPIES)))
+    return scores
 
 
 def greedy_options(
     model: Model, stop: int | None = None, scale: float = 0.0
 ) -> SampleOptions | None:
-    """The surest token first, one at a time (and with it those of which the model is certain);
-    None where what is written depends on chance. scale: of the guidance."""
+    """Options of greedy sampling: the most confident token first, one at a time (and those of
+    probability 1 with it). None for objectives without a greedy sampler. scale: of the guidance."""
     names = model.objective.samplers
     if "confidence" in names and not model.objective.inserts:
-        how = {
-            "sampler": "confidence",
-            "temperature": 0.0,
-            "unmask_schedule": "factor",
-            "factor": 0.0,
-        }
-        return SampleOptions(**how, stop=stop, cfg=scale)
-    own = next((name for name in ("left_to_right", "threshold") if name in names), None)
-    return SampleOptions(sampler=own, temperature=0.0) if own else None
+        options = {"sampler": "confidence", "unmask_schedule": "factor", "factor": 0.0}
+        return SampleOptions(**options, temperature=0.0, stop=stop, cfg=scale)
+    sampler = next((name for name in ("left_to_right", "threshold") if name in names), None)
+    return SampleOptions(sampler=sampler, temperature=0.0) if sampler else None
 
 
 def are_greedy(
@@ -360,28 +358,31 @@ def are_greedy(
     dtype: str = "auto",
     scale: float = 0.0,
 ) -> list[bool | None]:
-    """Is each answer what greedy writing puts there, up to EOS if texts have an end? None where
-    there is no greedy order."""
+    """Is each answer what greedy sampling writes, up to EOS if rows have an end? None where there
+    are no `greedy_options`."""
     options = greedy_options(model, model.meta["specials"].get("eos") if ends else None, scale)
     if options is None or not rows:
         return [None] * len(rows)
-    begun = []
+    prompts = []
     for row in rows:  # up to the last place that the model writes
         batch = answer_batch(model, *row, ends)
-        written = model.objective.target_mask(batch)[0]
-        place = slice(int(written.nonzero().max()) + 1)
-        begun.append(Prompt(batch.ids[0, place], ~written[place]))
-    made = generate(model, begun, options, 0, batch_size, dtype=dtype)
-    both = (written_ids(model, ids, begun) for ids in (made.ids, [one.ids for one in begun]))
-    found, wanted = (closed(model, ids) for ids in both)
-    return [a == b for a, b in zip(found, wanted, strict=True)]
+        target_mask = model.objective.target_mask(batch)[0]
+        part = slice(int(target_mask.nonzero().max()) + 1)
+        prompts.append(Prompt(batch.ids[0, part], ~target_mask[part]))
+    samples = generate(model, prompts, options, 0, batch_size, dtype=dtype)
+    both = (
+        written_ids(model, ids, prompts)
+        for ids in (samples.ids, [prompt.ids for prompt in prompts])
+    )
+    answers, wanted = (closed(model, ids) for ids in both)
+    return [a == b for a, b in zip(answers, wanted, strict=True)]
 
 
 def score_answers(
     cfg: SamplerConfig, model: Model, pairs: list[tuple[str, str]], maskings: int, batch_size: int
 ) -> list[dict[str, Any]]:
-    """For each (prompt, answer): `likelihoods` and `are_greedy`. Raises UserError for what does not
-    fit the block, and for guidance of an objective that has none."""
+    """For each (prompt, answer): `likelihoods` and `are_greedy`. Raises UserError for rows longer
+    than the block, and for guidance of an objective that has none."""
     if cfg.cfg and model.config.objective != "masked":
         raise UserError(f"cfg: objective={model.config.objective} has no guidance; leave it out")
     rows, ends = [answer_row(model, *pair, cfg.chat) for pair in pairs], ended(model, cfg.chat)
@@ -396,35 +397,35 @@ def score_answers(
     ]
 
 
-def describe_scores(found: dict[str, Any], maskings: int, objective: Objective) -> str:
-    """A line for each answer, then the sums, and what they are."""
+def describe_scores(result: dict[str, Any], maskings: int, objective: Objective) -> str:
+    """A line for each answer, then the sums and what they mean."""
     shown = {True: "written", False: "not written", None: "no such order"}
     lines = [
-        f"{one['nats']:10.3f} +- {one['nats_error']:.3f} nats, {one['tokens']:4d} tokens, "
-        f"{shown[one['greedy']]:<13}  {one['answer']!r:.60}"
-        for one in found["each"]
+        f"{row['nats']:10.3f} +- {row['nats_error']:.3f} nats, {row['tokens']:4d} tokens, "
+        f"{shown[row['greedy']]:<13}  {row['answer']!r:.60}"
+        for row in result["each"]
     ]
-    nats, tokens = found["nats"], found["tokens"]
-    least, way = "", "nothing is drawn"
+    nats, tokens = result["nats"], result["tokens"]
+    bound, how = "", "nothing is drawn"
     if not objective.exact:
-        least, way = "at least ", f"{maskings} draws of the noise for each"
+        bound, how = "at least ", f"{maskings} draws of the noise for each"
     lines += [
-        f"{len(found['each'])} answers: {least}{nats:.3f} +- {found['nats_error']:.3f} nats, "
-        f"{nats / tokens:.4f} per token; {sum(bool(one['greedy']) for one in found['each'])} are "
+        f"{len(result['each'])} answers: {bound}{nats:.3f} +- {result['nats_error']:.3f} nats, "
+        f"{nats / tokens:.4f} per token; {sum(bool(row['greedy']) for row in result['each'])} are "
         "written greedily",
-        f"  (log p by the {objective.estimator}, {way}, epsilon {objective.epsilon:g}; of the "
+        f"  (log p by the {objective.estimator}, {how}, epsilon {objective.epsilon:g}; of the "
         "answer alone, EOS a token of it; +- one standard error)",
     ]
     return "\n".join(lines)
 
 
-def closed(model: Model, found: list[list[int]]) -> list[list[int]]:
-    """Texts of a model as ids, each with EOS at its end. An objective whose texts grow has neither
-    EOS nor a place for it: behind the last token is padding. Other texts are left as they are."""
+def closed(model: Model, texts: list[list[int]]) -> list[list[int]]:
+    """Texts of an insertion model as ids without padding, each ended by EOS, which these models do
+    not write. Texts of other models are returned unchanged."""
     special = model.meta["specials"]
     if not getattr(model.objective, "inserts", False) or not {"pad", "eos"} <= set(special):
-        return found
-    kept = [[i for i in ids if i not in (special["pad"], special["eos"])] for ids in found]
+        return texts
+    kept = [[i for i in ids if i not in (special["pad"], special["eos"])] for ids in texts]
     return [[*ids, special["eos"]] for ids in kept]
 
 
@@ -432,20 +433,20 @@ def closed(model: Model, found: list[list[int]]) -> list[list[int]]:
 
 
 class Answers(NamedTuple):
-    """How answers agree with those that were wanted."""
+    """Counts of sampled answers that agree with the reference."""
 
     rows: int
-    exact: int  # of them: equal to the end, EOS included
-    right: int  # tokens before EOS that are equal to the wanted token at the same place
-    tokens: int  # wanted before EOS
-    written: int  # tokens before EOS
+    exact: int  # rows equal to the reference, EOS included
+    right: int  # tokens before EOS that are equal to the reference token at the same position
+    tokens: int  # reference tokens before EOS
+    written: int  # sampled tokens before EOS
 
 
-def compare(found: Iterable[list[int]], wanted: Iterable[list[int]], eos: int) -> Answers:
-    """Answers as ids, found and wanted, each ended by EOS if it ends. A token that comes too late
-    or too early is wrong, as is one that is wanted after the answer's end; what is written beyond
-    the wanted end is no wrong token, but makes the answer not exact."""
-    pairs = list(zip(found, wanted, strict=True))
+def compare(answers: Iterable[list[int]], wanted: Iterable[list[int]], eos: int) -> Answers:
+    """Sampled and wanted answers as ids, each ended by EOS if it ends. Tokens are compared position
+    by position, so a shifted token is wrong, and so is a missing one; tokens beyond the wanted end
+    are not counted as wrong, but the answer is not exact."""
+    pairs = list(zip(answers, wanted, strict=True))
     texts = [[ids[: ids.index(eos)] if eos in ids else ids for ids in pair] for pair in pairs]
     return Answers(
         rows=len(pairs),
@@ -456,13 +457,13 @@ def compare(found: Iterable[list[int]], wanted: Iterable[list[int]], eos: int) -
     )
 
 
-def describe_answers(found: Answers, split: str) -> str:
-    rows, tokens = max(found.rows, 1), max(found.tokens, 1)
+def describe_answers(counts: Answers, split: str) -> str:
+    rows, tokens = max(counts.rows, 1), max(counts.tokens, 1)
     return (
-        f"{split}: {found.exact:,} of {found.rows:,} answers exact ({found.exact / rows:.1%}); "
-        f"{found.right:,} of {found.tokens:,} tokens right in their places "
-        f"({found.right / tokens:.1%}); {found.written / rows:.1f} tokens per answer, "
-        f"{found.tokens / rows:.1f} wanted"
+        f"{split}: {counts.exact:,} of {counts.rows:,} answers exact ({counts.exact / rows:.1%}); "
+        f"{counts.right:,} of {counts.tokens:,} tokens right in their places "
+        f"({counts.right / tokens:.1%}); {counts.written / rows:.1f} tokens per answer, "
+        f"{counts.tokens / rows:.1f} wanted"
     )
 
 
@@ -472,12 +473,12 @@ def describe_answers(found: Answers, split: str) -> str:
 
 
 EVALUATION = 4  # stream of randomness, as in train.py
-TEXTS = 100  # samples, unless told otherwise
+TEXTS = 100  # default number of samples
 
 
 @dataclass(frozen=True)
 class EvaluateConfig(SamplerConfig):
-    """Everything that `evaluate.py` can be told."""
+    """The options of `evaluate.py`."""
 
     data: str = ""  # corpus folder; empty: the one that the checkpoint was trained on
     split: str = "val"  # train | val
@@ -502,21 +503,21 @@ class EvaluateConfig(SamplerConfig):
             require(self, key, getattr(self, key) >= 0, "at least 0")
         require(self, "samples", self.samples is None or self.samples >= 0, "at least 0")
         require(self, "split", self.split in ("train", "val"), "train or val")
-        good = self.maskings > 0 and self.maskings % COPIES == 0
-        require(self, "maskings", good, f"a multiple of {COPIES}")
+        valid = self.maskings > 0 and self.maskings % COPIES == 0
+        require(self, "maskings", valid, f"a multiple of {COPIES}")
         require(self, "answers", not (self.answers and self.answer), "left out with --answer")
         require(self, "report", not self.report or not self.compare, "left out with --compare")
         require(self, "report", not (self.report and Path(self.report).exists()), "a new folder")
-        there = not self.json or Path(self.json).parent.is_dir()
-        require(self, "json", there, "a file in a folder that exists")
+        exists = not self.json or Path(self.json).parent.is_dir()
+        require(self, "json", exists, "a file in a folder that exists")
 
 
 # ---- the bound ---------------------------------------------------------------------------------
 
 
 def uncropped(model: Model) -> Model:
-    """Where training crops batches to their longest row: all canvases as long as the longest of the
-    corpus, so that no row depends on its neighbours, and none is longer than what was trained."""
+    """For padding="crop": the model with all rows padded to the longest of the corpus instead, so
+    that a row's bound does not depend on its batch, and no row is longer than in training."""
     longest = max((s.get("longest", 0) for s in model.meta.get("splits", {}).values()), default=0)
     if getattr(model.objective, "padding", "learn") != "crop" or not longest:
         return model
@@ -535,162 +536,164 @@ def batches(cfg: EvaluateConfig, model: Model, corpus: Corpus) -> Iterator[Batch
 
 
 def bound(cfg: EvaluateConfig, model: Model, corpus: Corpus) -> dict[str, Any]:
-    """Totals over rows of the split: the bound with its standard error, and what it is per token
-    and per byte of the text that the model writes (given text is neither scored nor counted; EOS
-    is a token; what padding costs, where it is learnt, is in the sum)."""
+    """The bound over rows of the split with its standard error, per row, per token and per byte of
+    the text that the model writes. The prompt is neither scored nor counted; EOS is a token; the
+    cost of padding, where it is learnt, is in the sum."""
     corpus.require_block(model.config.block_size)
     nats, discrete, tokens, size, positions = [], [], [], [], 0
-    told = tqdm(batches(cfg, model, corpus), unit="batch", disable=None, leave=False)
-    for number, batch in enumerate(told):
+    bar = tqdm(batches(cfg, model, corpus), unit="batch", disable=None, leave=False)
+    for number, batch in enumerate(bar):
         rng, other = generator(EVALUATION, number), generator(EVALUATION, number, 1)
         with autocast(cfg.dtype, model.net.head.weight.device):
             nats.append(model.objective.bound(model.net, batch, rng, cfg.t_samples))
             if cfg.discrete_steps:
-                more = (other, cfg.discrete_steps, cfg.t_samples)
-                discrete.append(model.objective.discrete_bound(model.net, batch, *more))
+                steps = (cfg.discrete_steps, cfg.t_samples)
+                discrete.append(model.objective.discrete_bound(model.net, batch, other, *steps))
         positions += int(model.objective.target_mask(batch).sum())
         texts = written_text(batch)
         tokens += map(len, texts)
         size += [text_bytes(model.tokenizer, ids) for ids in texts]
-    each, length = torch.cat(nats), torch.tensor(tokens, dtype=torch.float64)
-    found = {"rows": len(each), "t_samples": cfg.t_samples, "nats_per_row": float(each.mean())}
-    found["nats_per_token"], found["nats_per_token_error"] = ratio(each, length)
-    byte, error = ratio(each, torch.tensor(size, dtype=torch.float64))
-    found |= {"bits_per_byte": byte / math.log(2), "bits_per_byte_error": error / math.log(2)}
+    nats, length = torch.cat(nats), torch.tensor(tokens, dtype=torch.float64)
+    result = {"rows": len(nats), "t_samples": cfg.t_samples, "nats_per_row": float(nats.mean())}
+    result["nats_per_token"], result["nats_per_token_error"] = ratio(nats, length)
+    byte, error = ratio(nats, torch.tensor(size, dtype=torch.float64))
+    result |= {"bits_per_byte": byte / math.log(2), "bits_per_byte_error": error / math.log(2)}
     if discrete:
         rate, error = ratio(torch.cat(discrete), length)
-        found |= {"discrete_nats_per_token": rate, "discrete_nats_per_token_error": error}
-    told = {key: getattr(model.objective, key) for key in ("exact", "estimator", "epsilon")}
-    return {**found, **told, "tokens": sum(tokens), "bytes": sum(size), "positions": positions}
+        result |= {"discrete_nats_per_token": rate, "discrete_nats_per_token_error": error}
+    result |= {key: getattr(model.objective, key) for key in ("exact", "estimator", "epsilon")}
+    return {**result, "tokens": sum(tokens), "bytes": sum(size), "positions": positions}
 
 
-def describe_bound(found: dict[str, Any], cfg: EvaluateConfig) -> str:
-    """The numbers, then what they are: of what, by which estimator, over which positions."""
-    token = f"{found['nats_per_token']:.4f} +- {found['nats_per_token_error']:.4f} nats per token"
-    byte = f"{found['bits_per_byte']:.4f} +- {found['bits_per_byte_error']:.4f} bits per byte"
-    most, levels, source = "at most ", f"{found['t_samples']} noise levels for", "rows and noise"
-    if found["exact"]:
-        most, levels, source = "", "no noise, the whole sum for", "the rows, nothing else is drawn"
-    padding = found["positions"] - found["tokens"]
-    also = f", and {padding:,} of learnt padding, whose cost is in the sum" if padding > 0 else ""
+def describe_bound(result: dict[str, Any], cfg: EvaluateConfig) -> str:
+    """The numbers, then by which estimator and over which positions they are."""
+    token = f"{result['nats_per_token']:.4f} +- {result['nats_per_token_error']:.4f} nats per token"
+    byte = f"{result['bits_per_byte']:.4f} +- {result['bits_per_byte_error']:.4f} bits per byte"
+    limit, levels, source = "at most ", f"{result['t_samples']} noise levels for", "rows and noise"
+    if result["exact"]:
+        limit, levels, source = "", "no noise, the whole sum for", "the rows, nothing else is drawn"
+    padding = result["positions"] - result["tokens"]
+    padded = f", and {padding:,} of learnt padding, whose cost is in the sum" if padding > 0 else ""
     text = (
-        f"{cfg.split}: {most}{token}, {byte}, {found['nats_per_row']:.3f} nats per row\n"
-        f"  ({found['estimator']}, {levels} each of {found['rows']} rows, epsilon "
-        f"{found['epsilon']:g}; {found['tokens']:,} tokens, EOS among them; {found['bytes']:,} "
-        f"bytes of decoded text; scored: what the model writes{also}, and nothing given; "
+        f"{cfg.split}: {limit}{token}, {byte}, {result['nats_per_row']:.3f} nats per row\n"
+        f"  ({result['estimator']}, {levels} each of {result['rows']} rows, epsilon "
+        f"{result['epsilon']:g}; {result['tokens']:,} tokens, EOS among them; {result['bytes']:,} "
+        f"bytes of decoded text; scored: what the model writes{padded}, without the prompt; "
         f"+- one standard error, of {source})"
     )
     if cfg.discrete_steps:
-        rate, error = (found[f"discrete_nats_per_token{k}"] for k in ("", "_error"))
+        rate, error = (result[f"discrete_nats_per_token{k}"] for k in ("", "_error"))
         text += f"\n  in {cfg.discrete_steps} steps: {rate:.4f} +- {error:.4f} nats per token"
     return text
 
 
 def clip_report(cfg: EvaluateConfig, model: Model, corpus: Corpus) -> dict[str, float]:
-    """Block diffusion: the range of noise levels in which the loss has the least spread."""
-    some = (batch for batch, _ in zip(batches(cfg, model, corpus), range(100), strict=False))
-    ranges = model.objective.clip_search(model.net, some, generator(EVALUATION, 0, 2))
-    spread, low, high = ranges[0]
-    whole = next(s for s, a, b in ranges if b - a > 0.95)
+    """Block diffusion: the range of noise levels in which the loss has the least variance."""
+    first = (batch for batch, _ in zip(batches(cfg, model, corpus), range(100), strict=False))
+    ranges = model.objective.clip_search(model.net, first, generator(EVALUATION, 0, 2))
+    variance, low, high = ranges[0]
+    whole = next(v for v, a, b in ranges if b - a > 0.95)
     print(
-        f"  least spread of a block's loss: --t_low={low:g} --t_high={high:g}, "
-        f"variance {spread:.3f} instead of {whole:.3f}"
+        f"  least variance of a block's loss: --t_low={low:g} --t_high={high:g}, "
+        f"variance {variance:.3f} instead of {whole:.3f}"
     )
-    return {"t_low": low, "t_high": high, "variance": spread, "variance_of_all": whole}
+    return {"t_low": low, "t_high": high, "variance": variance, "variance_of_all": whole}
 
 
 # ---- answers and samples -----------------------------------------------------------------------
 
 
 def answers_report(cfg: EvaluateConfig, model: Model) -> dict[str, Any]:
-    """How likely the answers are that were asked about, one line for each."""
+    """The likelihoods of --answer or of the lines of --answers, printed one line each."""
     pairs = [(read_prompt(cfg.prompt), read_prompt(cfg.answer))]
     if cfg.answers:
         pairs = [(row.get("prompt"), row.get("answer")) for row in records(Path(cfg.answers))]
     if not pairs or not all(isinstance(text, str) for pair in pairs for text in pair):
         raise UserError(f"answers={cfg.answers}: every line needs a prompt and an answer")
-    each = score_answers(cfg, model, pairs, cfg.maskings, cfg.batch_size)
-    tokens, nats = (sum(one[key] for one in each) for key in ("tokens", "nats"))
-    error = math.sqrt(sum(one["nats_error"] ** 2 for one in each))
-    found = {"each": each, "nats": nats, "nats_error": error, "tokens": tokens}
-    print(describe_scores(found, cfg.maskings, model.objective))
-    return found
+    scores = score_answers(cfg, model, pairs, cfg.maskings, cfg.batch_size)
+    tokens, nats = (sum(score[key] for score in scores) for key in ("tokens", "nats"))
+    error = math.sqrt(sum(score["nats_error"] ** 2 for score in scores))
+    result = {"each": scores, "nats": nats, "nats_error": error, "tokens": tokens}
+    print(describe_scores(result, cfg.maskings, model.objective))
+    return result
 
 
-def count(cfg: EvaluateConfig, usual: int) -> int:
-    return usual if cfg.samples is None else cfg.samples
+def count(cfg: EvaluateConfig, default: int) -> int:
+    return default if cfg.samples is None else cfg.samples
 
 
 class Texts(NamedTuple):
-    """Samples and as many texts of the corpus, as ids, and what the samples took."""
+    """Samples and as many texts of the corpus, as ids."""
 
-    prompts: list[list[int]]  # what the rows of the corpus are given
-    found: list[list[int]]
-    wanted: list[list[int]]
-    speed: dict[str, float]
+    prompts: list[list[int]]  # of the rows of the corpus
+    found: list[list[int]]  # samples
+    wanted: list[list[int]]  # targets of the rows of the corpus
+    speed: dict[str, float]  # seconds, tokens_per_second, nfe per sample
 
 
-def sampled(cfg: EvaluateConfig, model: Model, corpus: Corpus, split: str, usual: int) -> Texts:
-    """Texts from nothing but --prompt; for a corpus of questions or of stages of a cascade, what
-    is written after what the rows of the split are given."""
+def sampled(cfg: EvaluateConfig, model: Model, corpus: Corpus, split: str, default: int) -> Texts:
+    """Samples that begin with --prompt; for a corpus of questions or of stages of a cascade,
+    samples that continue the prompts of the rows of the split. `default` of them without
+    --samples."""
     block, total = model.config.block_size, corpus.windows(split, model.config.block_size)
-    rows = shuffled(np.arange(min(count(cfg, usual), total)), total, 0)
+    rows = shuffled(np.arange(min(count(cfg, default), total)), total, 0)
     batch = corpus.batch(split, rows, block)
-    asked = SampleConfig(
-        num_samples=count(cfg, usual), prompt=cfg.prompt, max_length=cfg.max_length, show=cfg.show
+    sample_cfg = SampleConfig(
+        num_samples=count(cfg, default), prompt=cfg.prompt, max_length=cfg.max_length, show=cfg.show
     )
-    prompts = [i[given].tolist() for i, given in zip(batch.ids, batch.prompt_mask, strict=True)]
+    prompts = [i[mask].tolist() for i, mask in zip(batch.ids, batch.prompt_mask, strict=True)]
     if cfg.chat or model.meta.get("task") in ("stage", *PUZZLES):
-        most = cfg.max_length or answer_room(model)
-        begun = [answer_canvas(model, p, min(most, block - len(p))) for p in prompts]
+        room = cfg.max_length or answer_room(model)
+        starts = [answer_canvas(model, p, min(room, block - len(p))) for p in prompts]
     else:
-        begun = canvases(asked, model)
-    how, watch = sample_options(cfg, model), watcher(asked, model, [])
-    made = generate(model, begun, how, cfg.seed, cfg.batch_size, watch, cfg.dtype)
-    found = closed(model, written_ids(model, made.ids, begun))
-    rate = sum(map(len, found)) / made.seconds
-    speed = {"seconds": made.seconds, "tokens_per_second": rate, "nfe": made.rows / len(begun)}
-    return Texts(prompts, found, written_text(batch), speed)
+        starts = canvases(sample_cfg, model)
+    options, watch = sample_options(cfg, model), watcher(sample_cfg, model, [])
+    result = generate(model, starts, options, cfg.seed, cfg.batch_size, watch, cfg.dtype)
+    samples = closed(model, written_ids(model, result.ids, starts))
+    rate = sum(map(len, samples)) / result.seconds
+    speed = {"seconds": result.seconds, "tokens_per_second": rate, "nfe": result.rows / len(starts)}
+    return Texts(prompts, samples, written_text(batch), speed)
 
 
 def answer_room(model: Model) -> int:
-    """Places of an answer: those of the longest one where a canvas is no more than room to grow;
-    else 0, the rest of the block, as in training."""
+    """Room for an answer in tokens: of the longest answer for insertion models; else 0, the rest of
+    the block, as in training."""
     return model.meta.get("longest_answer", 0) if model.objective.inserts else 0
 
 
-def describe_cost(speed: dict[str, float], told: dict[str, Any] | None = None) -> None:
-    """What samples took, and, if told, how they were made."""
+def describe_cost(speed: dict[str, float], settings: dict[str, Any] | None = None) -> None:
+    """Print the speed of sampling, and the settings if given."""
     rate, nfe = speed["tokens_per_second"], speed["nfe"]
     print(f"  {rate:,.0f} tokens/s written, up to EOS; {nfe:.1f} network calls per sample")
-    if told:
-        print("  " + " ".join(f"{k}={v}" for k, v in told.items()), flush=True)
+    if settings:
+        print("  " + " ".join(f"{k}={v}" for k, v in settings.items()), flush=True)
 
 
 def sample_report(cfg: EvaluateConfig, model: Model, corpus: Corpus, judge: Judge | None) -> dict:
-    """What samples are worth, beside texts of the corpus, and how they were made."""
-    found: dict[str, Any] = {"settings": settings(cfg, model)}
+    """Quality of samples and, for comparison, of texts of the corpus, with the sampler's
+    settings."""
+    result: dict[str, Any] = {"settings": settings(cfg, model)}
     for split in ("train", "val") if cfg.chat else (cfg.split,):
         texts = sampled(cfg, model, corpus, split, TEXTS)
-        told = found[split] = {"speed": texts.speed}
+        numbers = result[split] = {"speed": texts.speed}
         if cfg.chat:
-            same = compare(texts.found, texts.wanted, model.meta["specials"]["eos"])
-            told["answers"] = same._asdict()
-            print(describe_answers(same, split))
+            counts = compare(texts.found, texts.wanted, model.meta["specials"]["eos"])
+            numbers["answers"] = counts._asdict()
+            print(describe_answers(counts, split))
         for name, ids in (("samples", texts.found), ("corpus", texts.wanted)):
-            told[name] = judged(ids, model.tokenizer, judge)
+            numbers[name] = judged(ids, model.tokenizer, judge)
             if judge or not cfg.chat:
-                print(describe_judged(told[name], f"  {name}", judge))
+                print(describe_judged(numbers[name], f"  {name}", judge))
         describe_cost(texts.speed)
-    print("  " + " ".join(f"{k}={v}" for k, v in found["settings"].items()), flush=True)
-    return found
+    print("  " + " ".join(f"{k}={v}" for k, v in result["settings"].items()), flush=True)
+    return result
 
 
 # ---- the command -------------------------------------------------------------------------------
 
 
 def fitted(cfg: EvaluateConfig, origins: dict[str, str], model: Model) -> EvaluateConfig:
-    """The settings, where the corpus decides those that were not given."""
+    """The settings with the defaults of the corpus: --chat for questions, greedy answers."""
     if model.meta.get("task") in ("chat", "diff"):
         cfg = answer_defaults(cfg, origins, model.objective.samplers)
     if model.meta.get("task") == "chat":
@@ -700,48 +703,48 @@ def fitted(cfg: EvaluateConfig, origins: dict[str, str], model: Model) -> Evalua
     return cfg
 
 
-def corpus_report(cfg: EvaluateConfig, model: Model, asked: bool, judge: Judge | None) -> dict:
-    """The bound, then the samples."""
+def corpus_report(cfg: EvaluateConfig, model: Model, sample: bool, judge: Judge | None) -> dict:
+    """The bound, then the samples: of any corpus if `sample`."""
     corpus = Corpus(cfg.data or f"{model.config.data_dir}/{model.config.dataset}")
     corpus.require_like({**model.meta, "tokenizer": model.tokenizer.spec()})
-    found, task = {}, model.meta.get("task")
+    result, task = {}, model.meta.get("task")
     if cfg.rows and not model.objective.bounded:
-        print(f"objective={model.config.objective}: no bound on the likelihood, so none is told")
+        print(f"objective={model.config.objective} has no bound on the likelihood")
     elif cfg.rows:
-        found["bound"] = bound(cfg, model, corpus)
-        print(describe_bound(found["bound"], cfg), flush=True)
+        result["bound"] = bound(cfg, model, corpus)
+        print(describe_bound(result["bound"], cfg), flush=True)
         if hasattr(model.objective, "clip_search") and model.objective.length != 1:
-            found["clip"] = clip_report(cfg, model, corpus)
+            result["clip"] = clip_report(cfg, model, corpus)
     if task in TASKS and cfg.samples != 0:
-        found |= room(task).evaluate(cfg, model, corpus)
+        result |= room(task).evaluate(cfg, model, corpus)
     other = task not in TASKS  # a task without a report of its own
-    if count(cfg, TEXTS) and (task == "chat" or judge or (asked and other)):
-        found["samples"] = sample_report(cfg, model, corpus, judge)
-    return found
+    if count(cfg, TEXTS) and (task == "chat" or judge or (sample and other)):
+        result["samples"] = sample_report(cfg, model, corpus, judge)
+    return result
 
 
 def main(argv: list[str]) -> None:
     cfg, origins = load(EvaluateConfig, argv)
     device = pick_device(cfg.device)
     if cfg.report or cfg.compare:
-        make = room("report").write if cfg.report else room("compare").compare
-        found = make(cfg, origins, device)
+        report = room("report").write if cfg.report else room("compare").compare
+        result = report(cfg, origins, device)
         if cfg.json:
-            save_json({"config": dataclasses.asdict(cfg), **found}, Path(cfg.json))
+            save_json({"config": dataclasses.asdict(cfg), **result}, Path(cfg.json))
         return
     model = uncropped(checkpoint.load(cfg.ckpt, device, cfg.use_ema))
     cfg = fitted(cfg, origins, model)
     if cfg.discrete_steps and not hasattr(model.objective, "discrete_bound"):
         raise UserError(f"discrete_steps: objective={model.config.objective} has no such bound")
     if cfg.answer or cfg.answers:
-        found = {"likelihood": answers_report(cfg, model)}
+        result = {"likelihood": answers_report(cfg, model)}
     else:
         judge = Judge(cfg.judge, device, cfg.dtype) if cfg.judge else None
-        found = corpus_report(cfg, model, "samples" in origins, judge)
+        result = corpus_report(cfg, model, "samples" in origins, judge)
     if cfg.json:
-        about = {"objective": model.config.objective, "step": model.step}
-        told = {"config": dataclasses.asdict(cfg), "checkpoint": about, **found}
-        save_json(told, Path(cfg.json))
+        source = {"objective": model.config.objective, "step": model.step}
+        settings = {"config": dataclasses.asdict(cfg), "checkpoint": source, **result}
+        save_json(settings, Path(cfg.json))
 
 
 if __name__ == "__main__":

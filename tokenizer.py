@@ -26,7 +26,7 @@ class Bytes:
         return list(text.encode("utf-8", "surrogateescape"))
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text up to the first EOS; ids that are no bytes and broken UTF-8 are left out."""
+        """Text up to the first EOS, without ids that are not bytes and broken UTF-8."""
         kept = bytes(i for i in _until(ids, 258) if i < 256)
         return kept.decode("utf-8", "ignore")
 
@@ -128,8 +128,9 @@ class GPT2:
 
 
 class HF:
-    """Any tokenizer.json of the `tokenizers` library; special tokens are found by their usual names
-    unless given: {"pad": "[PAD]", ...}. No text is ever read as one: "<EOS>" is five letters."""
+    """Any tokenizer.json of the `tokenizers` library. Special tokens are those of `names`, such as
+    {"pad": "[PAD]", ...}, or by default those of the usual names. Text is never encoded as a
+    special token: "<EOS>" in a text is five letters."""
 
     kind = "hf"
     usual = {  # noqa: RUF012
@@ -142,7 +143,7 @@ class HF:
         "eot": ("<EOT_ID>",),
     }
     chat = ("<BOS>", "<EOS>", "<START_ID>", "<END_ID>", "<EOT_ID>")  # in the order of their ids
-    first = ("[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]")  # ids 0-4 of those that we train
+    first = ("[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]")  # ids 0-4 in `train`
 
     def __init__(self, text: str, names: dict[str, str] | None = None):
         self.codec = optional("tokenizers").Tokenizer.from_str(text)
@@ -153,8 +154,8 @@ class HF:
         vocabulary = self.codec.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values()) + 1  # ids may have gaps
         if names is None:
-            found = {k: next((n for n in v if n in vocabulary), "") for k, v in self.usual.items()}
-            names = {k: n for k, n in found.items() if n}
+            matches = {k: [n for n in v if n in vocabulary] for k, v in self.usual.items()}
+            names = {k: n[0] for k, n in matches.items() if n}
         absent = [n for n in names.values() if n not in vocabulary]
         if absent:
             raise UserError(f"tokenizer.json has no token {absent[0]!r}")
@@ -163,8 +164,8 @@ class HF:
 
     @classmethod
     def with_chat(cls, text: str) -> "HF":
-        """tokenizer.json plus the five tokens of a chat, those that it lacks as new ids at its end.
-        BOS and EOS frame a text, and EOS pads, as in the ModernBERT diffusion model."""
+        """tokenizer.json plus the five tokens of a chat, the missing ones as new ids at the end.
+        Texts are between BOS and EOS, and EOS pads, as in the ModernBERT diffusion model."""
         codec = optional("tokenizers").Tokenizer.from_str(text)
         codec.add_special_tokens(list(cls.chat))
         vocabulary = refuse_gaps(codec)
@@ -176,29 +177,29 @@ class HF:
         return cls(codec.to_str(), names)
 
     def with_bos_eos(self) -> "HF":
-        """The same with BOS, EOS and PAD that differ: those that it lacks are added at its end, as
-        [BOS], [EOS], [PAD]. The frame that BERT puts around its inputs is none of a text."""
-        own = {
+        """The same with three different BOS, EOS and PAD; missing ones are added at the end as
+        [BOS], [EOS], [PAD]. BERT's [CLS] and [SEP] do not count as BOS and EOS."""
+        usual = {
             "bos": ("<BOS>", "<s>", "[BOS]"),
             "eos": ("<EOS>", "</s>", "[EOS]"),
             "pad": ("[PAD]", "<pad>"),
         }
-        known = self.codec.get_vocab(with_added_tokens=True)
-        found = {k: next((n for n in v if n in known), f"[{k.upper()}]") for k, v in own.items()}
+        vocab = self.codec.get_vocab(with_added_tokens=True)
+        names = {k: next((n for n in v if n in vocab), f"[{k.upper()}]") for k, v in usual.items()}
         codec = optional("tokenizers").Tokenizer.from_str(self.files["tokenizer.json"])
-        codec.add_special_tokens([n for n in found.values() if n not in known])
+        codec.add_special_tokens([n for n in names.values() if n not in vocab])
         refuse_gaps(codec)
-        more = {"cls": "[CLS]"} if "[CLS]" in known else {}
-        return HF(codec.to_str(), {**self.names, **found, **more})
+        cls = {"cls": "[CLS]"} if "[CLS]" in vocab else {}
+        return HF(codec.to_str(), {**self.names, **names, **cls})
 
     @classmethod
     def train(cls, texts: Iterable[str], size: int) -> "HF":
         """Byte-level BPE of `size` ids: [UNK] [CLS] [SEP] [PAD] [MASK], the 256 bytes, the most
         frequent merges of `texts`, the five tokens of a chat. Raises UserError if there are too few
         ids for the bytes or too few pairs for the ids."""
-        least = len(cls.first) + 256 + len(cls.chat)
-        if size < least:
-            raise UserError(f"tokenizer=train:{size} must be at least train:{least}")
+        smallest = len(cls.first) + 256 + len(cls.chat)
+        if size < smallest:
+            raise UserError(f"tokenizer=train:{size} must be at least train:{smallest}")
         parts = optional("tokenizers")
         codec = parts.Tokenizer(parts.models.BPE(unk_token="[UNK]"))
         codec.pre_tokenizer = parts.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -210,16 +211,17 @@ class HF:
             show_progress=False,
         )
         codec.train_from_iterator(texts, trainer)
-        made = cls.with_chat(codec.to_str())
-        if made.vocab_size < size:
-            most = made.vocab_size
-            raise UserError(f"the text has pairs for {most} ids only: --tokenizer=train:{most}")
-        return made
+        trained = cls.with_chat(codec.to_str())
+        if (largest := trained.vocab_size) < size:
+            raise UserError(
+                f"the text has pairs for {largest} ids only: --tokenizer=train:{largest}"
+            )
+        return trained
 
     @classmethod
     def create(cls, source: str, cache_dir: str = "", chat: bool = True) -> "HF":
-        """From a folder with tokenizer.json, or a hub id; with the tokens of a `chat`, or as it
-        is."""
+        """From a folder with tokenizer.json, or a hub id; with `chat`, the tokens of a chat are
+        added."""
         path, name = Path(source), "tokenizer.json"
         if not path.is_dir():
             if source.startswith((".", "/", "~")) or source.count("/") > 1:
@@ -227,7 +229,7 @@ class HF:
             hub = optional("huggingface_hub")
             try:
                 path = Path(hub.hf_hub_download(source, name, cache_dir=cache_dir or None)).parent
-            except Exception as e:  # the hub's errors are many; none of them is ours to interpret
+            except Exception as e:  # the hub raises many types
                 raise UserError(
                     f"tokenizer={source} could not be fetched ({type(e).__name__}); without the "
                     f"hub: --tokenizer=FOLDER with {name}, --tokenizer=train:4096, or bytes"
@@ -243,11 +245,11 @@ class HF:
             raise UserError(f"{path / name} is not readable: {e}") from e
 
     def encode(self, text: str) -> list[int]:
-        """Raises UserError if the model itself holds a special token as a word of the language."""
+        """Raises UserError if the tokenizer's model encodes a word as a special token."""
         return self.checked(self.codec.encode_batch_fast([text], add_special_tokens=False)[0].ids)
 
     def checked(self, ids: list[int]) -> list[int]:
-        """The ids of a text, none of which may be special."""
+        """`ids` unchanged. Raises UserError if one of them is special."""
         if not self.reserved.isdisjoint(ids):
             name = next(n for n, i in self.specials.items() if i in ids)
             raise UserError(
@@ -274,9 +276,9 @@ def create(
     cache_dir: str = "",
     chat: bool = True,
 ) -> Tokenizer:
-    """The tokenizer that a command names: bytes, gpt2 (whose merges may lie in `bpe_dir`), train:N
-    (learnt from `texts()`), or a folder with tokenizer.json or a hub id, to both of which the
-    tokens of a `chat` are added."""
+    """The tokenizer of a --tokenizer option: bytes, gpt2 (with its merges in `bpe_dir`), train:N
+    (trained on `texts()`), or a folder with tokenizer.json or a hub id; with `chat`, the tokens of
+    a chat are added to the latter two."""
     kind, _, size = name.partition(":")
     if name == "bytes":
         return Bytes()
@@ -290,31 +292,31 @@ def create(
 
 
 def with_bos_eos(tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer with BOS, EOS and PAD of their own, for rows of one text each."""
+    """The tokenizer with three different BOS, EOS and PAD, for rows of one text each."""
     if isinstance(tokenizer, GPT2):
         return GPT2(tokenizer.files["gpt2.tiktoken"], has_bos_eos=True)
     return tokenizer.with_bos_eos() if isinstance(tokenizer, HF) else tokenizer
 
 
 def vocabulary(tokenizer: Tokenizer) -> dict[str, int]:
-    """The tokens of a tokenizer as a tokenizer.json spells them, and their ids; none for kinds that
-    no tokenizer.json is like. GPT-2's spelling has a letter for each byte: the visible ones of
-    Latin-1 stand for themselves, the others for those from U+0100 on."""
+    """Token -> id in the spelling of tokenizer.json; {} for bytes and symbols. GPT-2's spelling has
+    a letter for each byte: visible characters of Latin-1 stand for themselves, the other bytes for
+    characters from U+0100 on."""
     if isinstance(tokenizer, HF):
         return tokenizer.codec.get_vocab(with_added_tokens=True)
     if not isinstance(tokenizer, GPT2):
         return {}
-    seen = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    hidden = [b for b in range(256) if b not in seen]
-    letter = {b: chr(b) for b in seen} | {b: chr(256 + k) for k, b in enumerate(hidden)}
+    visible = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = [b for b in range(256) if b not in visible]
+    letter = {b: chr(b) for b in visible} | {b: chr(256 + k) for k, b in enumerate(others)}
     pairs = (line.split() for line in tokenizer.files["gpt2.tiktoken"].splitlines())
-    found = {"".join(letter[b] for b in base64.b64decode(t)): int(i) for t, i in pairs}
-    return {**found, "<|endoftext|>": 50256}
+    ids = {"".join(letter[b] for b in base64.b64decode(t)): int(i) for t, i in pairs}
+    return {**ids, "<|endoftext|>": 50256}
 
 
 def refuse_gaps(codec: Any) -> dict[str, int]:
-    """The vocabulary of a tokenizer that ids were added to: the library counts, and so gives an id
-    twice where the ids had gaps."""
+    """The vocabulary of a tokenizer after tokens were added. Raises UserError if an id is used
+    twice: the library numbers new tokens by counting, which fails where ids have gaps."""
     vocabulary = codec.get_vocab(with_added_tokens=True)
     if len(set(vocabulary.values())) < len(vocabulary):
         raise UserError("tokenizer.json has gaps in its ids, so that none can be added")
@@ -322,12 +324,12 @@ def refuse_gaps(codec: Any) -> dict[str, int]:
 
 
 def encode_spans(tokenizer: Tokenizer, text: str) -> tuple[np.ndarray, np.ndarray]:
-    """Text of n tokens -> ids (n,) uint32, and the characters [start, end) that each covers (n, 2).
-    A token that is a part of a character covers that character."""
+    """Text of n tokens -> ids (n,) uint32, and the characters [start, end) of each (n, 2). A token
+    that is a part of a character has the span of that character."""
     if isinstance(tokenizer, HF):
-        found = tokenizer.codec.encode(text, add_special_tokens=False)
-        ids = np.array(tokenizer.checked(found.ids), np.uint32)
-        return ids, np.array(found.offsets, np.int64).reshape(-1, 2)
+        encoding = tokenizer.codec.encode(text, add_special_tokens=False)
+        ids = np.array(tokenizer.checked(encoding.ids), np.uint32)
+        return ids, np.array(encoding.offsets, np.int64).reshape(-1, 2)
     ids = np.array(tokenizer.encode(text), np.uint32)
     if isinstance(tokenizer, Symbols):
         assert not tokenizer.sep, "symbols of one character only"
@@ -335,7 +337,7 @@ def encode_spans(tokenizer: Tokenizer, text: str) -> tuple[np.ndarray, np.ndarra
         return ids, np.stack([places, places + 1], 1)
     code = np.frombuffer(text.encode("utf-32-le"), np.uint32)
     width = 1 + (code > 0x7F) + (code > 0x7FF) + (code > 0xFFFF)  # bytes of each character
-    owner = np.repeat(np.arange(len(text)), width)  # of every byte, its character
+    owner = np.repeat(np.arange(len(text)), width)  # index of the character of each byte
     sizes = np.ones(len(ids), np.int64)  # bytes of every token
     if isinstance(tokenizer, GPT2):
         sizes = np.array([*map(len, tokenizer.codec.decode_tokens_bytes(ids.tolist()))], np.int64)
@@ -350,8 +352,7 @@ def _until(ids: Iterable[int], end: int) -> list[int]:
 
 
 def tokenizer_from(spec: dict[str, Any], files: dict[str, str]) -> Tokenizer:
-    """The tokenizer that `spec` and the texts of its files describe. Raises UserError if they do
-    not describe one."""
+    """Inverse of `spec()` and `files`. Raises UserError if they do not describe a tokenizer."""
     try:
         return _tokenizer_from(spec, files)
     except UserError:
@@ -386,8 +387,8 @@ def _tokenizer_from(spec: dict[str, Any], files: dict[str, str]) -> Tokenizer:
 # BOS stands before the first message only. A user's message ends in EOT, any other in EOS, that of
 # a `system` role too. A prompt ends in the header of the assistant, without the newline: the
 # newline is the first token of the answer. Every text is encoded by itself and the special tokens
-# are put around it as ids, so that nothing a user writes can become one. (Template: the ModernBERT
-# diffusion model, whose ids these are, number by number.)
+# are added as ids, so that text of a user cannot become a special token. (Template and ids: the
+# ModernBERT diffusion model.)
 # ==================================================================================================
 
 
@@ -398,7 +399,7 @@ NEEDED = ("bos", "eos", "start", "end", "eot")
 
 
 def require_chat(tokenizer: Tokenizer) -> None:
-    """Refuse a tokenizer without the special tokens of a conversation, in one line."""
+    """Raise UserError for a tokenizer without the special tokens of a conversation."""
     missing = [name for name in NEEDED if name not in tokenizer.specials]
     if missing:
         raise UserError(
@@ -408,7 +409,7 @@ def require_chat(tokenizer: Tokenizer) -> None:
 
 
 def _text(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Ids of a text; the tokenizer refuses to read a special token in it."""
+    """Ids of a text. Raises UserError for text that is not UTF-8."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as e:  # half of a surrogate pair, which JSON can spell
@@ -424,15 +425,15 @@ def _header(tokenizer: Tokenizer, role: str) -> list[int]:
 
 def _body(tokenizer: Tokenizer, role: str, text: str) -> list[int]:
     end = tokenizer.specials["eot" if role == USER else "eos"]
-    return [*_text(tokenizer, "\n" + text), end]  # one piece: its pairs of bytes may merge
+    return [*_text(tokenizer, "\n" + text), end]  # encoded together: the newline may merge
 
 
 def encode_chat(
     tokenizer: Tokenizer, messages: Iterable[Message], reply: bool = False
 ) -> list[int]:
-    """Messages -> ids; with `reply`, the header that asks the assistant for the next one follows.
+    """Messages -> ids; with `reply`, the header of the assistant's next message follows.
 
-    Raises UserError for a tokenizer without chat tokens and for a text that is no UTF-8.
+    Raises UserError for a tokenizer without chat tokens and for text that is not UTF-8.
     """
     require_chat(tokenizer)
     ids = [tokenizer.specials["bos"]]
@@ -444,8 +445,9 @@ def encode_chat(
 def chat_rows(
     tokenizer: Tokenizer, messages: list[Message], turns: Turns = "each"
 ) -> list[tuple[list[int], int]]:
-    """A conversation -> rows (ids, prompt): one per answer, with all before it given; with
-    turns="last" only the row of the last answer. What follows the last answer is left out."""
+    """A conversation -> rows (ids, number of prompt ids), one per answer, with everything before
+    the answer as prompt; with turns="last" only the last row. Messages after the last answer are
+    dropped."""
     require_chat(tokenizer)
     ids, rows = [tokenizer.specials["bos"]], []
     for role, text in messages:
@@ -458,6 +460,6 @@ def chat_rows(
 
 
 def decode_answer(tokenizer: Tokenizer, ids: Iterable[int]) -> str:
-    """Ids that follow a prompt -> the text of the answer: up to the first EOS, without the newline
-    that the template begins it with."""
+    """Ids after a prompt -> the text of the answer, up to the first EOS, without the newline of the
+    template."""
     return tokenizer.decode(ids).removeprefix("\n")

@@ -605,7 +605,7 @@ def test_blocks_name_the_best_range_of_noise(trained: Any, capsys: Any):
     ckpt = trained(objective="bd3", block_length=4, time_input=False) / "ckpt.pt"
     evaluate.main([f"--ckpt={ckpt}", "--rows=12", "--samples=0"])
     printed = capsys.readouterr().out
-    assert "nats per token" in printed and "least spread of a block's loss: --t_low=" in printed
+    assert "nats per token" in printed and "least variance of a block's loss: --t_low=" in printed
 
 
 def test_generative_perplexity_by_command(trained: Any, judge_folder: Path, tmp_path: Path, capsys):

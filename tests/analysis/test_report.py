@@ -287,7 +287,13 @@ def test_a_likelihood_says_what_it_is(checkpoint_of: Any, family: str, puzzles_d
     cfg = EvaluateConfig(rows=12, t_samples=2)
     found = bound(cfg, model, Corpus(puzzles_dir / "toy"))
     text = describe_bound(found, cfg)
-    for told in (model.objective.estimator, "of 12 rows", "epsilon", "48 tokens", "nothing given"):
+    for told in (
+        model.objective.estimator,
+        "of 12 rows",
+        "epsilon",
+        "48 tokens",
+        "without the prompt",
+    ):
         assert told in text, told
     assert ("at most" in text) == (family != "ar")
     assert ("2 noise levels" in text) == (family != "ar")
