@@ -1,17 +1,17 @@
-"""Insertion models: text is destroyed by dropping tokens and learnt by putting them back.
+"""Insertion models: tokens are dropped, and the model learns to insert them again.
 
-    1. The sampler         Inserter: what inserts tokens into gaps, for all of them
+    1. The sampler         InsertionSampler: inserts tokens into gaps, for all of them
     2. ILM, IT             Insertion, InsertionTransformer
     3. Insertion diffusion IDLM: the same in continuous time
     4. FlexMDM             MASK tokens are inserted, then unmasked
 
-A row is CLS, what is given, and what is left of the written tokens. The gap to the right of every
-token is named by that token. What was dropped is a count c[g, v] for each gap g and token v: order
-within a gap does not matter, since any of its tokens may come back first. EOS is no token here: a
-readout at CLS decides whether the text is complete (ILM), or how many tokens it lacks.
+A row is CLS, the prompt, and the target tokens that were kept. The gap to the right of a token has
+the index of that token. Dropped tokens are a count c[g, v] for each gap g and token v: order within
+a gap does not matter, since any of its tokens may be inserted first. EOS is not part of a row: a
+readout at CLS predicts whether the text is complete (ILM), or how many tokens are missing (IDLM).
 
     ilm    n ~ U{0..L} of L tokens are dropped; one softmax over all pairs of gap and token, and a
-           readout that says when to stop (ILM, section 3)
+           readout for when to stop (ILM, section 3)
     it     the same rows; a softmax for every gap, and EOS where nothing is missing (Insertion
            Transformer, uniform loss)
 
@@ -52,35 +52,34 @@ from objective import (
 )
 
 # ==================================================================================================
-# 1. How insertion models write: the one sampler of all that put tokens into gaps
+# 1. The sampler of all insertion models
 #
-# A canvas is what is given, with holes of unknown length: each run of open places is one. Tokens
-# are inserted into the gaps of holes only, so what is given stays as it is and in its order; the
-# room is that of the canvas (`capacity`). With `exact`, every hole gets as many tokens as it has
-# places.
+# A canvas is the prompt with holes of unknown length: each run of positions outside the prompt is a
+# hole. Tokens are inserted into the gaps of holes only, so the prompt stays in its order. The text
+# has room for `capacity` tokens, by default the width of the canvas. With `exact`, every hole gets
+# as many tokens as it has positions.
 #
-#     threshold   a token per step; stops when the readout is sure enough (ILM)
-#     ancestral   a token per step; stops with the probability that the readout says
-#     parallel    a token in every gap that is at least `threshold` as likely as the likeliest one
+#     threshold   a token per step; stops when the readout's probability is high enough (ILM)
+#     ancestral   a token per step; stops with the probability of the readout
+#     parallel    a token in every gap that is at least `threshold` times as likely as the best one
 #     serial      a token per step in a gap that is not finished (Insertion Transformer)
 #     steps       a token per row and step of time at most, at the rate of insertion (IDLM)
 #
-# The gap comes first, then its token: from one joint distribution, or, with `gap`, each by rules
-# of its own. Rows that are complete leave the batch before anything is projected to the
-# vocabulary.
+# The gap is drawn first, then its token: from one joint distribution, or, with `gap`, with other
+# options for the gap. Complete rows leave the batch before the projection to the vocabulary.
 # ==================================================================================================
 
 
-GROWTH = 16  # columns that a canvas grows by, so that shapes repeat
+GROWTH = 16  # canvases are widened by multiples of this, so that shapes repeat
 
 
 class InsertionSampler(Sampler):
     """One run of a sampler. `objective` has cls_id, pad_id, eos_id (or -1), never (ids that are not
-    written), and what its sampler asks of it.
+    sampled), and the methods that its samplers call.
 
-    x (B, W) is CLS and the text so far, length (B,) columns of it; hole (B, W) the number of the
-    hole that the gap behind a token belongs to, or -1; room (B, H) what still fits into each hole,
-    and left (B,) into each row.
+    x (B, W) is CLS and the text so far, length (B,) its number of columns; hole (B, W) the number
+    of the hole that the gap after a token belongs to, or -1; room (B, H) how many tokens still fit
+    into each hole, and left (B,) into each row.
     """
 
     def __init__(
@@ -89,10 +88,10 @@ class InsertionSampler(Sampler):
         super().__init__(o, rng)
         self.objective, self.net = objective, net
         if not prompt_mask[:, 0].all():
-            raise UserError("insertion begins with a given token, such as BOS")
+            raise UserError("insertion needs a prompt, such as BOS")
         T = ids.shape[1]
         column = torch.arange(T, device=ids.device)
-        # what stands at the end by itself is no text: EOS, and padding behind a shorter canvas
+        # EOS and padding at the end of a canvas are not text
         frame = prompt_mask & ((ids == objective.pad_id) | (ids == objective.eos_id))
         text = ~frame.flip(1).long().cumprod(1).flip(1).bool()
         kept, hole = prompt_mask & text, ~prompt_mask & text
@@ -109,14 +108,15 @@ class InsertionSampler(Sampler):
         self.end = torch.full_like(size, o.capacity) if o.capacity else text.sum(1) + ended
         self.room, self.left = self.spaces(size, number, hole)
         self.alive = self.left > 0
-        self.longest = int((self.length + self.left).max())  # columns; a network may have no more
+        self.longest = int((self.length + self.left).max())  # maximum number of columns
 
     def prepend(self, x: Tensor, first: int | None = None) -> Tensor:
         """CLS, or `first`, in front of x (B, T)."""
         return F.pad(x, (1, 0), value=self.objective.cls_id if first is None else first)
 
     def spaces(self, size: Tensor, number: Tensor, hole: Tensor) -> tuple[Tensor, Tensor]:
-        """What fits into each hole (B, H), and into each row (B,); size (B,) tokens are kept."""
+        """How many tokens fit into each hole (B, H), and into each row (B,); size (B,) tokens are
+        kept."""
         holes = int(number.max().clamp(min=0)) + 1
         places = torch.zeros(len(size), holes, dtype=torch.int64, device=size.device)
         places.scatter_add_(1, number.clamp(min=0), hole.long())
@@ -124,13 +124,15 @@ class InsertionSampler(Sampler):
             return places, places.sum(1)
         left = self.end - int(self.objective.eos_id >= 0) - size
         if (hole.any(1) & (left < 0)).any():
-            raise UserError(f"{int(size.max())} given tokens do not fit into {self.width} places")
+            raise UserError(
+                f"{int(size.max())} prompt tokens do not fit into {self.width} positions"
+            )
         return torch.full_like(places, self.width), torch.where(hole.any(1), left, 0)
 
-    # -- what is seen of it --
+    # -- frames --
 
     def frames(self) -> Iterator[Frame]:
-        """The canvas at first and after every step, with EOS and padding behind the text."""
+        """The canvas at the start and after every step, with EOS and padding after the text."""
         yield self.frame()
         for _ in getattr(self, self.o.sampler)():
             yield self.frame()
@@ -141,8 +143,8 @@ class InsertionSampler(Sampler):
         x = F.pad(self.x, (0, max(0, W - self.x.shape[1])), value=self.objective.pad_id)[:, :W]
         fresh = F.pad(self.fresh, (0, max(0, W - self.fresh.shape[1])))[:, :W]
         if end >= 0:
-            here = torch.arange(W, device=x.device) == self.length[:, None]
-            x = x.masked_fill(here, end)
+            is_end = torch.arange(W, device=x.device) == self.length[:, None]
+            x = x.masked_fill(is_end, end)
         length = (self.length - 1 + (end >= 0)).clamp(max=self.width)
         if self.unplaced:  # draws are in the order of rows and columns; MASK is not drawn
             mask = -1 if self.objective.mask_id is None else self.objective.mask_id
@@ -152,41 +154,43 @@ class InsertionSampler(Sampler):
 
     # -- the network --
 
-    def look(self, rows: Tensor, time: Tensor | None = None) -> Tensor:
-        """Features (r, W, C) of the canvases of some rows (r,)."""
+    def forward(self, rows: Tensor, time: Tensor | None = None) -> Tensor:
+        """Features (r, W, C) of the canvases of rows (r,)."""
         W = -(-int(self.length[rows].max()) // GROWTH) * GROWTH
         W = min(W, self.longest, self.x.shape[1])
         mask = torch.arange(W, device=rows.device) < self.length[rows, None]
         return self.net.features(self.x[rows, :W], time, mask[:, None])
 
     def gaps(self, rows: Tensor, W: int) -> Tensor:
-        """(r, W) bool: gaps into which a token may go."""
+        """(r, W) bool: gaps into which a token may be inserted."""
         hole = self.hole[rows, :W]
         return (hole >= 0) & (self.room[rows].gather(1, hole.clamp(min=0)) > 0)
 
     def logits(self, h: Tensor) -> Tensor:
-        """Features (R, C) -> (R, V), ids that are never written at -inf."""
+        """Features (R, C) -> (R, V), ids that are never sampled at -inf."""
         z = self.net.logits(h)
         z = z if z.dtype == torch.float64 else z.float()
         z[:, [*self.objective.never, *self.o.banned]] = -torch.inf
         return z
 
-    def going(self, cls: Tensor) -> Tensor:
-        """Features at CLS (r, C) -> (r,) bool: is the text to go on?"""
+    def incomplete(self, cls: Tensor) -> Tensor:
+        """Features at CLS (r, C) -> (r,) bool: does the sampler insert another token?"""
         if self.o.exact:
             return torch.ones(len(cls), dtype=torch.bool, device=cls.device)
         z = self.net.heads[self.objective.stop](cls).double()
-        p = (z / max(self.o.stop_temperature, 1e-9)).softmax(-1)[:, 0]
+        p = (z / max(self.o.stop_temperature, 1e-9)).softmax(-1)[:, 0]  # of "complete"
         if self.o.sampler == "ancestral":
             return self.uniforms(len(p)) >= p
-        sure = self.o.stop_threshold
-        return p < ((0.9 if self.objective.stop == "stop" else 0.5) if sure is None else sure)
+        threshold = self.o.stop_threshold
+        if threshold is None:
+            threshold = 0.9 if self.objective.stop == "stop" else 0.5
+        return p < threshold
 
     def uniforms(self, *shape: int) -> Tensor:
         return torch.rand(shape, generator=self.rng, device=self.x.device, dtype=torch.float64)
 
     def chunks(self, rows: int) -> Iterator[slice]:
-        """Slices of rows of features that are projected one after another."""
+        """Slices of range(rows), whose logits fit in memory."""
         return chunks(rows, len(self.net.head.weight), self.x.device)
 
     # -- which gap, which token --
@@ -194,48 +198,47 @@ class InsertionSampler(Sampler):
     def gap_logits(self, h: Tensor, gaps: Tensor, temperature: float = 1.0) -> Tensor:
         """Log-sum-exp over tokens of the logits, divided by the temperature (0: the largest one),
         at the gaps (r, W) of features (r, W, C) -> (r, W) float64, -inf elsewhere."""
-        some, out = h[gaps], torch.full(gaps.shape, -torch.inf, dtype=torch.float64)
-        out, found = out.to(h.device), [h.new_empty(0).double()]
-        for part in self.chunks(len(some)):
-            z = self.logits(some[part]).double()
-            best = z.amax(1) if temperature == 0 else (z / temperature).logsumexp(1)
-            found.append(best)
-        out[gaps] = torch.cat(found)
+        h_gaps, out = h[gaps], torch.full(gaps.shape, -torch.inf, dtype=torch.float64)
+        out, parts = out.to(h.device), [h.new_empty(0).double()]
+        for part in self.chunks(len(h_gaps)):
+            z = self.logits(h_gaps[part]).double()
+            parts.append(z.amax(1) if temperature == 0 else (z / temperature).logsumexp(1))
+        out[gaps] = torch.cat(parts)
         return out
 
     def choose(self, h: Tensor, gaps: Tensor) -> tuple[Tensor, Tensor]:
         """A gap (r,) and a token (r,) for each row: features (r, W, C), gaps (r, W) bool."""
-        o, every = self.o, torch.arange(len(h), device=h.device)
+        o, row = self.o, torch.arange(len(h), device=h.device)
         if o.gap is None and o.temperature > 0 and (o.top_k or o.top_p < 1):
             return self.choose_jointly(h, gaps)
         if o.gap is None:
-            a = self.gap_logits(h, gaps, o.temperature)
+            score = self.gap_logits(h, gaps, o.temperature)
             gap = sample_categorical(
-                a, SampleOptions(temperature=float(o.temperature > 0)), self.rng
+                score, SampleOptions(temperature=float(o.temperature > 0)), self.rng
             )
         else:
             gap = sample_categorical(self.gap_logits(h, gaps), o.gap, self.rng)
-        return gap, self.sample_categorical(self.logits(h[every, gap]))
+        return gap, self.sample_categorical(self.logits(h[row, gap]))
 
     def choose_jointly(self, h: Tensor, gaps: Tensor) -> tuple[Tensor, Tensor]:
-        """As `choose`, from the most probable pairs of gap and token: rows in turn, since all of
-        their pairs must be sorted."""
+        """As `choose`, with top_k or top_p over pairs of gap and token. In chunks of rows, as all
+        pairs of a row are sorted."""
         W, V = gaps.shape[1], len(self.net.head.weight)
         size = max(1, chunk_rows(V, h.device) // W)
-        found = [gaps.new_empty(0, dtype=torch.long)]
+        pairs = [gaps.new_empty(0, dtype=torch.long)]
         for k in range(0, len(h), size):
             z = self.logits(h[k : k + size].flatten(0, 1)).view(-1, W, V)
             z = z.masked_fill(~gaps[k : k + size, :, None], -torch.inf)
-            found.append(sample_categorical(z.flatten(1), self.o, self.rng))
-            gap = found[-1] // V  # what is kept is the probability of a token given its gap
-            self.keep(z[torch.arange(len(z), device=z.device), gap], found[-1] % V)
-        pair = torch.cat(found)
+            pairs.append(sample_categorical(z.flatten(1), self.o, self.rng))
+            gap = pairs[-1] // V  # frames show the probability of a token given its gap
+            self.keep(z[torch.arange(len(z), device=z.device), gap], pairs[-1] % V)
+        pair = torch.cat(pairs)
         return pair // V, pair % V
 
     # -- writing --
 
     def insert(self, rows: Tensor, more: Tensor, token: Tensor | int) -> None:
-        """Insert so many tokens (r, W) int64 into the gaps of rows (r,): token (R,) in order of row
+        """Insert `more` (r, W) int64 tokens into the gaps of rows (r,): token (R,) in order of row
         and column, or one id for all."""
         self.length[rows] += more.sum(1)
         self.left[rows] -= more.sum(1)
@@ -250,11 +253,13 @@ class InsertionSampler(Sampler):
         row, col = more.nonzero(as_tuple=True)
         times, hole = more[row, col], self.hole[rows[row], col]
         self.room.index_put_((rows[row], hole), -times, accumulate=True)
-        place = torch.arange(W, device=rows.device) + more.cumsum(1) - more  # of each old column
+        place = (
+            torch.arange(W, device=rows.device) + more.cumsum(1) - more
+        )  # new column of each old
         start = (place[row, col] + 1 - (times.cumsum(0) - times)).repeat_interleave(times)
         new = start + torch.arange(len(start), device=rows.device)
         row, hole = row.repeat_interleave(times), hole.repeat_interleave(times)
-        place = place.clamp(max=W)  # padding falls off the end
+        place = place.clamp(max=W)  # padding is cut off
         blank = {"x": self.objective.pad_id, "hole": -1, "fresh": False}
         for name, value in (("x", token), ("hole", hole), ("fresh", True)):
             state = getattr(self, name)
@@ -264,40 +269,41 @@ class InsertionSampler(Sampler):
             state[rows] = moved[:, :W]
 
     def insert_one(self, rows: Tensor, gap: Tensor, token: Tensor) -> None:
-        """A token (r,) into one gap (r,) of each of some rows (r,)."""
+        """Insert one token (r,) into one gap (r,) of each of the rows (r,)."""
         if len(rows):
             more = torch.zeros(len(rows), self.x.shape[1], dtype=torch.int64, device=rows.device)
             self.insert(rows, more.scatter_(1, gap[:, None], 1), token)
 
     def running(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Rows (r,) that are to go on, features (r, W, C) and open gaps (r, W), until none is."""
+        """Rows (r,) that are not complete, their features (r, W, C) and editable gaps (r, W), until
+        all rows are complete."""
         while len(rows := self.alive.nonzero()[:, 0]):
-            h = self.look(rows)
+            h = self.forward(rows)
             gaps = self.gaps(rows, h.shape[1])
             if self.objective.stop == "slots":
                 gaps &= ~self.finished(h, gaps)
                 on = gaps.any(1)
             else:
-                on = self.going(h[:, 0])
+                on = self.incomplete(h[:, 0])
             self.alive[rows[~on]] = False
             if on.any():
                 yield rows[on], h[on], gaps[on]
 
     def finished(self, h: Tensor, gaps: Tensor) -> Tensor:
-        """(r, W) bool: gaps whose best token is EOS, or, with stop_threshold, where EOS is more
-        probable than that. With `exact` none is, as long as there is room."""
-        done, found = torch.zeros_like(gaps), [gaps.new_empty(0)]
+        """(r, W) bool: gaps whose best token is EOS, or with stop_threshold, where EOS is more
+        probable than that. With `exact` no gap is finished."""
+        done, parts = torch.zeros_like(gaps), [gaps.new_empty(0)]
         if self.o.exact:
             return done
         never = [i for i in self.objective.never if i != self.objective.eos_id]
-        for part in self.chunks(len(some := h[gaps])):
-            z = self.net.logits(some[part]).float()
+        for part in self.chunks(len(h_gaps := h[gaps])):
+            z = self.net.logits(h_gaps[part]).float()
             z[:, [*never, *self.o.banned]] = -torch.inf
-            found.append(z.argmax(1) == self.objective.eos_id)
-            if self.o.stop_threshold is not None:
-                p = z.softmax(1)[:, self.objective.eos_id]
-                found[-1] = p > self.o.stop_threshold
-        done[gaps] = torch.cat(found)
+            if self.o.stop_threshold is None:
+                parts.append(z.argmax(1) == self.objective.eos_id)
+            else:
+                parts.append(z.softmax(1)[:, self.objective.eos_id] > self.o.stop_threshold)
+        done[gaps] = torch.cat(parts)
         return done
 
     # -- samplers --
@@ -308,20 +314,22 @@ class InsertionSampler(Sampler):
             self.insert_one(rows, *self.choose(h, gaps))
             yield
 
-    ancestral = threshold  # another answer to `going`
-    serial = threshold  # and to `finished`
+    ancestral = threshold  # differs in `incomplete`
+    serial = threshold  # differs in `finished`
 
     def parallel(self) -> Iterator[None]:
         """A token in each of several gaps, as far as there is room for them."""
         for rows, h, gaps in self.running():
-            alike = self.objective.stop == "slots"  # what is not finished lacks something
-            score = torch.zeros_like(gaps, dtype=torch.float64)
-            self.insert_many(rows, h, gaps, score if alike else self.gap_logits(h, gaps))
+            if self.objective.stop == "slots":  # every gap that is not finished lacks a token
+                score = torch.zeros_like(gaps, dtype=torch.float64)
+            else:
+                score = self.gap_logits(h, gaps)
+            self.insert_many(rows, h, gaps, score)
             yield
 
     def insert_many(self, rows: Tensor, h: Tensor, gaps: Tensor, score: Tensor) -> None:
-        """Tokens into those gaps (r, W) whose score (r, W), a log-probability up to a constant, is
-        near the best of the row."""
+        """Insert a token into those gaps (r, W) whose score (r, W), a log-probability up to a
+        constant, is at least the best of the row plus log(threshold)."""
         best = score.amax(1, keepdim=True)
         into = gaps & (score >= best + torch.tensor(self.o.threshold).clamp(min=1e-30).log())
         row, col = into.nonzero(as_tuple=True)
@@ -332,22 +340,22 @@ class InsertionSampler(Sampler):
         row, col = row[fits], col[fits]
         more = torch.zeros_like(into, dtype=torch.int64)
         more[row, col] = 1
-        found = [row.new_empty(0)]
+        tokens = [row.new_empty(0)]
         for part in self.chunks(len(row)):
-            found.append(self.sample_categorical(self.logits(h[row[part], col[part]])))
-        self.insert(rows, more, torch.cat(found))
+            tokens.append(self.sample_categorical(self.logits(h[row[part], col[part]])))
+        self.insert(rows, more, torch.cat(tokens))
 
     def steps(self) -> Iterator[None]:
-        """Time from 1 down to dt, with at most one token for a row and step, and a last step at
-        dt (IDLM). The process says at which rate."""
+        """Time from 1 down to dt, with at most one token per row and step at the rate of
+        `insertion_rate`, and a last step at dt (IDLM)."""
         dt = 1 / (self.o.steps + 1)
-        begun = torch.zeros_like(self.alive)
+        begun = torch.zeros_like(self.alive)  # rows with an inserted token
         for k in [*range(self.o.steps + 1), self.o.steps]:
             rows = self.alive.nonzero()[:, 0]
             if not len(rows):
                 return
             time = torch.full((len(rows),), 1 - k * dt, dtype=torch.float64, device=rows.device)
-            h = self.look(rows, self.objective.condition(self.net, time))
+            h = self.forward(rows, self.objective.condition(self.net, time))
             p = dt * self.objective.insertion_rate(self.net, h[:, 0], time, ~begun[rows], self.o)
             fires = self.uniforms(len(rows)) < p
             rows, h = rows[fires], h[fires]
@@ -362,25 +370,23 @@ class InsertionSampler(Sampler):
 
 
 class Rows(NamedTuple):
-    """Rows after dropping, on the CPU: kept tokens moved together, and what is missing."""
+    """Rows after dropping, on the CPU: the kept tokens side by side, and the missing ones."""
 
     ids: Tensor  # (B, W) int64: CLS, kept tokens, padding
     length: Tensor  # (B,) int64, CLS included
-    gaps: Tensor  # (B, W) bool: columns whose right-hand gap is open to insertion
-    L: Tensor  # (B,) int64: tokens that could be dropped
-    n: Tensor  # (B,) int64: tokens that were
-    row: Tensor  # (D,) int64: of each dropped token, in order of row and column, its row,
-    col: Tensor  # (D,) int64: the column of the kept token to its left,
-    token: Tensor  # (D,) int64: and its id
-    asked: Tensor | None = None  # (B,) bool: rows in which the model writes something
-    time: Tensor | None = None  # (B,) float64, where there is one
+    gaps: Tensor  # (B, W) bool: columns whose right-hand gap is editable
+    L: Tensor  # (B,) int64: number of droppable tokens
+    n: Tensor  # (B,) int64: number of dropped tokens
+    row: Tensor  # (D,) int64: row of each dropped token, in order of row and column
+    col: Tensor  # (D,) int64: column of the kept token to its left
+    token: Tensor  # (D,) int64: its id
+    has_target: Tensor | None = None  # (B,) bool: rows with target positions
+    time: Tensor | None = None  # (B,) float64, IDLM only
 
 
 def drop_tokens(ids: Tensor, droppable: Tensor, length: Tensor, drop: Tensor, pad_id: int) -> Rows:
-    """Drop the places `drop` (B, T) bool of ids (B, T), CLS in column 0, rows `length` (B,) long.
-
-    Open are the gaps beside places that may be dropped; of a row that has none, none.
-    """
+    """Drop the positions `drop` (B, T) bool of ids (B, T), CLS in column 0, rows `length` (B,)
+    long. The editable gaps are those beside droppable positions."""
     T = ids.shape[1]
     inside = torch.arange(T) < length[:, None]
     keep = inside & ~drop
@@ -388,7 +394,7 @@ def drop_tokens(ids: Tensor, droppable: Tensor, length: Tensor, drop: Tensor, pa
     col = (keep.long().cumsum(1) - 1)[row, place]
     kept = keep.sum(1)
     W = pad_to_multiple(int(kept.max()), T)
-    order = (~keep).long().argsort(dim=1, stable=True)[:, :W]  # (B, W): kept places, in order
+    order = (~keep).long().argsort(dim=1, stable=True)[:, :W]  # (B, W): kept positions, in order
     behind = torch.arange(W) >= kept[:, None]
     gaps = (droppable | F.pad(droppable[:, 1:], (0, 1))).gather(1, order) & ~behind
     short = ids.gather(1, order).masked_fill(behind, pad_id)
@@ -397,7 +403,7 @@ def drop_tokens(ids: Tensor, droppable: Tensor, length: Tensor, drop: Tensor, pa
 
 
 def pick(droppable: Tensor, n: Tensor, rng: torch.Generator) -> Tensor:
-    """(B, T) bool: exactly n (B,) of the droppable places (B, T), any of them alike."""
+    """(B, T) bool: a uniform choice of exactly n (B,) of the droppable positions (B, T)."""
     u = torch.rand(droppable.shape, generator=rng).masked_fill(~droppable, 2.0)
     return (u.argsort(1).argsort(1) < n[:, None]) & droppable
 
@@ -416,15 +422,15 @@ def multi_target_cross_entropy(
     norm = logits.sub_(top).exp().sum(1).log() + top[:, 0]  # torch.logsumexp takes twice the time
     top = norm.new_full((groups,), -torch.inf)
     top = top.scatter_reduce(0, group, norm.detach(), "amax")
-    share = torch.zeros_like(top).index_add(0, group, (norm - top[group]).exp())
-    whole = top + share.log()  # logsumexp of each group
+    total = torch.zeros_like(top).index_add(0, group, (norm - top[group]).exp())
+    log_norm = top + total.log()  # logsumexp of each group
     owner = group[row]
-    nll = weight * (whole[owner] - at_target)
-    return torch.zeros_like(whole).index_add(0, owner, nll)
+    nll = weight * (log_norm[owner] - at_target)
+    return torch.zeros_like(log_norm).index_add(0, owner, nll)
 
 
 def whole_groups(group: Tensor, rows: int) -> list[slice]:
-    """Slices of the scored rows, of whole groups (R,), each about as many as `rows`."""
+    """Slices of the rows of `group` (R,), each of whole groups and about `rows` long."""
     if not len(group):
         return []
     ends = torch.nonzero(F.pad(group[1:] != group[:-1], (0, 1), value=True))[:, 0] + 1
@@ -446,11 +452,11 @@ def grouped_loss(
     moved = [to_device(x, h.device) for x in (group, row, token, weight.float())]
 
     def loss_fn(logits: Tensor, part: slice) -> Tensor:
-        some = slice(*torch.searchsorted(row, torch.tensor([part.start, part.stop])).tolist())
-        own, at, *rest = (x[k] for x, k in zip(moved, (part, some, some, some), strict=True))
+        targets = slice(*torch.searchsorted(row, torch.tensor([part.start, part.stop])).tolist())
+        groups, rows, token, weight = moved[0][part], *(x[targets] for x in moved[1:])
         first, last = int(group[part.start]), int(group[part.stop - 1])
         return multi_target_cross_entropy(
-            logits, own - first, last - first + 1, at - part.start, *rest
+            logits, groups - first, last - first + 1, rows - part.start, token, weight
         )
 
     rows = chunk_rows(len(net.head.weight), h.device)
@@ -461,9 +467,9 @@ class Insertion(Objective):
     """ILM: which token is missing in which gap, and whether any is.
 
     stop: `stop`, a readout of two classes, complete or not, whose cross entropy has stop_weight
-    and, per class, class_weight and 1 - class_weight; `length`, one of how many are missing.
-    close_prompt leaves the gaps between given tokens out of the softmax in training also; samplers
-    always do. Raises UserError for tokenizers without a pad id.
+    and, per class, class_weight and 1 - class_weight; `length`, a readout of the number of missing
+    tokens. close_prompt leaves the gaps between prompt tokens out of the softmax in training, as
+    samplers always do. Raises UserError for tokenizers without a pad id.
     """
 
     inserts = crops_padding = True
@@ -515,10 +521,10 @@ class Insertion(Objective):
 
     def with_cls(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """A batch with CLS in front and without EOS -> ids (B, T + 1), droppable (B, T + 1), length
-        (B,). Raises UserError for a row that nothing given begins."""
+        (B,). Raises UserError for a row without prompt."""
         if not batch.prompt_mask[:, 0].all():
             raise UserError(
-                "insertion needs rows that begin with a given token, such as BOS; "
+                "insertion needs rows that begin with a prompt, such as BOS; "
                 "prepare_pretrain.py --packing=rows makes them"
             )
         ids = F.pad(batch.ids, (1, 0), value=self.cls_id)
@@ -536,15 +542,15 @@ class Insertion(Objective):
         ids, droppable, length = self.with_cls(batch)
         n = (torch.rand(len(ids), generator=rng) * (droppable.sum(1) + 1)).long()
         rows = drop_tokens(ids, droppable, length, pick(droppable, n, rng), self.pad_id)
-        return rows._replace(asked=self.target_mask(batch).any(1))
+        return rows._replace(has_target=self.target_mask(batch).any(1))
 
     # -- the network --
 
-    def look(
+    def gap_features(
         self, net: Any, rows: Rows, time: Tensor | None, gaps: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Features of the rows -> at CLS (B, C), at the gaps (B, W) bool: (R, C), and the number of
-        each gap among them (B, W) int64."""
+        """Features of the rows -> at CLS (B, C), at the gaps (B, W) bool: (R, C), and the index of
+        each gap in R (B, W) int64."""
         device = net.head.weight.device
         W = rows.ids.shape[1]
         ids, mask = rows.ids, torch.arange(W) < rows.length[:, None]
@@ -557,21 +563,20 @@ class Insertion(Objective):
     def token_loss(
         self, net: Any, rows: Rows, weight: Tensor, time: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """weight (B,) times the mean over dropped tokens of -log p(gap, token) -> (sum (), of each
-        row (B,) detached, features at CLS (B, C)). Rows with nothing dropped have none (ILM,
-        eq. 5)."""
+        """weight (B,) times the mean over dropped tokens of -log p(gap, token) -> (sum (), per row
+        (B,) detached, features at CLS (B, C)). 0 for rows with nothing dropped (ILM, eq. 5)."""
         device = net.head.weight.device
         gaps = torch.arange(rows.ids.shape[1]) < rows.length[:, None]
         gaps[:, 0] = False
         gaps = rows.gaps if self.close_prompt else gaps
         gaps = gaps & (rows.n > 0)[:, None]
-        cls, h, number = self.look(net, rows, time, gaps)
+        cls, h, number = self.gap_features(net, rows, time, gaps)
         owner = gaps.nonzero()[:, 0]  # (R,) the row of each gap
-        some, group = torch.unique_consecutive(owner, return_inverse=True)
-        at, each = number[rows.row, rows.col], (weight / rows.n.clamp(min=1))[rows.row]
-        total, losses = grouped_loss(net, h, group, at, rows.token, each)
+        scored, group = torch.unique_consecutive(owner, return_inverse=True)
+        gap, scale = number[rows.row, rows.col], (weight / rows.n.clamp(min=1))[rows.row]
+        total, losses = grouped_loss(net, h, group, gap, rows.token, scale)
         by_row = losses.new_zeros(len(rows.ids))
-        return total, by_row.index_add_(0, to_device(some, device), losses), cls
+        return total, by_row.index_add_(0, to_device(scored, device), losses), cls
 
     def complete(self, net: Any, cls: Tensor) -> Tensor:
         """Features at CLS (B, C) -> log p(nothing is missing), log p(something is), (B, 2)."""
@@ -579,7 +584,7 @@ class Insertion(Objective):
         return z if z.shape[1] == 2 else torch.stack([z[:, 0], z[:, 1:].logsumexp(1)], 1)
 
     def stop_loss(self, net: Any, cls: Tensor, n: Tensor) -> Tensor:
-        """(B,) weighted cross entropy of the readout, n (B,) being the number of missing tokens."""
+        """(B,) weighted cross entropy of the readout; n (B,) tokens are missing."""
         n = to_device(n, cls.device)
         z = net.heads[self.stop](cls)
         if self.stop == "length":
@@ -594,28 +599,28 @@ class Insertion(Objective):
     def loss(self, net: Any, rows: Rows) -> Loss:
         """Of each row: cross entropy of the missing tokens under one softmax over gaps and tokens,
         and that of the readout; a mean over rows (ILM, eqs. 5 and 6)."""
-        nats, each, cls = self.token_loss(net, rows, rows.asked.double())
-        stop = self.stop_loss(net, cls, rows.n) * to_device(rows.asked, cls.device)
-        count, some = int(rows.asked.sum()), int((rows.n > 0).sum())
-        sums = {"ce": (each.sum(), some), "stop": (stop.sum(), count)}
-        metrics = {k: metric(*of) for k, of in sums.items()}
-        return Loss(nats + stop.sum(), count, metrics)
+        total, losses, cls = self.token_loss(net, rows, rows.has_target.double())
+        stop = self.stop_loss(net, cls, rows.n) * to_device(rows.has_target, cls.device)
+        count, dropped = int(rows.has_target.sum()), int((rows.n > 0).sum())
+        metrics = {"ce": metric(losses.sum(), dropped), "stop": metric(stop.sum(), count)}
+        return Loss(total + stop.sum(), count, metrics)
 
     @torch.no_grad()
     def bound(self, net: Any, batch: Batch, rng: torch.Generator, samples: int = 1) -> Tensor:
-        """(B,) float64 nats: bound on -log p(written | given) of the `ancestral` sampler, by Jensen
-        over all orders in which the L tokens can be inserted. With x_n the row without n of them,
+        """(B,) float64 nats: bound on -log p(target | prompt) of the `ancestral` sampler, by
+        Jensen over all orders in which the L tokens can be inserted. With x_n the row without n of
+        them,
 
             -log p(stop | x_0) + sum over n = 1..L of
                 -log p(go on | x_n) - mean over missing d of log(p(d | x_n) / m_d) - log n
 
-        m_d is how many missing tokens equal d in its gap: inserting any of them is one event. The
-        sum is estimated at `samples` values of n, one in each of as many strata.
+        m_d is how many missing tokens in the gap of d equal d: inserting any of them is the same
+        event. The sum is estimated at `samples` values of n, one in each of as many strata.
         """
         ids, droppable, length = self.with_cls(batch)
         L = droppable.sum(1)
         full = drop_tokens(ids, droppable, length, torch.zeros_like(droppable), self.pad_id)
-        cls = self.look(net, full, None, full.gaps)[0]
+        cls = self.gap_features(net, full, None, full.gaps)[0]
         nats = -self.complete(net, cls)[:, 0].double().cpu()
         for i in range(samples):
             u = (i + torch.rand(len(ids), generator=rng, dtype=torch.float64)) / samples
@@ -628,15 +633,15 @@ class Insertion(Objective):
         return nats
 
     def mean_missing(self, net: Any, rows: Rows, time: Tensor | None) -> tuple[Tensor, Tensor]:
-        """-log(p(d) / m_d) under the law of the samplers, on average over the missing tokens d of
-        each row (B,) float64, and the features at CLS (B, C)."""
-        cls, h, number = self.look(net, rows, time, rows.gaps)
+        """Mean of -log(p(d) / m_d) under the distribution of the samplers over the missing tokens d
+        of each row (B,) float64, and the features at CLS (B, C)."""
+        cls, h, number = self.gap_features(net, rows, time, rows.gaps)
         owner = rows.gaps.nonzero()[:, 0]
-        norm, found = _norms(net, h, number[rows.row, rows.col], rows.token, self.never)
+        norm, at_target = _norms(net, h, number[rows.row, rows.col], rows.token, self.never)
         top = torch.full((len(rows.ids),), -torch.inf, dtype=torch.float64)
         top = top.scatter_reduce(0, owner, norm, "amax")
-        share = torch.zeros_like(top).index_add_(0, owner, (norm - top[owner]).exp())
-        log_p = found - (top + share.log())[rows.row]
+        total = torch.zeros_like(top).index_add_(0, owner, (norm - top[owner]).exp())
+        log_p = at_target - (top + total.log())[rows.row]
         same = torch.stack([rows.row, rows.col, rows.token], 1)
         _, which, times = same.unique(dim=0, return_inverse=True, return_counts=True)
         log_p = log_p - times[which].double().log()
@@ -654,21 +659,21 @@ def _norms(
 ) -> tuple[Tensor, Tensor]:
     """Features h (R, C) -> log-sum-exp of the logits of each (R,), and the logits of `token` (D,)
     at the rows `at` (D,), in order; float64, on the CPU. Ids in `never` have no logit."""
-    norms, found = [h.new_empty(0).double().cpu()], [h.new_empty(0).double().cpu()]
+    norms, at_target = [h.new_empty(0).double().cpu()], [h.new_empty(0).double().cpu()]
     for part in chunks(len(h), len(net.head.weight), h.device):
         z = net.logits(h[part]).double()
         z[:, never] = -torch.inf
         norms.append(z.logsumexp(1).cpu())
-        here = (at >= part.start) & (at < part.stop)
-        place = (at[here] - part.start).to(z.device), token[here].to(z.device)
-        found.append(z[place].cpu())
-    return torch.cat(norms), torch.cat(found)
+        inside = (at >= part.start) & (at < part.stop)
+        index = (at[inside] - part.start).to(z.device), token[inside].to(z.device)
+        at_target.append(z[index].cpu())
+    return torch.cat(norms), torch.cat(at_target)
 
 
 class InsertionTransformer(Insertion):
-    """A softmax over the tokens for every gap of its own, EOS where nothing is missing: the mean
-    over gaps of sum c_v -log p(v | gap) / (c + 1), c being how many tokens the gap lacks, and of
-    eos_weight * -log p(EOS | gap) where that is none (Stern et al. 2019, uniform loss; ILM's code).
+    """A softmax over the tokens for each gap, with EOS where nothing is missing: the mean over gaps
+    of sum c_v -log p(v | gap) / (c + 1), where the gap lacks c tokens, and of
+    eos_weight * -log p(EOS | gap) where c = 0 (Stern et al. 2019, uniform loss; ILM's code).
     """
 
     bounded = False
@@ -696,14 +701,14 @@ class InsertionTransformer(Insertion):
     def loss(self, net: Any, rows: Rows) -> Loss:
         gaps = torch.arange(rows.ids.shape[1]) < rows.length[:, None]
         gaps[:, 0] = False
-        gaps = (rows.gaps if self.close_prompt else gaps) & rows.asked[:, None]
-        _, h, number = self.look(net, rows, None, gaps)
-        nats, losses = grouped_loss(net, h, torch.arange(len(h)), *self.targets(rows, gaps, number))
-        metrics = {"ce": metric(losses.sum(), len(h))}
-        return Loss(nats, len(h), metrics)
+        gaps = (rows.gaps if self.close_prompt else gaps) & rows.has_target[:, None]
+        _, h, number = self.gap_features(net, rows, None, gaps)
+        targets = self.targets(rows, gaps, number)
+        total, losses = grouped_loss(net, h, torch.arange(len(h)), *targets)
+        return Loss(total, len(h), {"ce": metric(losses.sum(), len(h))})
 
     def targets(self, rows: Rows, gaps: Tensor, number: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the gaps (B, W) lack: row among the scored ones (D,), in order; id; weight."""
+        """Targets of the gaps (B, W): index of the gap (D,) ascending, token id, weight."""
         at = number[rows.row, rows.col]
         missing = torch.bincount(at, minlength=int(gaps.sum()))
         empty = (missing == 0).nonzero()[:, 0]
@@ -716,27 +721,27 @@ class InsertionTransformer(Insertion):
 # ==================================================================================================
 # 3. Insertion diffusion: tokens are dropped in continuous time, and inserted in its reverse
 #
-# At rate sigma(t) one of the remaining tokens is dropped, any of them alike, so that at time t n =
-# min(N, L) of L are missing, N ~ Poisson(total noise). In reverse, with n missing, they come back
-# at rate n sigma / total all together; where all L are missing, at that rate divided by S(L,
-# total), since N may have been larger. The network predicts the mean of n from what is left (a
-# readout at CLS), and which token is missing in which gap, as ILM does (chapter 2).
+# At rate sigma(t) one of the remaining tokens is dropped, chosen uniformly, so that at time t
+# n = min(N, L) of L are missing, N ~ Poisson(total noise). In reverse, with n missing, tokens are
+# inserted at rate n sigma / total; where all L are missing, at that rate divided by S(L, total),
+# since N may have been larger. The network predicts the mean of n from the kept tokens (a readout
+# at CLS), and which token is missing in which gap, as ILM does (chapter 2).
 #
 #     IDLM  Insertion Diffusion Language Models, arXiv 2606.10199. Its log-linear noise is
 #           `exponential` here, its Poisson(sigma, c) is `linear` from c to c + sigma
 # ==================================================================================================
 
 
-TIME_SCALE = 10.0  # of t as an input; at 1000 its sinusoids drown the tokens (measured)
-MOST_WEIGHT = 100.0  # of rate / total in the loss, as published
+TIME_SCALE = 10.0  # factor of t as time input; at 1000 it drowns the tokens (measured)
+MAX_WEIGHT = 100.0  # of rate / total in the loss, as published
 
 
 def log_factor(n: Tensor, total: Tensor) -> Tensor:
     """log S(n, x), S = P(N >= n) / P(N = n) = sum over k of n! x^k / (n + k)!, N ~ Poisson(x), for
     real n >= 0 and x > 0, float64.
 
-    By the incomplete gamma function, exact where a sum of terms would need hundreds. Where it
-    underflows, n is so far above x that the series has ended after a few.
+    By the incomplete gamma function, as a sum would need hundreds of terms. Where it underflows, n
+    is so far above x that 40 terms of the series are enough.
     """
     n, x = torch.broadcast_tensors(n.double(), total.double())
     tail = torch.special.gammainc(n.clamp(min=1e-12), x)
@@ -749,7 +754,7 @@ def log_factor(n: Tensor, total: Tensor) -> Tensor:
 
 
 def truncated_factor(n: Tensor, total: Tensor) -> Tensor:
-    """log of the first 21 terms of S: what the authors' code computes."""
+    """log of the first 21 terms of S, as in the authors' code."""
     n, x = torch.broadcast_tensors(n.double(), total.double())
     term, series = torch.ones_like(x), torch.ones_like(x)
     for k in range(1, 21):
@@ -760,9 +765,9 @@ def truncated_factor(n: Tensor, total: Tensor) -> Tensor:
 
 class IDLM(Insertion):
     """Insertion diffusion. `noise` is linear, geometric or exponential; the flags are those of the
-    authors' configs. upstream_rules repeats what their code computes where it is not what the model
-    means: a rate that is not the derivative of the total noise (exponential), S of 21 terms, and S
-    applied to every row that keeps no more tokens, CLS and given ones included, than it lacks.
+    authors' configs. upstream_rules reproduces three deviations of their code from the model: a
+    rate that is not the derivative of the total noise (exponential), S of 21 terms, and S applied
+    to every row that keeps no more tokens, CLS and prompt included, than it lacks.
     """
 
     samplers = ("steps",)
@@ -819,16 +824,16 @@ class IDLM(Insertion):
         return rate / (total + 1e-6)
 
     def condition(self, net: Any, time: Tensor) -> Tensor | None:
-        """What the network is told at t (B,)."""
+        """Time input (B,) of the network at t (B,), or None for a network without time."""
         if net.time is None:
             return None
-        told = TIME_SCALE * time if self.send_t else self.noise.total(time)
-        return to_device(told.float(), net.head.weight.device)
+        level = TIME_SCALE * time if self.send_t else self.noise.total(time)
+        return to_device(level.float(), net.head.weight.device)
 
     def times(self, B: int, rng: torch.Generator) -> Tensor:
         """(B,) float64 times in [1e-3, 1), one in each of B strata."""
-        low = self.noise.t_min
-        return low + (1 - low) * low_discrepancy_uniform(B, rng).double()
+        t_min = self.noise.t_min
+        return t_min + (1 - t_min) * low_discrepancy_uniform(B, rng).double()
 
     def corrupt(self, batch: Batch, rng: torch.Generator) -> Rows:
         """One time per row; `at_time`."""
@@ -840,7 +845,7 @@ class IDLM(Insertion):
         drawn = torch.poisson(self.noise.total(time), generator=rng).long()
         n = torch.minimum(drawn, droppable.sum(1))
         rows = drop_tokens(ids, droppable, length, pick(droppable, n, rng), self.pad_id)
-        return rows._replace(asked=self.target_mask(batch).any(1), time=time)
+        return rows._replace(has_target=self.target_mask(batch).any(1), time=time)
 
     def mean_missing_count(self, net: Any, cls: Tensor, temperature: float = 1.0) -> Tensor:
         """Features at CLS (B, C) -> the expected number of missing tokens (B,) float32."""
@@ -852,21 +857,20 @@ class IDLM(Insertion):
     def loss(self, net: Any, rows: Rows) -> Loss:
         """Of each row, weighted as the flags say: cross entropy of the missing tokens, and of their
         number the deviance of a Poisson rate or the cross entropy; a mean over rows."""
-        time, asked = rows.time, rows.asked
+        time, has_target = rows.time, rows.has_target
         one = torch.ones_like(time)
-        weight = self.slope(time).clamp(max=MOST_WEIGHT)
+        weight = self.slope(time).clamp(max=MAX_WEIGHT)
         if self.factor:
             weight = weight / self.whole_factor(rows, time)
-        ce = self.ce_weight * torch.where(asked, weight if self.weigh_ce else one, 0.0)
+        ce = self.ce_weight * torch.where(has_target, weight if self.weigh_ce else one, 0.0)
         ce = ce * rows.n if self.by_n else ce
-        nats, each, cls = self.token_loss(net, rows, ce, self.condition(net, time))
-        length = self.length_loss_weight * (weight if self.weigh_length else one)
-        length = to_device(torch.where(asked, length, 0.0).float(), cls.device)
-        missed = self.count_loss(net, cls, rows.n)
-        count = int(asked.sum())
-        sums = {"ce": each.sum(), "length": (length * missed).sum()}
-        metrics = {k: metric(s, count) for k, s in sums.items()}
-        return Loss(nats + (length * missed).sum(), count, metrics)
+        total, losses, cls = self.token_loss(net, rows, ce, self.condition(net, time))
+        length_weight = self.length_loss_weight * (weight if self.weigh_length else one)
+        length_weight = torch.where(has_target, length_weight, 0.0).float()
+        length_loss = to_device(length_weight, cls.device) * self.count_loss(net, cls, rows.n)
+        count, length_loss = int(has_target.sum()), length_loss.sum()
+        metrics = {"ce": metric(losses.sum(), count), "length": metric(length_loss, count)}
+        return Loss(total + length_loss, count, metrics)
 
     def whole_factor(self, rows: Rows, time: Tensor) -> Tensor:
         """(B,) float64: S where all tokens are missing, 1 elsewhere."""
@@ -888,15 +892,15 @@ class IDLM(Insertion):
 
     @torch.no_grad()
     def bound(self, net: Any, batch: Batch, rng: torch.Generator, samples: int = 1) -> Tensor:
-        """(B,) float64 nats: bound on -log p(written | given) of the reverse process from t = 1,
-        nothing written, to t = low = 1e-3.
+        """(B,) float64 nats: bound on -log p(target | prompt) of the reverse process from t = 1,
+        with no target token, to t = t_min = 1e-3.
 
         It is the relative entropy of two jump processes: that of the model, and the forward process
-        that begins at `low` and is known to have dropped all tokens by t = 1. With rates r_d at
-        which missing token d comes back in that, and rho p(d) / m_d in the model (m_d as in ILM's
-        bound), the integral over t of rho - sum r_d + sum r_d log(r_d m_d / (rho p(d))). The
-        estimate goes by s, the total noise since `low`, at squares of even steps: few tokens are
-        missing where r_d = 1 / s is large.
+        from t_min on, conditioned on having dropped all tokens by t = 1. With rates r_d at which
+        missing token d is inserted in that, and rho p(d) / m_d in the model (m_d as in ILM's
+        bound), it is the integral over t of rho - sum r_d + sum r_d log(r_d m_d / (rho p(d))). The
+        variable of integration is s, the total noise since t_min, at squares of even steps, as few
+        tokens are missing where r_d = 1 / s is large.
         """
         ids, droppable, length = self.with_cls(batch)
         L, ends = droppable.sum(1), torch.tensor([self.noise.t_min, 1.0], dtype=torch.float64)
@@ -920,12 +924,13 @@ class IDLM(Insertion):
     def missing_before_the_end(
         self, L: Tensor, total: Tensor, end: Tensor, rng: torch.Generator
     ) -> Tensor:
-        """n (B,) where the total noise is `total` (B,), given that where it is `end` () all L (B,)
-        are missing: N there is Poisson, but at least L, and so much of it has come by now."""
+        """n (B,) at total noise `total` (B,), given that all L (B,) are missing at total noise
+        `end` (): N there is Poisson conditioned on N >= L, and each of the N events has happened by
+        now with probability total / end."""
         u = torch.rand(len(L), generator=rng, dtype=torch.float64)
         # N = L + k with probability x^k L! / (L + k)! / S(L, x): drawn by inversion
-        most = int(end + 12 * end.sqrt() + 40)
-        k = torch.arange(1, most, dtype=torch.float64)
+        k_max = int(end + 12 * end.sqrt() + 40)
+        k = torch.arange(1, k_max, dtype=torch.float64)
         steps = torch.log(end) - torch.log(L[:, None] + k)
         terms = F.pad(steps.cumsum(1), (1, 0)) - log_factor(L, end.expand(len(L)))[:, None]
         drawn = L + (terms.exp().cumsum(1) < u[:, None]).sum(1)
@@ -942,8 +947,8 @@ class IDLM(Insertion):
         first: Tensor,
         options: SampleOptions | None = None,
     ) -> Tensor:
-        """Tokens per unit of time at t (r,), from features at CLS (r, C); `first` (r,) bool where
-        nothing is written yet."""
+        """Tokens per unit of time at t (r,), from features at CLS (r, C); `first` (r,) bool: rows
+        without any inserted token."""
         o = options or SampleOptions()
         mean = self.mean_missing_count(net, cls, o.length_temperature).double()
         time = time.to(mean.device)
@@ -956,71 +961,71 @@ class IDLM(Insertion):
 
 
 # ==================================================================================================
-# 4. FlexMDM: a text grows by MASK tokens that are inserted, and is written by unmasking them
+# 4. FlexMDM: MASK tokens are inserted, then unmasked
 #
-# Time runs from 0, what is given, to 1, the text. Every written token has a time at which it is
-# inserted as MASK, uniform on [0, 1], and one at which it is unmasked, uniform on what is left of
-# it; what is given and the EOS behind the text are there at all times. So at time t a token that
-# is missing comes with rate 1 / (1 - t), and so is one unmasked that is not. The network sees what
-# is there, in both directions, with t, and predicts the token behind every MASK and, for every
-# token, how many are missing between it and the one to its left: that gap is named by it.
+# Time runs from 0, the prompt, to 1, the text. Every target token has an insertion time, at which
+# it is inserted as MASK, uniform on [0, 1], and an unmasking time, uniform between that and 1; the
+# prompt and the EOS after the text are always there. So at time t a missing token is inserted at
+# rate 1 / (1 - t), and a MASK is unmasked at the same rate. The network sees the row in both
+# directions, with t, and predicts the token of every MASK and, for every token, how many are
+# missing between it and the one to its left; that gap has the index of the token.
 #
 #     expectation    their mean, as length * softplus(readout); the loss is the deviance of a rate
 #     distribution   classes 0, 1, ... of a readout, and their cross entropy
 #
-# The samplers leap through time. In a leap of length d, what is missing or masked should come with
-# probability c = d / (1 - t). A row that would not hold all of its new MASK tokens gets none of
-# them.
+# The samplers take steps in time. In a step of length d, a missing token should be inserted, and a
+# MASK be unmasked, with probability c = d / (1 - t). A row without room for all of its new MASK
+# tokens gets none of them.
 #
 #     ancestral     a gap that lacks y gets c y of them, rounded up or down at random so that the
 #                   mean is right; each MASK is unmasked with probability c
-#     confidence    the same, but of the MASK tokens those whose best token is the most probable
+#     confidence    the same, but the MASK tokens with the most probable best token are unmasked
 #     tau           Poisson numbers, as published: of mean c y for a gap, and of mean c for a MASK,
-#                   which is unmasked if there is exactly one. Coarser where steps are few
+#                   which is unmasked if there is exactly one. Less exact with few steps
 #
 #     FlexMDM  Kim et al. 2025, Any-Order Flexible Length Masked Diffusion, arXiv 2509.01025
 # ==================================================================================================
 
 
-LATEST = 1 - 1e-6  # of training, as published: the weight is 1 / (1 - t)
-END = 1 - 1e-5  # of leaps, as published; the last step unmasks what is left
-LEAST = 1e-6  # tokens that a gap lacks at least, as published: its logarithm is taken
+LATEST = 1 - 1e-6  # largest t in training, as published: the weight is 1 / (1 - t)
+END = 1 - 1e-5  # t of the last step but one, as published; the last step unmasks all MASK
+MIN_MISSING = 1e-6  # smallest predicted number of missing tokens, as published (it has a logarithm)
 
 
 class FlexRows(NamedTuple):
-    """Whole rows on the CPU, each with EOS behind it."""
+    """Whole rows on the CPU, each ended by EOS."""
 
     ids: Tensor  # (B, T) int64
     length: Tensor  # (B,) int64, EOS included
-    free: Tensor  # (B, T) bool: written by the model, EOS apart
-    open: Tensor  # (B, T) bool: tokens beside which, to the left, the model may write
+    free: Tensor  # (B, T) bool: target positions without EOS
+    editable: Tensor  # (B, T) bool: tokens whose left-hand gap is editable
 
 
 class Noised(NamedTuple):
-    """Rows at some time, on the CPU: what is there, moved together."""
+    """Rows at time t, on the CPU, the inserted tokens side by side."""
 
     ids: Tensor  # (B, W) int64: tokens, MASK, padding
     length: Tensor  # (B,) int64
-    source: Tensor  # (B, W) int64: the place in the row that a column comes from; 0 behind
+    source: Tensor  # (B, W) int64: the position of a column in the whole row; 0 for padding
     target: Tensor  # (B, W) int64: the token there
     masked: Tensor  # (B, W) bool
-    open: Tensor  # (B, W) bool: columns whose left-hand gap may lack something
-    gap: Tensor  # (B, W) int64: how many tokens it lacks
+    editable: Tensor  # (B, W) bool: columns whose left-hand gap is editable
+    gap: Tensor  # (B, W) int64: number of tokens missing in that gap
     time: Tensor  # (B,) float64
-    asked: int = 0  # rows in which the model writes something
+    target_rows: int = 0  # number of rows with target positions
 
 
 def noised(
     rows: FlexRows, insert: Tensor, unmask: Tensor, time: Tensor, mask_id: int, pad_id: int
 ) -> Noised:
-    """Rows at time (B,), of which the free tokens come at `insert` and are seen at `unmask`
+    """Rows at time (B,); free tokens are inserted at times `insert` and unmasked at `unmask`
     (B, T)."""
     T, t = rows.ids.shape[1], time[:, None]
     keep = (torch.arange(T) < rows.length[:, None]) & ~(rows.free & (t < insert))
     hidden = rows.free & keep & (t < unmask)
     length = keep.sum(1)
     W = pad_to_multiple(int(length.max()), T)
-    order = (~keep).long().argsort(dim=1, stable=True)[:, :W]  # (B, W): kept places, in order
+    order = (~keep).long().argsort(dim=1, stable=True)[:, :W]  # (B, W): kept positions, in order
     behind = torch.arange(W) >= length[:, None]
     target = rows.ids.gather(1, order).masked_fill(behind, pad_id)
     masked = hidden.gather(1, order) & ~behind
@@ -1031,7 +1036,7 @@ def noised(
         order.masked_fill(behind, 0),
         target,
         masked,
-        rows.open.gather(1, order) & ~behind,
+        rows.editable.gather(1, order) & ~behind,
         gap.masked_fill(behind, 0),
         time,
     )
@@ -1043,9 +1048,8 @@ def deviance(rate: Tensor, count: Tensor) -> Tensor:
 
 
 class FlexMDM(Objective):
-    """FlexMDM with linear schedules. `longest` tokens are in the longest row; gap_loss is
-    expectation or distribution. Raises UserError for tokenizers without an eos id or a pad id that
-    is another."""
+    """FlexMDM with linear schedules. The longest row has `longest` tokens; gap_loss is expectation
+    or distribution. Raises UserError for tokenizers without different eos and pad ids."""
 
     inserts = crops_padding = True
     samplers = ("ancestral", "confidence", "tau")
@@ -1064,7 +1068,7 @@ class FlexMDM(Objective):
             raise UserError("objective=flex needs a tokenizer with an eos id and another pad id")
         self.mask_id = specials.get("mask", vocab_size)
         self.pad_id, self.eos_id = specials["pad"], specials["eos"]
-        self.cls_id = self.pad_id  # what an Inserter has in front: never seen by the network
+        self.cls_id = self.pad_id  # the sampler's column 0, which the network does not see
         names = ("cls", "bos", "eos", "pad")
         self.never = [i for k, i in specials.items() if k in names] + [self.mask_id]
         self.longest, self.gap_loss = longest, gap_loss
@@ -1085,11 +1089,11 @@ class FlexMDM(Objective):
         return ~batch.prompt_mask & (torch.arange(batch.ids.shape[1]) < batch.length[:, None])
 
     def with_eos(self, batch: Batch) -> FlexRows:
-        """The rows of a batch, with EOS behind those that end without. Raises UserError for a row
-        that nothing given begins: what its samplers could not start from."""
+        """The rows of a batch, with EOS appended where it is missing. Raises UserError for a row
+        without prompt, which samplers need to start from."""
         if not batch.prompt_mask[:, 0].all():
             raise UserError(
-                "insertion needs rows that begin with a given token, such as BOS; "
+                "insertion needs rows that begin with a prompt, such as BOS; "
                 "prepare_pretrain.py --packing=rows makes them"
             )
         last = batch.length.clamp(min=1)[:, None] - 1
@@ -1098,47 +1102,48 @@ class FlexMDM(Objective):
         ids = F.pad(batch.ids, (0, 1), value=self.pad_id)
         ids = ids.scatter(1, length[:, None] - 1, self.eos_id)
         column, end = torch.arange(ids.shape[1]), length[:, None] - 1
-        written = F.pad(self.target_mask(batch), (0, 1))
-        beside = (written | F.pad(written, (1, 0))[:, :-1]) & (column <= end)
-        return FlexRows(ids, length, written & (column < end), beside)
+        target_mask = F.pad(self.target_mask(batch), (0, 1))
+        editable = (target_mask | F.pad(target_mask, (1, 0))[:, :-1]) & (column <= end)
+        return FlexRows(ids, length, target_mask & (column < end), editable)
 
     def times(self, rows: FlexRows, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """When tokens are inserted and when unmasked, (B, T) float64 in [0, 1)."""
+        """Insertion times and unmasking times, (B, T) float64 in [0, 1)."""
         u, v = torch.rand((2, *rows.ids.shape), generator=rng, dtype=torch.float64)
         return u, u + v * (1 - u)
 
     # -- the network --
 
     def condition(self, net: Any, time: Tensor) -> Tensor | None:
-        """What the network is told at t (B,)."""
+        """Time input (B,) of the network at t (B,), or None for a network without time."""
         if net.time is None:
             return None
         return to_device((TIME_SCALE * time).float(), net.head.weight.device)
 
-    def look(self, net: Any, x: Noised, time: Tensor) -> tuple[Tensor, Tensor]:
-        """Features at the masked places (M, C) and at the open gaps (G, C)."""
+    def scored_features(self, net: Any, x: Noised, time: Tensor) -> tuple[Tensor, Tensor]:
+        """Features at the masked positions (M, C) and at the editable gaps (G, C)."""
         inside = torch.arange(x.ids.shape[1]) < x.length[:, None]
         mask = None if inside.all() else inside[:, None]
-        told = self.condition(net, time)
-        h, row, col = features_at(net, x.ids, x.masked | x.open, told, mask)
-        masked, open_ = (which[row, col].nonzero()[:, 0] for which in (x.masked, x.open))
-        return h[to_device(masked, h.device)], h[to_device(open_, h.device)]
+        level = self.condition(net, time)
+        h, row, col = features_at(net, x.ids, x.masked | x.editable, level, mask)
+        masked, gaps = (chosen[row, col].nonzero()[:, 0] for chosen in (x.masked, x.editable))
+        return h[to_device(masked, h.device)], h[to_device(gaps, h.device)]
 
-    def lacking(self, net: Any, h: Tensor) -> Tensor:
-        """Features (..., C) -> how many tokens the gaps lack on average (...), at least LEAST."""
+    def mean_gap(self, net: Any, h: Tensor) -> Tensor:
+        """Features (..., C) -> mean number of missing tokens of the gaps (...), at least
+        MIN_MISSING."""
         z = net.heads["gaps"](h)
         if self.gap_loss == "expectation":
-            return (self.longest * F.softplus(z[..., 0])).clamp(min=LEAST)
+            return (self.longest * F.softplus(z[..., 0])).clamp(min=MIN_MISSING)
         count = torch.arange(z.shape[-1], device=z.device, dtype=z.dtype)
-        return (z.softmax(-1) @ count).clamp(min=LEAST)
+        return (z.softmax(-1) @ count).clamp(min=MIN_MISSING)
 
     def gap_losses(self, net: Any, h: Tensor, count: Tensor) -> Tensor:
-        """(G,) loss of the numbers (G,) of tokens that the gaps with features (G, C) lack."""
+        """(G,) loss of `count` (G,), the numbers of missing tokens; h (G, C) the gaps' features."""
         count, G = to_device(count, h.device), len(h)
         h = pad_rows(h)
         if self.gap_loss == "distribution":
             return F.cross_entropy(net.heads["gaps"](h)[:G], count, reduction="none")
-        return deviance(self.lacking(net, h)[:G], count.float())
+        return deviance(self.mean_gap(net, h)[:G], count.float())
 
     # -- loss --
 
@@ -1147,28 +1152,29 @@ class FlexMDM(Objective):
         rows = self.with_eos(batch)
         time = LATEST * low_discrepancy_uniform(len(rows.ids), rng).double()
         x = noised(rows, *self.times(rows, rng), time, self.mask_id, self.pad_id)
-        return x._replace(asked=int(self.target_mask(batch).any(1).sum()))
+        return x._replace(target_rows=int(self.target_mask(batch).any(1).sum()))
 
     def loss(self, net: Any, x: Noised) -> Loss:
-        """Of each row, cross entropy of the masked tokens and loss of the gaps, times 1 / (1 - t);
-        divided by `count`, rows times the length of the longest, it is the published mean."""
-        masked, gaps = self.look(net, x, x.time)
+        """Sum over rows of the cross entropy of the masked tokens and the loss of the gaps, times
+        1 / (1 - t). Divided by `count`, the number of rows times `longest`, it is the published
+        mean."""
+        masked, gaps = self.scored_features(net, x, x.time)
         device, weight = masked.device, (1 / (1 - x.time)).float()
         scale = to_device(weight[x.masked.nonzero()[:, 0]], device)
         target = to_device(x.target[x.masked], device)
-        nats, each = chunked_cross_entropy(net.head, masked, target, scale, self.mask_id)
-        lost = self.gap_losses(net, gaps, x.gap[x.open])
-        weight = to_device(weight[x.open.nonzero()[:, 0]], device)
-        parts = {"ce": each / scale, "gaps": lost}
-        metrics = {k: metric(p.sum(), len(p)) for k, p in parts.items()}
-        return Loss(nats + (weight * lost).sum(), x.asked * self.longest, metrics)
+        total, losses = chunked_cross_entropy(net.head, masked, target, scale, self.mask_id)
+        gap_losses = self.gap_losses(net, gaps, x.gap[x.editable])
+        weight = to_device(weight[x.editable.nonzero()[:, 0]], device)
+        unweighted = {"ce": losses / scale, "gaps": gap_losses}
+        metrics = {k: metric(p.sum(), len(p)) for k, p in unweighted.items()}
+        return Loss(total + (weight * gap_losses).sum(), x.target_rows * self.longest, metrics)
 
     # -- bound --
 
     @torch.no_grad()
     def bound(self, net: Any, batch: Batch, rng: torch.Generator, samples: int = 1) -> Tensor:
-        """(B,) float64 nats: bound on -log p(written | given) of the sampler with infinitely many
-        steps and no limit of room, which ends at END.
+        """(B,) float64 nats: bound on -log p(target | prompt) of the sampler with infinitely many
+        steps and unlimited room, which ends at END.
 
         A text and the times of its L tokens determine the path of the sampler, gap by gap, and are
         determined by it: there is no multiplicity, and the relative entropy of the paths is a
@@ -1179,8 +1185,8 @@ class FlexMDM(Objective):
             (sum of y_g + m) / (1 - t) - r (x + m)
                 + r [sum over missing of (D - log y_g) + sum over masked of (D - log p)]
 
-        t = END (1 - u^2) with uniform u: with a uniform t the spread would be infinite. For the
-        true network, whose rates are those of training, it exceeds -log p by 9.3e-4 L at most.
+        t = END (1 - u^2) with uniform u: with a uniform t the variance would be infinite. For a
+        perfect network, whose rates are those of training, it exceeds -log p by at most 9.3e-4 L.
         """
         rows = self.with_eos(batch)
         nats = torch.zeros(len(rows.ids), dtype=torch.float64)
@@ -1194,32 +1200,32 @@ class FlexMDM(Objective):
 
     def slope(self, net: Any, x: Noised, left: Tensor) -> Tensor:
         """The integrand of the bound (B,) float64 at time END - left (B,)."""
-        masked, gaps = self.look(net, x, END - left)
-        rate, ours = 1 / left, 1 / (left + 1 - END)
-        lag = (rate / ours).log()
-        surprise, y = -self.log_p(net, masked, x.target[x.masked]), self.lacking(net, gaps)
-        wanted, y = x.gap[x.open].double(), y.double().cpu()
-        events, found = x.masked.sum(1) + x.gap.sum(1), x.masked.sum(1).double()
-        cost = events * lag
-        cost = cost.index_add(0, x.masked.nonzero()[:, 0], surprise)
-        cost = cost.index_add(0, x.open.nonzero()[:, 0], -wanted * y.log())
-        found = found.index_add(0, x.open.nonzero()[:, 0], y)
-        return ours * found - rate * events + rate * cost
+        masked, gaps = self.scored_features(net, x, END - left)
+        r, rate = 1 / left, 1 / (left + 1 - END)  # of the conditioned process, of the model
+        nll, y = -self.log_p(net, masked, x.target[x.masked]), self.mean_gap(net, gaps)
+        missing, y = x.gap[x.editable].double(), y.double().cpu()
+        mask_row, gap_row = x.masked.nonzero()[:, 0], x.editable.nonzero()[:, 0]
+        events, expected = x.masked.sum(1) + x.gap.sum(1), x.masked.sum(1).double()
+        cost = events * (r / rate).log()
+        cost = cost.index_add(0, mask_row, nll).index_add(0, gap_row, -missing * y.log())
+        expected = expected.index_add(0, gap_row, y)
+        return rate * expected - r * events + r * cost
 
     def log_p(self, net: Any, h: Tensor, token: Tensor) -> Tensor:
-        """log p of token (M,) at features (M, C) under the law of the samplers, (M,) float64."""
-        found = [torch.zeros(0, dtype=torch.float64)]
+        """log p of token (M,) at features (M, C) under the distribution of the samplers, (M,)
+        float64."""
+        log_p = [torch.zeros(0, dtype=torch.float64)]
         for part in chunks(len(h), len(net.head.weight), h.device):
             z = net.logits(h[part]).double()
             z[:, self.never] = -torch.inf
-            place = token[part, None].to(z.device)
-            found.append(z.log_softmax(1).gather(1, place)[:, 0].cpu())
-        return torch.cat(found)
+            target = token[part, None].to(z.device)
+            log_p.append(z.log_softmax(1).gather(1, target)[:, 0].cpu())
+        return torch.cat(log_p)
 
     # -- sampling --
 
     def sampler(self, options: SampleOptions) -> type[Sampler]:
-        """options.steps leaps, one more that ends at END, and a step that unmasks what is left."""
+        """options.steps + 1 steps in time up to END, and a last one that unmasks all MASK."""
         return FlexSampler
 
 
@@ -1231,11 +1237,11 @@ class FlexSampler(InsertionSampler):
         self, objective: Any, net: Any, ids: Tensor, prompt_mask: Tensor, rng: Any, o: Any
     ):
         if (prompt_mask & (ids == objective.mask_id)).any():
-            raise UserError("MASK is not text: it cannot be given")
+            raise UserError("MASK cannot be part of the prompt")
         super().__init__(objective, net, ids, prompt_mask, rng, o)
 
     def ancestral(self) -> Iterator[None]:
-        """Leaps of equal length from time 0 to END, then all at once."""
+        """Steps of equal length from time 0 to END; then all MASK are unmasked."""
         steps = self.o.steps + 1
         for k in range(steps):
             time = END * k / steps
@@ -1246,51 +1252,52 @@ class FlexSampler(InsertionSampler):
             yield
         rows = (self.x == self.objective.mask_id).any(1).nonzero()[:, 0]
         if len(rows):
-            h, masked = self.look_at(rows, END)
+            h, masked = self.forward_masked(rows, END)
             self.unmask(rows, h, masked)
             yield
 
-    confidence = tau = ancestral  # other answers to `unmask_step` and `arrivals`
+    confidence = tau = ancestral  # differ in `unmask_step` and `num_insertions`
 
     def leap(self, rows: Tensor, time: float, chance: float, last: bool) -> None:
-        """Events of rows (r,), each with `chance`: the length of the leap / (1 - time)."""
-        h, masked = self.look_at(rows, time)
-        more = self.arrivals(rows, h, chance, last)
+        """Insert and unmask in rows (r,), each event with probability `chance`: the length of the
+        step / (1 - time)."""
+        h, masked = self.forward_masked(rows, time)
+        more = self.num_insertions(rows, h, chance, last)
         self.unmask(rows, h, self.unmask_step(h, masked, chance))
         self.insert(rows, more, self.objective.mask_id)
 
     # -- the network --
 
-    def look_at(self, rows: Tensor, time: float) -> tuple[Tensor, Tensor]:
-        """Features (r, W, C) of some rows (r,), and which of their columns are MASK (r, W)."""
+    def forward_masked(self, rows: Tensor, time: float) -> tuple[Tensor, Tensor]:
+        """Features (r, W, C) of rows (r,), and which of their columns are MASK (r, W)."""
         length, p = self.length[rows], self.objective
         W = -(-int(length.max()) // GROWTH) * GROWTH
         W = min(W, self.longest, self.x.shape[1])
         text = F.pad(self.x[rows], (0, 1), value=p.pad_id)[:, 1 : W + 1]
-        seen = text.scatter(1, length[:, None] - 1, p.eos_id)
-        told = torch.full((len(rows),), time, dtype=torch.float64, device=rows.device)
+        ids = text.scatter(1, length[:, None] - 1, p.eos_id)
+        t = torch.full((len(rows),), time, dtype=torch.float64, device=rows.device)
         inside = torch.arange(W, device=rows.device) < length[:, None]
-        h = self.net.features(seen, p.condition(self.net, told), inside[:, None])
-        return h, seen == p.mask_id
+        h = self.net.features(ids, p.condition(self.net, t), inside[:, None])
+        return h, ids == p.mask_id
 
     # -- unmasking --
 
     def unmask_step(self, h: Tensor, masked: Tensor, chance: float) -> Tensor:
-        """(r, W) bool: which of the masked columns (r, W) are unmasked in this leap."""
+        """(r, W) bool: which of the masked columns (r, W) are unmasked in this step."""
         p = chance * math.exp(-chance) if self.o.sampler == "tau" else chance
         fires = masked & (self.uniforms(*masked.shape) < p)
         if self.o.sampler != "confidence":
             return fires
         row, col = masked.nonzero(as_tuple=True)
-        sure = [h.new_empty(0)]
+        confidence = [h.new_empty(0)]
         for part in self.chunks(len(row)):
-            sure.append(self.logits(h[row[part], col[part]]).softmax(-1).amax(-1))
-        best = ranks(row, torch.cat(sure)) < fires.sum(1)[row]
+            confidence.append(self.logits(h[row[part], col[part]]).softmax(-1).amax(-1))
+        best = ranks(row, torch.cat(confidence)) < fires.sum(1)[row]
         return torch.zeros_like(masked).index_put_((row, col), best)
 
-    def unmask(self, rows: Tensor, h: Tensor, places: Tensor) -> None:
-        """Draw tokens at places (r, W) of rows (r,) from features (r, W, C)."""
-        row, col = places.nonzero(as_tuple=True)
+    def unmask(self, rows: Tensor, h: Tensor, positions: Tensor) -> None:
+        """Draw tokens at positions (r, W) bool of rows (r,) from features (r, W, C)."""
+        row, col = positions.nonzero(as_tuple=True)
         for part in self.chunks(len(row)):
             at = rows[row[part]], col[part] + 1
             z = self.logits(h[row[part], col[part]])
@@ -1298,13 +1305,13 @@ class FlexSampler(InsertionSampler):
 
     # -- inserting --
 
-    def arrivals(self, rows: Tensor, h: Tensor, chance: float, last: bool) -> Tensor:
-        """(r, W) int64: how many MASK tokens go into each gap of rows (r,)."""
+    def num_insertions(self, rows: Tensor, h: Tensor, chance: float, last: bool) -> Tensor:
+        """(r, W) int64: number of MASK tokens to insert into each gap of rows (r,)."""
         gaps = self.gaps(rows, h.shape[1]) & (self.left[rows] > 0)[:, None]
         mean = torch.zeros(gaps.shape, dtype=torch.float64, device=h.device)
-        mean[gaps] = self.objective.lacking(self.net, h[gaps]).double()
+        mean[gaps] = self.objective.mean_gap(self.net, h[gaps]).double()
         if self.o.exact:
-            return self.share_out(rows, mean, 1.0 if last else chance)
+            return self.exact_insertions(rows, mean, 1.0 if last else chance)
         mean *= chance
         if self.o.sampler == "tau":
             more = torch.poisson(mean, generator=self.rng).long()
@@ -1312,15 +1319,15 @@ class FlexSampler(InsertionSampler):
             more = (mean + self.uniforms(*mean.shape)).long()
         return more * (more.sum(1) <= self.left[rows])[:, None]
 
-    def share_out(self, rows: Tensor, mean: Tensor, chance: float) -> Tensor:
-        """`arrivals` where it is known how many tokens each hole lacks: each of them comes with
-        `chance`, to a gap of its hole with probability in proportion to the mean (r, W)."""
+    def exact_insertions(self, rows: Tensor, mean: Tensor, chance: float) -> Tensor:
+        """`num_insertions` with `exact`: each token that a hole lacks is inserted with probability
+        `chance`, into a gap of its hole drawn in proportion to the mean (r, W)."""
         row, hole = self.room[rows].nonzero(as_tuple=True)
         times = self.room[rows[row], hole]
         row, hole = row.repeat_interleave(times), hole.repeat_interleave(times)
-        come = self.uniforms(len(row)) < chance
-        row, hole = row[come], hole[come]
-        here = self.hole[rows[row], : mean.shape[1]] == hole[:, None]
-        gap = categorical(mean[row] * here, self.uniforms(len(row)))
+        inserted = self.uniforms(len(row)) < chance
+        row, hole = row[inserted], hole[inserted]
+        in_hole = self.hole[rows[row], : mean.shape[1]] == hole[:, None]
+        gap = categorical(mean[row] * in_hole, self.uniforms(len(row)))
         one = torch.ones_like(gap)
         return torch.zeros_like(mean).long().index_put_((row, gap), one, accumulate=True)

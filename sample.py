@@ -41,7 +41,7 @@ from viz import page, view
 from viz.story import Trace
 
 # ==================================================================================================
-# Text from a model: what is given and what is to be written, then batches of samples
+# Text from a model: the prompt of each sample, then batches of samples
 #
 # model = checkpoint.load("out/palindrome/ckpt.pt")
 # start = canvas(model, infill="s[3]s")
@@ -53,7 +53,7 @@ SAMPLING = 5  # stream of randomness; 0 to 4 are those of training
 
 
 class Prompt(NamedTuple):
-    """One sample before it is written."""
+    """The start of one sample."""
 
     ids: Tensor  # (T,) int64
     prompt_mask: Tensor  # (T,) bool: these ids stay
@@ -67,7 +67,7 @@ class Prompt(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """What came out, and what it cost."""
+    """Samples and their cost."""
 
     ids: Tensor  # (N, T) int64, T the longest canvas
     texts: list[str]
@@ -84,7 +84,7 @@ def has_bos_eos(model: Model) -> bool:
 
 
 def longest_row(model: Model) -> int:
-    """Tokens of the longest training row; 0 for a continuous stream."""
+    """Length in tokens of the longest training row; 0 for a continuous stream."""
     return model.meta.get("splits", {}).get("train", {}).get("longest", 0)
 
 
@@ -93,18 +93,17 @@ def longest_text(model: Model) -> int:
     return max(0, longest_row(model) - 2)
 
 
-def canvas_end(model: Model, least: int) -> int:
-    """Positions of a canvas for `least` tokens: the block; where training cropped the padding, the
-    longest training row if that is enough. On a longer canvas than any that it has seen, a network
-    writes EOS."""
+def canvas_end(model: Model, needed: int) -> int:
+    """Positions of a canvas for `needed` tokens: the block, or with padding="crop" the longest
+    training row if that is enough, since networks write EOS on canvases longer than any seen in
+    training."""
     block, longest = model.config.block_size, longest_row(model)
     cropped = getattr(model.objective, "padding", "learn") == "crop"
-    return min(block, longest) if cropped and least <= longest else block
+    return min(block, longest) if cropped and needed <= longest else block
 
 
-def _require(good: Any, problem: str) -> None:
-    """Refuse what does not fit."""
-    if not good:
+def _require(condition: Any, problem: str) -> None:
+    if not condition:
         raise UserError(problem)
 
 
@@ -147,13 +146,13 @@ def canvas(
 
 
 def chat_canvas(model: Model, messages: list[Message], length: int = 0) -> Prompt:
-    """A conversation with room for `length` tokens of the next answer; 0: to the end of the block.
+    """A conversation with `length` positions for the next answer; 0: to the end of the block.
     Raises UserError if they do not fit."""
     return answer_canvas(model, encode_chat(model.tokenizer, messages, reply=True), length)
 
 
 def answer_canvas(model: Model, ids: list[int], length: int = 0) -> Prompt:
-    """The ids of a conversation with room for `length` tokens after them, as `chat_canvas`."""
+    """The ids of a conversation with `length` positions after them, as `chat_canvas`."""
     block = canvas_end(model, len(ids) + max(1, length))
     room = block - len(ids)
     if room < max(1, length):
@@ -166,14 +165,14 @@ def answer_canvas(model: Model, ids: list[int], length: int = 0) -> Prompt:
 
 def _template(model: Model, text: str) -> Iterator[int | None]:
     """`s[3]s` -> ids, with None for each place in a hole; `s[*]s` with one None for the hole."""
-    most = model.config.block_size + 1  # enough to be refused
+    longest = model.config.block_size + 1  # any longer hole is refused by `canvas`
     holes = re.findall(r"\[(\d+|\*)\]", text)
     if "*" in holes and not model.objective.inserts:
         raise UserError("infill: only insertion models fill holes of unknown length; write [3]")
     if 0 < holes.count("*") < len(holes):
         raise UserError("infill: holes are either all of unknown length, [*], or none of them is")
     for i, piece in enumerate(re.split(r"\[(\d+|\*)\]", text)):
-        size = 1 if piece == "*" else min(int(piece), most) if i % 2 else 0
+        size = 1 if piece == "*" else min(int(piece), longest) if i % 2 else 0
         yield from [None] * size if i % 2 else model.tokenizer.encode(piece)
 
 
@@ -189,17 +188,17 @@ def _mirror(begun: Prompt, model: Model) -> Prompt:
 
 
 def read_prompt(text: str) -> str:
-    """A prompt as given, or the contents of the file of `FILE:path`."""
+    """The text, or the contents of the file of `FILE:path`."""
     if not text.startswith("FILE:"):
         return text
     try:
         with open(text[5:], encoding="utf-8") as file:
-            found = file.read()
+            content = file.read()
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"prompt file {text[5:]}: {e}") from None
-    if not found:
+    if not content:
         raise UserError(f"prompt file {text[5:]} is empty")
-    return found
+    return content
 
 
 def generate(
@@ -211,9 +210,8 @@ def generate(
     watch: Callable[[Iterable[Frame], Tensor], Iterable[Frame]] = lambda frames, given: frames,
     dtype: str = "auto",
 ) -> Samples:
-    """Write every canvas; a shorter one has the pad id behind it. `watch` sees the frames of the
-    first batch and the given places (B, T), and passes the frames on. The same seed gives the same
-    samples."""
+    """Sample every canvas; shorter ones are padded. `watch` receives the frames of the first batch
+    and its prompt mask (B, T), and passes the frames on. The same seed gives the same samples."""
     device, done = next(model.net.parameters()).device, []
     widest, pad = max(len(c.ids) for c in canvases), model.meta["specials"].get("pad", 0)
     clock = time.perf_counter()
@@ -245,13 +243,13 @@ def generate(
 
 
 def is_stream(model: Model) -> bool:
-    """May several documents stand in what it was trained on: windows of a stream, or stages?"""
+    """Can a training row hold several documents: windows of a stream, or stages?"""
     rows = model.meta.get("splits", {}).get("train", {}).get("rows", 0)
     return not rows or model.meta.get("task") == "stage"
 
 
 def text_of(model: Model, ids: list[int]) -> str:
-    """One sample as text: up to EOS, or, of a stream, its documents with blank lines between."""
+    """One sample as text: up to EOS, or for a stream its documents with blank lines between."""
     eos = model.meta["specials"].get("eos", -1)
     if not is_stream(model) or eos not in ids:
         return model.tokenizer.decode(ids)
@@ -261,28 +259,28 @@ def text_of(model: Model, ids: list[int]) -> str:
 
 
 def written_ids(model: Model, ids: Tensor, canvases: list[Prompt]) -> list[list[int]]:
-    """ids (N, T) of samples -> of each what was written, not what was given: all of it where the
-    model was trained on a stream, else up to the first EOS, which is among it if it was written."""
+    """ids (N, T) of samples -> the ids of each that are not its prompt: all of them if the model
+    was trained on a stream, else up to the first EOS, inclusive."""
     eos = -1 if is_stream(model) else model.meta["specials"].get("eos", -1)
     pairs = zip(ids, canvases, strict=True)
     if model.objective.inserts:
-        found = [_inserted(row.tolist(), begun) for row, begun in pairs]
+        rows = [_inserted(row.tolist(), prompt) for row, prompt in pairs]
     else:
-        found = [row[: len(begun.ids)][~begun.prompt_mask].tolist() for row, begun in pairs]
-    return [row[: row.index(eos) + 1] if eos in row else row for row in found]
+        rows = [row[: len(prompt.ids)][~prompt.prompt_mask].tolist() for row, prompt in pairs]
+    return [row[: row.index(eos) + 1] if eos in row else row for row in rows]
 
 
 def _inserted(row: list[int], begun: Prompt) -> list[int]:
-    """A row without the given ids, which stand in it in their order: of several ways to find them,
-    the one that finds each as early as possible."""
-    given = begun.ids[begun.prompt_mask].tolist()[::-1]
-    found = []
+    """A row without the ids of the prompt, a subsequence of it, each matched as early as
+    possible."""
+    prompt = begun.ids[begun.prompt_mask].tolist()[::-1]
+    inserted = []
     for token in row:
-        if given and token == given[-1]:
-            given.pop()
+        if prompt and token == prompt[-1]:
+            prompt.pop()
         else:
-            found.append(token)
-    return found
+            inserted.append(token)
+    return inserted
 
 
 def _even(canvases: list[Prompt], T: int, pad: int) -> list[Prompt]:
@@ -300,7 +298,7 @@ def _even(canvases: list[Prompt], T: int, pad: int) -> list[Prompt]:
 
 @contextmanager
 def _counted_calls(net: Any) -> Iterator[dict[str, int]]:
-    """Count the calls of the network, and the canvases in them, for the time of a block."""
+    """Count the calls of the network, and the canvases in them, while the block runs."""
     counter = {"nfe": 0, "rows": 0}
 
     def count(module: Any, args: tuple, output: Tensor) -> None:
@@ -332,10 +330,10 @@ Methods = Literal["", "sample", "sample_top_k", "sample_top_p"]
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    """What `sample.py` and `evaluate.py` can both be told."""
+    """The options that `sample.py` and `evaluate.py` share."""
 
     ckpt: str = "out/palindrome/ckpt.pt"  # a ckpt.pt, a folder with safetensors, or a hub id
-    steps: int = 64  # of the reverse process
+    steps: int = 64  # number of steps of the reverse process
     sampler: str = "auto"  # the order of positions (diffusion.py); auto: the objective's own
     temperature: float = 1.0  # of the token draws; 0 takes the most probable
     top_k: int = 0  # keep the k most probable tokens; 0 keeps all
@@ -377,7 +375,7 @@ class SamplerConfig:
 
 @dataclass(frozen=True)
 class SampleConfig(SamplerConfig):
-    """Everything that `sample.py` can be told."""
+    """The options of `sample.py`."""
 
     num_samples: int = 10  # how many
     batch_size: int = 64  # of them at a time
@@ -429,7 +427,7 @@ def canvases(cfg: SampleConfig, model: Model) -> list[Prompt]:
 
 
 def sample_options(cfg: SamplerConfig, model: Model) -> SampleOptions:
-    """What the sampler is told."""
+    """The options of the sampler."""
     names = [f.name for f in dataclasses.fields(SampleOptions) if hasattr(cfg, f.name)]
     options = SampleOptions(**{name: getattr(cfg, name) for name in names})
     special = model.meta["specials"]
@@ -445,11 +443,12 @@ def sample_options(cfg: SamplerConfig, model: Model) -> SampleOptions:
 
 
 def insertion_options(cfg: SamplerConfig, model: Model, options: SampleOptions) -> SampleOptions:
-    """The same in the words of ILM's configs: its top_p leaves out the token that crosses p."""
+    """The options with the settings of ILM's configs, whose top_p drops the token that crosses
+    p."""
 
     def rule(method: str, top: int, p: float) -> dict[str, Any]:
-        known = {"": {}, "sample": {}, "sample_top_k": {"top_k": top}}
-        return known.get(method, {"top_p": p, "strict_p": True})
+        options = {"": {}, "sample": {}, "sample_top_k": {"top_k": top}}
+        return options.get(method, {"top_p": p, "strict_p": True})
 
     gap, infill = cfg.second_sampling_method, getattr(cfg, "infill", "")
     block, room = model.config.block_size, cfg.max_length + 2 * has_bos_eos(model)
@@ -466,7 +465,7 @@ def insertion_options(cfg: SamplerConfig, model: Model, options: SampleOptions) 
 
 
 def settings(cfg: SamplerConfig, model: Model) -> dict[str, Any]:
-    """All that decides how samples come out."""
+    """The settings on which samples depend, for reports."""
     options = dataclasses.asdict(choose_sampler(model.objective, sample_options(cfg, model)))
     if model.objective.inserts:
         names = ("steps", "temperature", "top_k", "top_p", "threshold", *INSERTION)
@@ -493,7 +492,7 @@ def palindrome_lengths(cfg: SampleConfig, model: Model, prompt: str) -> range | 
 
 
 def show_token(model: Model) -> Callable[[int], str]:
-    """How an id looks in an animation: a shaded block for MASK, nothing for the other specials."""
+    """The text of an id in an animation: a shaded block for MASK, nothing for other specials."""
     hidden = set(model.meta["specials"].values())
 
     def show(i: int) -> str:
@@ -505,8 +504,8 @@ def show_token(model: Model) -> Callable[[int], str]:
 
 
 class Shown(NamedTuple):
-    """What an animation sees of a frame: the first samples, and the columns up to the last that is
-    open in any of them."""
+    """The part of a frame that an animation shows: the first samples, and the columns up to the
+    last one outside the prompt in any of them."""
 
     ids: Tensor
     length: Tensor
@@ -515,22 +514,24 @@ class Shown(NamedTuple):
 
 
 def watcher(cfg: SampleConfig, model: Model, kept: list[Shown]) -> Callable:
-    """What `generate` hands the frames to: the animation, and the list for the GIF."""
+    """The `watch` of `generate`: shows the animation and appends frames of the GIF to `kept`."""
 
-    def watch(frames: Iterable[Frame], given: Tensor) -> Iterator[Frame]:
-        if model.objective.inserts:  # into any column
-            given = torch.zeros(len(given), model.config.block_size, dtype=torch.bool)
-        width = shown_width(given)
+    def watch(frames: Iterable[Frame], prompt_mask: Tensor) -> Iterator[Frame]:
+        if model.objective.inserts:  # any column may change
+            prompt_mask = torch.zeros(len(prompt_mask), model.config.block_size, dtype=torch.bool)
+        width = shown_width(prompt_mask)
         part = (slice(SHOWN), slice(width))
-        few = (
+        shown = (
             Shown(f.ids[part], f.length[:SHOWN].clamp(max=width), f.changed[part], f)
             for f in frames
         )
         if cfg.show:
             mask = model.objective.mask_id
-            grows = model.objective.inserts
-            few = view.terminal(few, show_token(model), mask, given[part], SHOWN, grows=grows)
-        for frame in few:
+            inserts = model.objective.inserts
+            shown = view.terminal(
+                shown, show_token(model), mask, prompt_mask[part], SHOWN, inserts=inserts
+            )
+        for frame in shown:
             if cfg.gif:
                 kept.append(frame)
             yield frame.whole
@@ -538,10 +539,10 @@ def watcher(cfg: SampleConfig, model: Model, kept: list[Shown]) -> Callable:
     return watch
 
 
-def shown_width(given: Tensor) -> int:
-    """(B, T) -> columns up to the last one that is open somewhere in the first samples."""
-    columns = (~given[:SHOWN]).any(0).nonzero()
-    return int(columns.max()) + 1 if len(columns) else given.shape[1]
+def shown_width(prompt_mask: Tensor) -> int:
+    """(B, T) -> columns up to the last one outside the prompt of any of the first samples."""
+    columns = (~prompt_mask[:SHOWN]).any(0).nonzero()
+    return int(columns.max()) + 1 if len(columns) else prompt_mask.shape[1]
 
 
 def palindrome_report(texts: list[str], model: Model) -> str:
@@ -560,43 +561,42 @@ def palindrome_report(texts: list[str], model: Model) -> str:
 def answer_defaults(
     cfg: Configured, origins: dict[str, str], samplers: tuple[str, ...]
 ) -> Configured:
-    """How answers and patches are written unless told otherwise, given what the objective knows."""
-    usual = {"num_samples": 1, "temperature": 0.0}
+    """`cfg` with the defaults for answers and patches, for options that the user has not set."""
+    defaults = {"num_samples": 1, "temperature": 0.0}
     if "confidence" in samplers:
-        usual["sampler"] = "confidence"
-    fresh = {k: v for k, v in usual.items() if k not in origins and hasattr(cfg, k)}
-    return dataclasses.replace(cfg, **fresh)
+        defaults["sampler"] = "confidence"
+    unset = {k: v for k, v in defaults.items() if k not in origins and hasattr(cfg, k)}
+    return dataclasses.replace(cfg, **unset)
 
 
 def answer(
     cfg: SampleConfig, model: Model, messages: list[Message], watch: Callable
 ) -> tuple[list[str], Samples]:
-    """The next message of the assistant, cfg.num_samples times, and what it took."""
+    """The next message of the assistant, cfg.num_samples times, and the samples."""
     begun = chat_canvas(model, messages, cfg.max_length)
-    prompt = int(begun.prompt_mask.sum())
-    few = [begun] * cfg.num_samples
+    prompt, begun = int(begun.prompt_mask.sum()), [begun] * cfg.num_samples
     options = sample_options(cfg, model)
-    found = generate(model, few, options, cfg.seed, cfg.batch_size, watch, cfg.dtype)
-    return [decode_answer(model.tokenizer, row[prompt:].tolist()) for row in found.ids], found
+    samples = generate(model, begun, options, cfg.seed, cfg.batch_size, watch, cfg.dtype)
+    return [decode_answer(model.tokenizer, row[prompt:].tolist()) for row in samples.ids], samples
 
 
 def converse(cfg: SampleConfig, model: Model) -> None:
-    """Questions from the terminal until its end (Ctrl-D) or an empty line; each answer is given
-    all that was said before, as long as that fits the block."""
+    """Answer questions from the terminal until its end (Ctrl-D) or an empty line. The prompt of
+    each answer is the whole conversation, without the oldest turns if it exceeds the block."""
     messages: list[Message] = []
     while question := ask():
         messages.append((USER, question))
         while len(messages) > 1 and not fits(cfg, model, messages):
             messages = messages[2:]  # the oldest question and its answer
-        texts, found = answer(cfg, model, messages, watcher(cfg, model, []))
+        texts, samples = answer(cfg, model, messages, watcher(cfg, model, []))
         print(texts[0], flush=True)
-        print(f"  ({found.rows} network calls, {found.seconds:.1f} s)", file=sys.stderr)
+        print(f"  ({samples.rows} network calls, {samples.seconds:.1f} s)", file=sys.stderr)
         messages.append((ASSISTANT, texts[0]))
 
 
 def fits(cfg: SampleConfig, model: Model, messages: list[Message]) -> bool:
-    said = len(encode_chat(model.tokenizer, messages, reply=True))
-    return said + max(1, cfg.max_length) <= model.config.block_size
+    prompt = len(encode_chat(model.tokenizer, messages, reply=True))
+    return prompt + max(1, cfg.max_length) <= model.config.block_size
 
 
 def ask() -> str:
@@ -631,61 +631,64 @@ def main(argv: list[str]) -> None:
 
 
 def write_texts(cfg: SampleConfig, model: Model) -> None:
-    """Print samples, or answers to the one question, and what they took."""
+    """Print samples, or answers to the one question, and their cost."""
     kept: list[Shown] = []
-    story, watch = tell(model), watcher(cfg, model, kept)
+    trace, watch = trace_of(model), watcher(cfg, model, kept)
     if cfg.html:
-        watch = partial(story.watch, then=watch)
+        watch = partial(trace.watch, then=watch)
     if cfg.chat:
-        asked = [(USER, read_prompt(cfg.prompt))]
-        begun = [chat_canvas(model, asked, cfg.max_length)] * cfg.num_samples
-        texts, found = answer(cfg, model, asked, watch)
+        messages = [(USER, read_prompt(cfg.prompt))]
+        begun = [chat_canvas(model, messages, cfg.max_length)] * cfg.num_samples
+        texts, samples = answer(cfg, model, messages, watch)
     else:
         begun, options = canvases(cfg, model), sample_options(cfg, model)
-        found = generate(model, begun, options, cfg.seed, cfg.batch_size, watch, cfg.dtype)
-        texts = found.texts
+        samples = generate(model, begun, options, cfg.seed, cfg.batch_size, watch, cfg.dtype)
+        texts = samples.texts
     line = "\n" if not any("\n" in t for t in texts) else "\n---------------\n"
     print(line.join(texts))
-    tokens = sum(map(len, written_ids(model, found.ids, begun))) / found.seconds
+    tokens = sum(map(len, written_ids(model, samples.ids, begun))) / samples.seconds
     sampler = choose_sampler(model.objective, sample_options(cfg, model)).sampler
     print(
-        f"\n{cfg.num_samples} samples by {sampler}, {found.rows / cfg.num_samples:.1f} network "
-        f"calls each, {found.seconds:.1f} s, {tokens:,.0f} tokens/s"
+        f"\n{cfg.num_samples} samples by {sampler}, {samples.rows / cfg.num_samples:.1f} network "
+        f"calls each, {samples.seconds:.1f} s, {tokens:,.0f} tokens/s"
     )
     if cfg.gif:
         write_gif(cfg, model, kept, begun)
     if cfg.html:
-        write_page(cfg.html, [story], cfg.ckpt, settings(cfg, model) | {"seed": cfg.seed})
+        write_page(cfg.html, [trace], cfg.ckpt, settings(cfg, model) | {"seed": cfg.seed})
     if cfg.palindrome or model.meta.get("task") == "palindrome":
         print(palindrome_report(texts, model))
 
 
 def write_gif(cfg: SampleConfig, model: Model, kept: list[Shown], begun: list[Prompt]) -> None:
-    given = torch.stack([c.prompt_mask for c in begun[:SHOWN]])
-    given = given[:, : shown_width(given)]
+    prompt_mask = torch.stack([c.prompt_mask for c in begun[:SHOWN]])
+    prompt_mask = prompt_mask[:, : shown_width(prompt_mask)]
     try:
         show, objective = show_token(model), model.objective
-        view.gif(cfg.gif, kept, show, objective.mask_id, given, SHOWN, grows=objective.inserts)
+        view.gif(
+            cfg.gif, kept, show, objective.mask_id, prompt_mask, SHOWN, inserts=objective.inserts
+        )
     except (ModuleNotFoundError, OSError) as e:
         raise UserError(f"gif={cfg.gif}: {e}") from e
     print(f"wrote {cfg.gif}")
 
 
-def tell(model: Model, name: str = "", skip: int = 0) -> Trace:
-    """What is to become a page, or a stage on one, of samples without their first `skip` places."""
+def trace_of(model: Model, name: str = "", skip: int = 0) -> Trace:
+    """The Trace for a page, or for a stage on one, of samples without their first `skip`
+    positions."""
     objective, note = model.objective, ""
     if "euler" in objective.samplers and objective.mask_id is None:
         note = (
-            "Any token may change in any step; a probability is that of one step, in which to stay "
-            "what it was is the most probable."
+            "Any token may change in any step; probabilities are those of one step, in which it "
+            "most probably stays."
         )
     show, mask, rows = show_token(model), objective.mask_id, SHOWN
-    return Trace(name, show, mask, grows=objective.inserts, rows=rows, skip=skip, note=note)
+    return Trace(name, show, mask, inserts=objective.inserts, rows=rows, skip=skip, note=note)
 
 
-def write_page(path: str, stories: list[Trace], name: str, facts: dict[str, Any]) -> None:
+def write_page(path: str, traces: list[Trace], name: str, facts: dict[str, Any]) -> None:
     try:
-        page.write(path, stories, f"Samples of {name}", facts)
+        page.write(path, traces, f"Samples of {name}", facts)
     except OSError as e:
         raise UserError(f"html={path}: {e.strerror}") from e
     print(f"wrote {path}")

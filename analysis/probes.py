@@ -115,7 +115,7 @@ def probe_insertion(model: Model, batch: Batch, i: int, rng: torch.Generator) ->
         ends = o.noise.total(torch.tensor([o.noise.t_min, 1.0], dtype=torch.float64))
         time = o.noise.time_of(n.double().clamp(float(ends[0]), float(ends[1])))
         told = o.condition(model.net, time)
-    _, h, number = o.look(model.net, rows, told, rows.gaps)
+    _, h, number = o.gap_features(model.net, rows, told, rows.gaps)
     if isinstance(o, InsertionTransformer):
         return guesses_by_gap(model, rows, h, number)
     some = L > 0
@@ -162,7 +162,7 @@ def probe_flex(model: Model, batch: Batch, i: int, rng: torch.Generator) -> Gues
     o: FlexMDM = model.objective
     rows, left = o.with_eos(batch), levels_of(len(batch.ids), i, rng).clamp(min=1e-6)
     x = noised(rows, *o.times(rows, rng), 1 - left, o.mask_id, o.pad_id)
-    h, _ = o.look(model.net, x, 1 - left)
+    h, _ = o.scored_features(model.net, x, 1 - left)
     found = judge_logits(model, h, x.target[x.masked], o.never)
     return Guesses(*found, left[x.masked.nonzero()[:, 0]])
 

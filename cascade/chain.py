@@ -46,8 +46,8 @@ from sample import (
     sample_options,
     settings,
     show_token,
-    tell,
     text_of,
+    trace_of,
     write_page,
 )
 from viz import view
@@ -266,7 +266,7 @@ def sample_chain(cfg: CascadeConfig, stages: list[Stage], stories: list[Trace]) 
         watch = animated(stage) if cfg.show else unwatched
         if cfg.html:
             name = f"Stage {stage.number}: {stage.written} tokens from {stage.given}"
-            stories.append(tell(stage.model, name, skip=stage.given))
+            stories.append(trace_of(stage.model, name, skip=stage.given))
             watch = partial(stories[-1].watch, then=watch)
         done.append(write_stage(cfg, stage, prefixes, watch))
         prefixes = done[-1].ids

@@ -150,7 +150,7 @@ def test_one_softmax_over_all_pairs_in_chunks_of_whole_groups(monkeypatch):
     want, _, _ = process.token_loss(net, rows, torch.ones(len(rows.ids)))
     gaps = (torch.arange(rows.ids.shape[1]) < rows.length[:, None]) & (rows.n > 0)[:, None]
     gaps[:, 0] = False
-    _, h, number = process.look(net, rows, None, gaps)
+    _, h, number = process.gap_features(net, rows, None, gaps)
     group = torch.unique_consecutive(gaps.nonzero()[:, 0], return_inverse=True)[1]
     weight = (1 / rows.n.clamp(min=1)).float()[rows.row]
     assert len(whole_groups(group, 1)) == int(group[-1]) + 1 > 1
@@ -169,7 +169,7 @@ def test_insertion_transformer(eos_weight):
     net, rows = network(final_norm=True), recorded_rows()
     gaps = torch.arange(rows.ids.shape[1]) < rows.length[:, None]
     gaps[:, 0] = False
-    _, h, number = process.look(net, rows, None, gaps)
+    _, h, number = process.gap_features(net, rows, None, gaps)
     at, token, weight = process.targets(rows, gaps, number)
     nats, each = grouped_loss(net, h, torch.arange(len(h)), at, token, weight)
     SET.close(nats / len(h), f"it_loss_eos{eos_weight}")
@@ -186,7 +186,7 @@ def test_insertion_transformer_targets_and_logits():
     process = InsertionTransformer(V, SPECIALS)
     gaps = torch.arange(rows.ids.shape[1]) < rows.length[:, None]
     gaps[:, 0] = False
-    _, h, number = process.look(network(final_norm=True), rows, None, gaps)
+    _, h, number = process.gap_features(network(final_norm=True), rows, None, gaps)
     at, token, _ = process.targets(rows, gaps, number)
     place = kept.clone()
     place[:, 0] = False
@@ -235,7 +235,7 @@ def test_distributions_over_gaps_and_tokens():
     process, net = Insertion(V, SPECIALS), network()
     run = inserter(process, net, sampler="threshold")
     rows = torch.arange(len(run.x))
-    h = run.look(rows)
+    h = run.forward(rows)
     p = net.heads["stop"](h[:, 0]).softmax(-1)[:, 0]
     SET.close(p, "pred_stop_prob")
     gaps, W = run.gaps(rows, h.shape[1]), SET.gold("pred_x").shape[1]
@@ -277,7 +277,7 @@ def test_finished_slots():
         net = network(normed)
         run = inserter(process, net, sampler="serial")
         rows = torch.arange(len(run.x))
-        h = run.look(rows)
+        h = run.forward(rows)
         gaps, W = run.gaps(rows, h.shape[1]), SET.gold("pred_x").shape[1]
         z = net.logits(h).double()
         z[..., [0, 1, 2, 4]] = -torch.inf
@@ -371,14 +371,14 @@ def test_idlm_losses(schedule, flags):
     net = recording(time if told["send_t_to_model"] else noise.total(time))
     process = idlm(noise, net.heads["length"](None).shape[1], **told)
     every = torch.ones(len(time), dtype=torch.bool)
-    loss = process.loss(net, rows._replace(time=time, asked=every))
+    loss = process.loss(net, rows._replace(time=time, has_target=every))
     SET.close(loss.sum / loss.count, f"idlm_loss_{schedule}_{flags}")
     for key, name in (("ce", "ce"), ("length", "len")):
         want = SET.gold(f"idlm_{name}_{schedule}_{flags}")
         torch.testing.assert_close(loss.metrics[key][0], want.sum(), rtol=1e-5, atol=1e-5)
     # each row by itself: what the sums above cannot tell apart
     for b in range(len(time)):
-        one = rows._replace(time=time, asked=torch.arange(len(time)) == b)
+        one = rows._replace(time=time, has_target=torch.arange(len(time)) == b)
         alone = process.loss(net, one)
         both = SET.gold(f"idlm_ce_{schedule}_{flags}") + SET.gold(f"idlm_len_{schedule}_{flags}")
         torch.testing.assert_close(alone.sum, both[b], rtol=1e-5, atol=1e-5)

@@ -31,7 +31,7 @@ def test_noising_from_recorded_times():
     SET.same(recorded(x.ids), "flex_xt")
     SET.same(recorded(((x.source - 1) * inside).clamp(min=0)), "flex_st")
     SET.same(recorded(x.gap), "flex_gaps")
-    assert torch.equal(x.masked, x.ids == MASK) and not x.gap[~x.open].any()
+    assert torch.equal(x.masked, x.ids == MASK) and not x.gap[~x.editable].any()
     assert torch.equal(x.target[inside], rows.ids.gather(1, x.source)[inside])
 
 

@@ -190,7 +190,7 @@ def test_the_row_of_an_insertion_model():
 def test_rows_without_a_beginning_are_refused():
     batch = batch_of([[0, 1]])
     open_rows = batch._replace(prompt_mask=torch.zeros_like(batch.prompt_mask))
-    with pytest.raises(UserError, match="begin with a given token"):
+    with pytest.raises(UserError, match="begin with a prompt"):
         Insertion(VOCAB, SPECIALS).corrupt(open_rows, generator(0))
     with pytest.raises(UserError, match="pad id"):
         Insertion(VOCAB, {})

@@ -194,7 +194,7 @@ def test_noising_token_by_token(seed):
         # one that the row lacks is nobody's
         end = len(row) - 1
         mine = range(first, end + 1 if seed % 2 == 0 else end)
-        assert x.open[b, :n].tolist() == [j in mine or j - 1 in mine for j in places]
+        assert x.editable[b, :n].tolist() == [j in mine or j - 1 in mine for j in places]
 
 
 def test_times_have_the_law_of_the_schedule():
@@ -222,8 +222,8 @@ def test_what_is_given_is_never_noised_nor_open():
     for ids in seen:
         assert torch.equal(ids[0, :6], batch.ids[0]) and torch.equal(ids[1, :3], batch.ids[1, :3])
     rows = process.with_eos(batch)
-    assert not rows.open[0].any() and not rows.free[0].any()
-    assert rows.open[1].tolist() == [False] * 3 + [True] * 3 + [False]
+    assert not rows.editable[0].any() and not rows.free[0].any()
+    assert rows.editable[1].tolist() == [False] * 3 + [True] * 3 + [False]
     one = Batch(*(x[:1] for x in batch))
     loss = process.loss(net, process.corrupt(one, generator(0)))
     assert loss.count == 0 and float(loss.sum.detach()) == 0
@@ -243,7 +243,7 @@ def test_loss_by_hand(gap_loss):
     time = torch.tensor([0.3, 0.6, 0.2, 0.5], dtype=torch.float64)
     x = noised(rows, insert, unmask, time, process.mask_id, PAD)
     assert x.masked.any() and (x.gap > 1).any()
-    loss = process.loss(net, x._replace(asked=4))
+    loss = process.loss(net, x._replace(target_rows=4))
     assert loss.count == 4 * 12
     grads = torch.autograd.grad(loss.sum, list(net.parameters()), allow_unused=True)
     total = 0.0
@@ -257,7 +257,7 @@ def test_loss_by_hand(gap_loss):
                 z = net.logits(h[j])
                 z = torch.cat([z[: process.mask_id], z[process.mask_id + 1 :]])
                 total = total - w * z.log_softmax(0)[rows.ids[b, x.source[b, j]]]
-            if x.open[b, j]:
+            if x.editable[b, j]:
                 k = int(x.gap[b, j])
                 if gap_loss == "distribution":
                     total = total - w * readout[j].log_softmax(0)[k]
@@ -492,9 +492,9 @@ def test_no_more_columns_than_positions():
 class Wanted:
     """A Leaper on rows of one hole whose network sees nothing, and what its process says."""
 
-    def __init__(self, lacking, **options):
+    def __init__(self, mean_gap, **options):
         process = FlexMDM(9, SPECIALS, longest=40)
-        process.lacking = lambda net, h: lacking(h)
+        process.mean_gap = lambda net, h: mean_gap(h)
         net = SimpleNamespace(head=SimpleNamespace(weight=torch.zeros(10, 1)), logits=lambda h: h)
         rows, width = options.pop("rows", 4000), options.pop("width", 6)
         ids = torch.full((rows, width), BOS)
@@ -504,11 +504,11 @@ class Wanted:
         self.rows, self.objective = torch.arange(rows), process
 
 
-def test_arrivals_are_poisson_and_all_or_nothing():
+def test_insertions_are_poisson_and_all_or_nothing():
     leaper = (w := Wanted(lambda h: torch.full(h.shape[:-1], 5.0), width=6)).leaper
     assert (leaper.left == 4).all()  # of six places, BOS and EOS take two
     h = torch.zeros(len(w.rows), 2, 10)
-    more = leaper.arrivals(w.rows, h, 0.4, False)
+    more = leaper.num_insertions(w.rows, h, 0.4, False)
     assert not more[:, 0].any()  # in front of BOS there is no hole
     p = [math.exp(-2) * 2**k / math.factorial(k) for k in range(5)]
     want = torch.tensor([p[0] + 1 - sum(p), *p[1:]])  # too many count as none
@@ -516,24 +516,24 @@ def test_arrivals_are_poisson_and_all_or_nothing():
     assert (found - want).abs().max() < 0.03 and len(found) == 5
 
 
-def test_arrivals_where_the_number_is_known():
+def test_insertions_where_the_number_is_known():
     """Each of four comes with the chance, all of them at the last leap, to gaps as they lack."""
-    lacking = lambda h: h[..., 0]  # noqa: E731
-    leaper = (w := Wanted(lacking, width=5, exact=True)).leaper
+    mean_gap = lambda h: h[..., 0]  # noqa: E731
+    leaper = (w := Wanted(mean_gap, width=5, exact=True)).leaper
     leaper.insert(w.rows, torch.tensor([0, 1]).expand(len(w.rows), -1), leaper.objective.mask_id)
     h = torch.tensor([0.0, 1.0, 3.0]).expand(len(w.rows), -1)[..., None]
-    more = leaper.arrivals(w.rows, h, 0.25, False)
+    more = leaper.num_insertions(w.rows, h, 0.25, False)
     for found, p in ((more.sum(1), 0.25), (more[:, 2], 0.25 * 3 / 4)):
         assert float(found.double().mean()) == pytest.approx(3 * p, rel=0.06)
-    more = leaper.arrivals(w.rows, h, 0.25, True)
+    more = leaper.num_insertions(w.rows, h, 0.25, True)
     assert (more.sum(1) == 3).all() and float(more[:, 1].double().mean()) == pytest.approx(
         0.75, 0.06
     )
 
 
-def test_arrivals_are_rounded_at_random():
+def test_insertions_are_rounded_at_random():
     leaper = (w := Wanted(lambda h: torch.full(h.shape[:-1], 3.5), sampler="ancestral")).leaper
-    more = leaper.arrivals(w.rows, torch.zeros(len(w.rows), 2, 10), 0.5, False)[:, 1]
+    more = leaper.num_insertions(w.rows, torch.zeros(len(w.rows), 2, 10), 0.5, False)[:, 1]
     assert set(more.tolist()) == {1, 2}
     assert float(more.double().mean()) == pytest.approx(1.75, abs=0.03)
 
@@ -611,7 +611,7 @@ def test_refusals():
             FlexMDM(5, specials, longest=4)
     net, process = network()
     batch = rows_of([[6, 7]], [0], 5)
-    with pytest.raises(UserError, match="given"):
+    with pytest.raises(UserError, match="prompt"):
         process.loss(net, process.corrupt(batch, generator(0)))
     ids, given = canvas(torch.tensor([6]), 5)
     with pytest.raises(UserError, match="sampler"):

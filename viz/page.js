@@ -89,7 +89,7 @@ function drawToken(stage, token, frame) {
 // frame -1: not begun; one more than there are: over, and nothing in it is new
 function drawStage(stage, frame) {
   if (frame === stage.drawn) return;
-  const slides = stage.grows && stage.drawn !== null && !still.matches;
+  const slides = stage.inserts && stage.drawn !== null && !still.matches;
   const tokens = stage.samples.flat();
   const before = slides ? places(tokens) : null;
   for (const token of tokens) drawToken(stage, token, frame);

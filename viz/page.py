@@ -1,8 +1,8 @@
-"""Stories of samples as one HTML page that needs nothing else: no network, no library.
+"""Traces of samples as one self-contained HTML page: no network, no library.
 
-    page.write("sample.html", [story], "Samples of out/chat/ckpt.pt", {"steps": 64})
+    page.write("sample.html", [trace], "Samples of out/chat/ckpt.pt", {"steps": 64})
 
-The stories are embedded as JSON (story.Story.data says what is in it) in a form that no HTML parser
+Traces are embedded as JSON (see story.Trace.data) in a form that no HTML parser
 takes for markup; page.js draws them with text nodes only, never with markup. page.html has the
 policy that forbids the page to fetch anything.
 """
@@ -31,10 +31,10 @@ def embedded(data: Any) -> str:
     return text
 
 
-def render(stories: list[Trace], title: str, facts: dict[str, Any] | None = None) -> str:
-    """The page. facts: what else is to be known of the samples, shown below them."""
-    assert stories and all(story.steps for story in stories), [s.steps for s in stories]
-    data = embedded({"stages": [story.data() for story in stories]})
+def render(traces: list[Trace], title: str, facts: dict[str, Any] | None = None) -> str:
+    """The page. facts: names and values shown below the samples."""
+    assert traces and all(trace.steps for trace in traces), [s.steps for s in traces]
+    data = embedded({"stages": [trace.data() for trace in traces]})
     name = html.escape(title)
     items = "".join(
         f"<dt>{html.escape(str(key))}</dt><dd>{html.escape(str(value))}</dd>\n"
@@ -46,12 +46,12 @@ def render(stories: list[Trace], title: str, facts: dict[str, Any] | None = None
 
 
 def write(
-    path: str | Path, stories: list[Trace], title: str, facts: dict[str, Any] | None = None
+    path: str | Path, traces: list[Trace], title: str, facts: dict[str, Any] | None = None
 ) -> None:
     """Write the page to a file, whole or not at all. Raises OSError."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    text = render(stories, title, facts).encode("ascii", "xmlcharrefreplace")
+    text = render(traces, title, facts).encode("ascii", "xmlcharrefreplace")
     try:
         partial.write_bytes(text)
         os.replace(partial, path)

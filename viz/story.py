@@ -1,12 +1,12 @@
-"""Frames of a sampler -> the life of every token, which is what viz/page.py shows.
+"""Frames of a sampler -> the history of every token, for viz/page.py.
 
-    story = Story("stage 1", show_token, mask_id, grows=objective.grows)
-    options = replace(options, candidates=Story.best)  # frames then tell what tokens came from
-    generate(model, canvases, options, watch=story.watch)
-    page.write("sample.html", [story], "A title")
+    trace = Trace("stage 1", show_token, mask_id, inserts=objective.inserts)
+    options = replace(options, candidates=Trace.best)  # frames then carry the candidates
+    generate(model, canvases, options, watch=trace.watch)
+    page.write("sample.html", [trace], "A title")
 
-A token is one place of the canvas, or, where tokens are inserted, one that moves as others come
-between (view.carry). Its history is what it was from which frame on.
+A token is one position of the canvas, or with insertion models a token that moves as others are
+inserted before it (view.carry). Its history lists its ids and the frames in which they begin.
 """
 
 from dataclasses import dataclass, field
@@ -16,11 +16,11 @@ from torch import Tensor
 
 from viz.view import STAND_IN, Frame, ShowToken, carry
 
-GONE = -1  # id of a token that is not, or no longer, in the text
+GONE = -1  # id of a token that is not in the text
 
 
 class Drawn(NamedTuple):
-    """A token and what it was drawn from (objective.Draws)."""
+    """A token and the candidates that it was drawn from (objective.Draws)."""
 
     id: int
     p: float
@@ -28,20 +28,20 @@ class Drawn(NamedTuple):
 
 
 def by_place(draws: Any, rows: int) -> dict[tuple[int, int], Drawn]:
-    """The draws of a frame, or None, by (row, column), of the first so many rows."""
+    """The draws of a frame, or None, by (row, column), for the first `rows` rows."""
     if draws is None:
         return {}
-    found = {}
+    drawn = {}
     for b, t, i, p, best, share in zip(*(part.tolist() for part in draws), strict=True):
         if b < rows:
             pairs = [(j, q) for j, q in zip(best, share, strict=True) if q > 0]
-            found[b, t] = Drawn(i, p, pairs)
-    return found
+            drawn[b, t] = Drawn(i, p, pairs)
+    return drawn
 
 
 @dataclass(eq=False)
 class Token:
-    """One token: entries (frame, id, what it was drawn from, if anything), the earliest first."""
+    """One token: entries (frame, id, draw or None), the earliest first."""
 
     given: bool = False
     history: list[tuple[int, int, Drawn | None]] = field(default_factory=list)
@@ -57,10 +57,10 @@ class Token:
 
 
 class Trace:
-    """One run of a sampler: the first `rows` samples, without their first `skip` places.
+    """One run of a sampler: the first `rows` samples, without their first `skip` positions.
 
-    show_token: id -> text, empty for what is not to be seen. grows: tokens are inserted, and those
-    of the first frame are given. note: a sentence for the reader of the page.
+    show_token: id -> text, empty for hidden tokens. inserts: tokens are inserted, and those of the
+    first frame are the prompt. note: a sentence for the reader of the page.
     """
 
     best = 5  # candidates of every draw
@@ -71,13 +71,13 @@ class Trace:
         show_token: ShowToken,
         mask_id: int | None = None,
         *,
-        grows: bool = False,
+        inserts: bool = False,
         rows: int = 8,
         skip: int = 0,
         note: str = "",
     ):
         self.name, self.show, self.mask_id, self.note = name, show_token, mask_id, note
-        self.inserts, self.rows, self.skip = grows, rows, skip
+        self.inserts, self.rows, self.skip = inserts, rows, skip
         self.steps = 0
         self.lines: list[list[Token]] = []  # of each sample, the tokens in their order
         self.gone: list[list[Token]] = []  # those that fell off the end
@@ -88,13 +88,14 @@ class Trace:
         given: Tensor,
         then: Callable = lambda frames, given: frames,
     ) -> Iterator[Frame]:
-        """As `generate` wants it: sees the frames pass, and hands them to `then`, a `watch` too."""
+        """A `watch` for `generate`: records the frames of `then`, another `watch`, and passes them
+        on."""
         for frame in then(frames, given):
             self.see(frame, given, by_place(frame.draws, self.rows))
             yield frame
 
     def see(self, frame: Frame, given: Tensor, drawn: dict[tuple[int, int], Drawn]) -> None:
-        """One more frame; given (B, T) bool; `drawn` as `by_place` gives it."""
+        """Record a frame; given (B, T) bool; `drawn` as `by_place` returns it."""
         ids, length, changed, fixed = (
             part[: self.rows].tolist() for part in (frame.ids, frame.length, frame.changed, given)
         )
@@ -107,12 +108,12 @@ class Trace:
                 more = range(len(self.lines[b]), len(row))  # a canvas may widen
                 self.lines[b] += [Token(t < len(fixed[b]) and fixed[b][t]) for t in more]
             for t, token in enumerate(self.lines[b]):
-                here = row[t] if t < min(length[b], len(row)) else GONE
-                token.become(self.steps, here, drawn.get((b, t)))
+                now = row[t] if t < min(length[b], len(row)) else GONE
+                token.become(self.steps, now, drawn.get((b, t)))
         self.steps += 1
 
     def place(self, b: int, ids: list[int], changed: list[bool]) -> None:
-        """Find the tokens of sample b again in a longer text."""
+        """Match the tokens of sample b to those of the frame before, after insertions."""
         if not self.steps:
             self.lines[b] = [Token(True) for _ in ids]
             return
@@ -127,7 +128,7 @@ class Trace:
     # -- plain data --
 
     def data(self) -> dict[str, Any]:
-        """What viz/page.py embeds, in types of JSON:
+        """The data that viz/page.py embeds, in types of JSON:
 
         samples: a list of tokens each, {"given": bool, "history": [[frame, id, p, best], ...]}, p
         and best null where nothing was drawn, best [[id, p], ...]; texts: {str(id): text}; frames:
@@ -143,7 +144,7 @@ class Trace:
             "name": self.name,
             "note": self.note,
             "frames": self.steps,
-            "grows": self.inserts,
+            "inserts": self.inserts,
             "mask": self.mask_id,
             "texts": {str(i): readable(self.show(i)) for i in sorted(ids - {GONE})},
             "samples": samples,
@@ -169,6 +170,6 @@ def _pairs(drawn: Drawn) -> list[list[Any]]:
 
 
 def readable(text: str) -> str:
-    """What cannot be printed gets a sign; a line break stays, behind its own."""
+    """The text with a sign for each unprintable character; a line break stays, after its sign."""
     signs = (c if c.isprintable() else STAND_IN.get(c, "·") for c in text)
     return "".join(sign + "\n" * (c == "\n") for c, sign in zip(text, signs, strict=True))

@@ -96,24 +96,24 @@ def cells(
 def carry(
     before: list[Any], ids: list[int], changed: list[bool], mask_id: int | None, new: Callable
 ) -> list[Any]:
-    """What belongs to each of the `ids` of a growing text, from what belonged to those of the frame
-    before. Inserted tokens get something new: all that changed, or, with masks, the changed masks.
-    The others keep theirs, in their order; the end may fall off."""
-    kept, found = iter(before), []
+    """The values of the tokens `ids` after insertions, from the values `before` of the last frame.
+    Inserted tokens (all that changed, or with masks the changed masks) get new(); the others keep
+    theirs, in order. Tokens at the end may have been cut off."""
+    kept, values = iter(before), []
     for i, written in zip(ids, changed, strict=True):
         inserted = written and mask_id in (None, i)
-        found.append(new() if inserted else next(kept, None))
-    assert None not in found, (len(before), ids, changed)
-    return found
+        values.append(new() if inserted else next(kept, None))
+    assert None not in values, (len(before), ids, changed)
+    return values
 
 
 class _Given:
-    """Which tokens of a frame were given, row by row: the places that the caller says, or, where
-    tokens are inserted and all others move, those of the first frame. `of` is to see every one."""
+    """Which tokens of a frame belong to the prompt, row by row: the positions in `given`, or with
+    insertions, where tokens move, those of the first frame. `of` must be called on every frame."""
 
-    def __init__(self, given: Tensor | None, rows: int, mask_id: int | None, grows: bool):
-        self.rows = None if grows else [] if given is None else given[:rows].tolist()
-        self.inserts, self.mask_id = grows, mask_id
+    def __init__(self, given: Tensor | None, rows: int, mask_id: int | None, inserts: bool):
+        self.rows = None if inserts else [] if given is None else given[:rows].tolist()
+        self.inserts, self.mask_id = inserts, mask_id
 
     def of(self, shot: "_Shot") -> list[list[bool]]:
         if self.rows is None:
@@ -140,14 +140,14 @@ def _shot(frame: Frame, rows: int) -> _Shot:
 def _board(shot: _Shot, show: ShowToken, mask_id: int | None, given: list[list[bool]]) -> Board:
     board = []
     for b, ids in enumerate(shot.ids):
-        known = given[b] if b < len(given) else []
-        known = (known + [False] * len(ids))[: len(ids)]  # a canvas may grow while sampling
-        board.append(cells(ids, shot.changed[b], known, shot.length[b], show, mask_id))
+        is_given = given[b] if b < len(given) else []
+        is_given = (is_given + [False] * len(ids))[: len(ids)]  # a canvas may grow while sampling
+        board.append(cells(ids, shot.changed[b], is_given, shot.length[b], show, mask_id))
     return board
 
 
 def _status(board: Board, mask_id: int | None) -> str:
-    """Progress in words. Without masks nothing says how much is left, so tokens are counted."""
+    """Progress: the share of written positions, or without masks the number of tokens."""
     kinds = [cell.kind for row in board for cell in row]
     new, written = kinds.count("new"), kinds.count("new") + kinds.count("old")
     if mask_id is None:
@@ -157,7 +157,7 @@ def _status(board: Board, mask_id: int | None) -> str:
 
 
 def _printable(text: str) -> str:
-    """One stand-in for each line break, escape, lone surrogate and the like: they move cursors."""
+    """The text with a stand-in for each unprintable character, which could move the cursor."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else STAND_IN.get(c, "·") for c in text)
@@ -172,7 +172,7 @@ def _width(char: str) -> int:
 
 
 def _fitting(chars: str | list[str], width: int) -> int:
-    """How many of the characters go into `width` columns: all, or those that leave one for …"""
+    """Number of characters that fit `width` columns: all, or as many as leave a column for …"""
     ends = list(accumulate(map(_width, chars)))
     return len(chars) if not ends or ends[-1] <= width else sum(end < width for end in ends)
 
@@ -188,23 +188,23 @@ def terminal(
     rows: int = 4,
     fps: float = 20,
     file: TextIO | None = None,
-    grows: bool = False,
+    inserts: bool = False,
 ) -> Iterator[F]:
     """Pass the frames through, drawing the first `rows` samples of each in place on a terminal.
 
-    given: (B, T) bool, positions that the caller fixed. grows: tokens are inserted, and the given
+    given: (B, T) bool, positions that the caller fixed. inserts: tokens are inserted, and the given
     ones are those of the first frame. fps: at most so many frames a second (0: as they come).
     file: sys.stdout unless given. Where that is no terminal, the last frame's rows are printed as
     plain text when the frames end, and nothing if they do not. $NO_COLOR leaves out the colours.
     """
     file, show = file or sys.stdout, cache(show_token)
-    known, marks = _Given(given, rows, mask_id, grows), []
+    prompt, marks = _Given(given, rows, mask_id, inserts), []
     animate = file.isatty() and os.environ.get("TERM") != "dumb"
     shot, drawn, due = None, 0, 0.0
     try:
         for step, frame in enumerate(frames, 1):
             shot = _shot(frame, rows)
-            marks = known.of(shot)
+            marks = prompt.of(shot)
             if animate:
                 time.sleep(max(0.0, due - time.monotonic()))
                 due = time.monotonic() + (1 / fps if fps else 0)
@@ -251,7 +251,7 @@ def _paint(row: list[Cell], width: int, colour: bool) -> str:
 
 
 def _write(file: TextIO, text: str) -> None:
-    """What the file's encoding lacks becomes a question mark: a drawing is no reason to stop."""
+    """Write the text; characters that the file's encoding lacks become question marks."""
     encoding = getattr(file, "encoding", None) or "utf-8"
     file.write(text.encode(encoding, "replace").decode(encoding))
     file.flush()
@@ -270,23 +270,23 @@ def gif(
     fps: float = 8,
     columns: int = 32,
     most: int = 200,
-    grows: bool = False,
+    inserts: bool = False,
 ) -> None:
     """Write the first `rows` samples of each frame as an animated GIF, complete or not at all.
 
-    given, grows: as in `terminal`. columns: one-character tiles that fit a line. most: of more
+    given, inserts: as in `terminal`. columns: one-character tiles that fit a line. most: of more
     frames than this (at least 2) an even selection is drawn, with the first and the last. Raises
     ModuleNotFoundError without Pillow, ValueError without frames, and what `frames` raises.
     """
     pillow = _pillow()
-    show, known = cache(show_token), _Given(given, rows, mask_id, grows)
+    show, prompt = cache(show_token), _Given(given, rows, mask_id, inserts)
     shots = [_shot(frame, rows) for frame in frames]
     if not shots:
         raise ValueError(f"{path}: no frames to draw")
     picked = _spread(len(shots), most)
     starts = [0] + [i + 1 for i in picked[:-1]]
     merged = [_merge(shots[a : b + 1]) for a, b in zip(starts, picked, strict=True)]
-    marks = [known.of(shot) for shot in shots]
+    marks = [prompt.of(shot) for shot in shots]
     boards = [_board(shot, show, mask_id, marks[i]) for i, shot in zip(picked, merged, strict=True)]
     picture = _Picture(pillow, boards, columns)
     images = [
@@ -421,9 +421,9 @@ def _font(pillow: Any, size: int) -> Any:
     A character that the font lacks is drawn as the font's box for it.
     """
     names = ["DejaVuSansMono.ttf"]
-    found = find_spec("matplotlib")  # found, not imported: that takes longer than the drawing
-    if found and found.origin:
-        names.append(str(Path(found.origin).parent / "mpl-data/fonts/ttf/DejaVuSansMono.ttf"))
+    spec = find_spec("matplotlib")  # not imported: that takes longer than the drawing
+    if spec and spec.origin:
+        names.append(str(Path(spec.origin).parent / "mpl-data/fonts/ttf/DejaVuSansMono.ttf"))
     for name in names:
         try:
             return pillow.ImageFont.truetype(name, size)

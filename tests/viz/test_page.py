@@ -97,7 +97,7 @@ def masked_story() -> Trace:
 
 def grown_story() -> Trace:
     """ab, then axb, then axyb; sample 2 is c and stays so."""
-    story, none = Trace("two", show, None, grows=True), torch.zeros(2, 1).bool()
+    story, none = Trace("two", show, None, inserts=True), torch.zeros(2, 1).bool()
     story.see(frame([[37, 38, 1, 1], [39, 1, 1, 1]], [[0] * 4] * 2, [2, 1]), none, {})
     moved = frame([[37, 48, 38, 1], [39, 1, 1, 1]], [[0, 1, 0, 0], [0] * 4], [3, 1])
     story.see(moved, none, {})

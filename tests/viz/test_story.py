@@ -81,7 +81,7 @@ def grown(seed: int) -> Grown:
 def test_tokens_of_a_growing_text_keep_their_identity(seed: int) -> None:
     run = grown(seed)
     mask = MASK if seed % 2 == 0 else None
-    story = Trace("", lambda i: f"<{i}>", mask, grows=True)
+    story = Trace("", lambda i: f"<{i}>", mask, inserts=True)
     list(story.watch(run.frames, torch.zeros(1, 1, dtype=torch.bool)))
     (tokens,) = story.data()["samples"]
     assert len(tokens) == len(run.names[-1])
@@ -108,7 +108,7 @@ def test_what_falls_off_the_end_is_gone() -> None:
         Frame(torch.tensor([[5, 6, EOS]]), torch.tensor([3]), torch.tensor([[0, 1, 0]]).bool()),
         Frame(torch.tensor([[7, 5, 6]]), torch.tensor([3]), torch.tensor([[1, 0, 0]]).bool()),
     ]
-    story = Trace("", lambda i: f"<{i}>", None, grows=True)
+    story = Trace("", lambda i: f"<{i}>", None, inserts=True)
     list(story.watch(frames, still))
     (tokens,) = story.data()["samples"]
     assert [[at(t, k) for t in tokens] for k in range(3)] == [

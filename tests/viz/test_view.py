@@ -263,15 +263,15 @@ GROWN = [  # bd is given; c is inserted, then a, and so much that the places do 
 
 
 def test_given_tokens_keep_their_colour_as_they_move() -> None:
-    screen = played(GROWN, mask_id=None, grows=True)
+    screen = played(GROWN, mask_id=None, inserts=True)
     assert screen.lines() == ["step    3  3 tokens, 2 new", "abcd", "xx"]
     blue, green = "94", "1;92"
     assert screen.colours(1) == [green, blue, "", blue] and screen.colours(2) == [green, blue]
-    assert played(GROWN[:1], mask_id=None, grows=True).colours(1) == [blue, blue]
+    assert played(GROWN[:1], mask_id=None, inserts=True).colours(1) == [blue, blue]
 
 
 def test_in_a_gif_too_and_past_frames_that_are_not_drawn(tmp_path: Path) -> None:
-    view.gif(tmp_path / "a.gif", GROWN, show, None, known(["^^^^", "^^^^"]), most=2, grows=True)
+    view.gif(tmp_path / "a.gif", GROWN, show, None, known(["^^^^", "^^^^"]), most=2, inserts=True)
     images, _ = pictures(tmp_path / "a.gif")
     grid = Grid(GROWN)
     for image, row in zip(
