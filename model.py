@@ -366,10 +366,9 @@ class Transformer(nn.Module):
 # ==================================================================================================
 
 
-@lru_cache(8)
 def to_device(x: Tensor, device: torch.device | str) -> Tensor:
-    """x on the device of the network, without waiting. A copy to a GPU from ordinary memory would
-    wait until all that was asked of it before is done; from pinned memory it takes its turn."""
+    """x on the device of the network, without waiting. A copy to a GPU from pageable memory would
+    synchronise with it; from pinned memory it is queued."""
     if torch.device(device).type == "cuda" and not x.is_cuda:
         x = x.pin_memory()
     return x.to(device, non_blocking=True)
@@ -377,26 +376,27 @@ def to_device(x: Tensor, device: torch.device | str) -> Tensor:
 
 def features_at(
     net: Any,
-    seen: Tensor,
+    ids: Tensor,
     scored: Tensor,
     time: Tensor | None,
     mask: Tensor | None = None,
     **more: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Features of the network on seen (B, T) at the scored places (B, T) bool -> (h (R, C) on the
-    network's device, row (R,), column (R,)). A mask, and `more` that `features` takes, go along.
+    """Features of the network on ids (B, T) at the scored positions (B, T) bool -> (h (R, C) on the
+    network's device, row (R,), column (R,)). `more` are further arguments of `features`.
 
-    seen, scored, row and column are on the CPU, so that finding the places never makes a GPU wait.
+    ids, scored, row and column are on the CPU, so that indexing never synchronises with a GPU.
     """
     device = net.head.weight.device
     row, col = scored.nonzero(as_tuple=True)
     more = {name: to_device(x, device) for name, x in more.items()}
     masks = [] if mask is None else [to_device(mask, device)]
-    h = net.features(to_device(seen, device), time, *masks, **more)
-    places = to_device(row * scored.shape[1] + col, device)
-    return h.flatten(0, 1)[places], row, col
+    h = net.features(to_device(ids, device), time, *masks, **more)
+    index = to_device(row * scored.shape[1] + col, device)
+    return h.flatten(0, 1)[index], row, col
 
 
+@lru_cache(8)
 def memory_of(device: torch.device) -> int:
     """Bytes of memory of a GPU, or of this machine (16 GiB if unknown)."""
     if device.type == "cuda":

@@ -25,7 +25,7 @@ class Loss(NamedTuple):
     """Sums over a micro-batch; the caller divides once, over all micro-batches and ranks."""
 
     sum: Tensor  # () float32 nats, differentiable
-    count: int  # positions that the sum is over: written by the model, seen or not
+    count: int  # divisor of the sum for a mean, such as the number of target positions
     metrics: dict[str, Tensor]  # name -> (2,) float32: sum and count, detached
 
 
@@ -35,34 +35,34 @@ class Frame(NamedTuple):
     ids: Tensor  # (B, T) int64
     length: Tensor  # (B,) int64
     changed: Tensor  # (B, T) bool: written in this step
-    draws: "Draws | None" = None  # what was drawn in it, where options.candidates asks for that
+    draws: "Draws | None" = None  # drawn in this step, if options.candidates > 0
 
 
 class Draws(NamedTuple):
-    """Tokens and what they were drawn from: the sampler's distribution before temperature, top_k
-    and top_p, which hide what the network doubts."""
+    """Tokens and the distributions that they were drawn from, before temperature, top_k and
+    top_p."""
 
     row: Tensor  # (D,) int64
     col: Tensor  # (D,) int64
     id: Tensor  # (D,) int64
     p: Tensor  # (D,) float64
-    best: Tensor  # (D, K) int64: the most probable ids,
-    best_p: Tensor  # (D, K) float64: and their probabilities, falling
+    best: Tensor  # (D, K) int64: the most probable ids
+    best_p: Tensor  # (D, K) float64: their probabilities, descending
 
 
 class Objective:
-    """The contract. `network_kwargs` says what the network must have: causal, time (the
-    conditioning is allowed), vocab_size (its rows, extra symbols included)."""
+    """The interface. `network_kwargs` are requirements of the network: causal, time (may it have a
+    time input), vocab_size (extra symbols such as MASK included)."""
 
     network_kwargs: dict[str, Any]
     mask_id: int | None = None  # never left in a finished sample
-    samplers: tuple[str, ...] = ()  # names that `sample` knows, the default first
-    bounded: bool = True  # is there a bound on the likelihood?
-    exact: bool = False  # is `bound` the likelihood itself, the same for any number of samples?
-    estimator: str = "variational bound"  # what `bound` estimates, in words
-    epsilon: float = 0.0  # share of the time that it leaves out at its ends
-    inserts: bool = False  # are tokens inserted: places of a canvas, holes of unknown length?
-    crops_padding: bool = False  # does a row end where its text does, in any batch?
+    samplers: tuple[str, ...] = ()  # names of samplers, the default first
+    bounded: bool = True  # has `bound`
+    exact: bool = False  # `bound` is the likelihood itself, for any number of samples
+    estimator: str = "variational bound"  # description of what `bound` estimates
+    epsilon: float = 0.0  # share of the time range that `bound` leaves out at its ends
+    inserts: bool = False  # tokens are inserted: a canvas has holes of unknown length
+    crops_padding: bool = False  # rows end where their text does, in any batch
 
     @classmethod
     def from_config(cls, cfg: Config, vocab_size: int, specials: dict[str, int]) -> "Objective":
@@ -78,13 +78,13 @@ class Objective:
         return "nll" if self.exact else "bound"
 
     def target_mask(self, batch: Batch) -> Tensor:
-        """(B, T) bool: places that the model writes; unless told otherwise, all but the given."""
+        """(B, T) bool: target positions, by default all outside the prompt."""
         return ~batch.prompt_mask
 
     def corrupt(self, batch: Batch, rng: torch.Generator) -> Any:
-        """The batch as one training step sees it, a NamedTuple of tensors on the CPU: what the
-        network is shown, what is scored, noise levels and weights. `rng` decides every draw, so a
-        background thread can do it while the device works on the step before."""
+        """The corrupted batch, a NamedTuple of tensors on the CPU: input of the network, scored
+        positions, noise levels and weights. All draws are from `rng`, so a background thread can
+        call it while the device works on the step before."""
         raise NotImplementedError
 
     def loss(self, net: Any, noisy: Any) -> Loss:
@@ -92,11 +92,11 @@ class Objective:
         raise NotImplementedError
 
     def bound(self, net: Any, batch: Batch, rng: torch.Generator, samples: int = 1) -> Tensor:
-        """(B,) float64 nats: unbiased estimate of an upper bound on -log p(written | given)."""
+        """(B,) float64 nats: unbiased estimate of an upper bound on -log p(target | prompt)."""
         raise NotImplementedError
 
     def sampler(self, options: "SampleOptions") -> type["Sampler"]:
-        """The class that writes by options.sampler, which is one of `samplers`."""
+        """The class of options.sampler, which is one of `samplers`."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -108,7 +108,7 @@ class Objective:
         rng: torch.Generator,
         options: "SampleOptions",
     ) -> Iterator[Frame]:
-        """ids (B, T) with `prompt_mask` (B, T) kept, the rest ignored and written anew; yields the
+        """ids (B, T) with `prompt_mask` (B, T) kept, the rest ignored and sampled; yields the
         start and then a frame per step. `rng` lives on the device of ids."""
         options = choose_sampler(self, options)
         yield from self.sampler(options)(self, net, ids, prompt_mask, rng, options).frames()
@@ -140,19 +140,21 @@ def low_discrepancy_uniform(B: int, rng: torch.Generator) -> Tensor:
 
 
 def mask_k_tokens(
-    written: Tensor, pick: Tensor, rng: torch.Generator
+    target_mask: Tensor, u: Tensor, rng: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Which of the written places (B, T) to mask, how many, and at which share of masked ones.
+    """Mask exactly k of the n target positions (B, T) of each row, k = floor(u n) + 1, u (B,) in
+    [0, 1): less variance than masking positions independently. -> masked (B, T) bool, k (B,),
+    mask_prob (B,) float64.
 
-    Exactly k of n, k = floor(pick n) + 1, pick (B,) in [0, 1): less spread than masking each place
-    by itself. The share (B,) float64 is the k-th smallest of n uniforms: the law that it has given
-    k if the weight of k masked places in the bound is n / k. Returns (B, T) bool, k (B,), share.
+    mask_prob is the k-th smallest of n uniforms: its distribution given k if the weight of k masked
+    positions in the bound is n / k.
     """
-    count, u = written.sum(1), torch.rand(written.shape, generator=rng, dtype=torch.float64)
-    k = (pick * count).long().clamp(max=(count - 1).clamp(min=0))  # k - 1, (B,)
-    share = u.masked_fill(~written, 2.0).sort(1).values.gather(1, k[:, None])[:, 0]
-    share = share.clamp(1e-9, 1 - 1e-9)  # rows with nothing to write have no masked place at all
-    return written & (u <= share[:, None]), k + 1, share
+    n = target_mask.sum(1)
+    v = torch.rand(target_mask.shape, generator=rng, dtype=torch.float64)
+    index = (u * n).long().clamp(max=(n - 1).clamp(min=0))  # k - 1, (B,)
+    mask_prob = v.masked_fill(~target_mask, 2.0).sort(1).values.gather(1, index[:, None])[:, 0]
+    mask_prob = mask_prob.clamp(1e-9, 1 - 1e-9)  # 2.0 in rows without target
+    return target_mask & (v <= mask_prob[:, None]), index + 1, mask_prob
 
 
 def metric(total: Tensor, count: float) -> Tensor:
@@ -160,12 +162,12 @@ def metric(total: Tensor, count: float) -> Tensor:
     return torch.stack([total.detach(), torch.full_like(total, count)])
 
 
-def pad_to_multiple(width: int, most: int) -> int:
-    """Columns of a batch whose longest row is `width` long, at most `most`: 32 widths at most, all
-    multiples of 16. If every step had a shape of its own, bfloat16 on a CPU would keep kernels for
-    each (`_spare`), and a compiled network would be compiled for each."""
-    step = max(16, most // 256 * 16)
-    return min(most, -(-width // step) * step)
+def pad_to_multiple(width: int, longest: int) -> int:
+    """Columns of a batch whose longest row is `width` long, at most `longest`: `width` rounded up
+    so that there are at most 32 widths. With a new shape in every step, bfloat16 on a CPU would
+    keep kernels for each (`model.pad_rows`), and a compiled network be compiled for each."""
+    step = max(16, longest // 256 * 16)
+    return min(longest, -(-width // step) * step)
 
 
 # ---- draws -------------------------------------------------------------------------------------
@@ -176,22 +178,22 @@ def categorical(weights: Tensor, u: Tensor) -> Tensor:
     in [0, 1), float64 -> ids (...) int64. Negative weights count as 0, and 0 is never drawn.
 
     One uniform and sums in float64: float32 Gumbel noise over a large vocabulary truncates the
-    tails and lowers the temperature (Zheng et al. 2024, arXiv 2409.02908). Sums of up to 256
-    weights first, then those within one of them: a running sum over all V takes far longer.
+    tails and lowers the temperature (Zheng et al. 2024, arXiv 2409.02908). First over sums of
+    blocks of 256 weights, then within one block: a running sum over all V takes far longer.
     """
     V = weights.shape[-1]
-    pieces = -(-V // 256)
-    size = -(-V // pieces)
-    blocks = F.pad(weights, (0, pieces * size - V)).clamp_(min=0).unflatten(-1, (pieces, size))
-    block, share = _invert(blocks.sum(-1).double().cumsum(-1), u.double())
+    n = -(-V // 256)  # number of blocks
+    size = -(-V // n)
+    blocks = F.pad(weights, (0, n * size - V)).clamp_(min=0).unflatten(-1, (n, size))
+    block, rest = _invert(blocks.sum(-1).double().cumsum(-1), u.double())
     chosen = block[..., None, None].expand(*block.shape, 1, size)
-    place, _ = _invert(blocks.gather(-2, chosen)[..., 0, :].double().cumsum(-1), share)
+    place, _ = _invert(blocks.gather(-2, chosen)[..., 0, :].double().cumsum(-1), rest)
     return (size * block + place).clamp(max=V - 1)
 
 
 def _invert(sums: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """The first of the running sums (..., n) above a share u (...) of the last one -> its place,
-    and how far between the sum before and itself that lies, in [0, 1), both (...)."""
+    """Index (...) of the first of the running sums (..., n) above u (...) times the last one, and
+    how far between the sum before and that one u times the last lies, in [0, 1)."""
     last = sums[..., -1:]
     below = torch.nextafter(last, torch.zeros_like(last))  # u * last may round up to last
     level = torch.minimum(u[..., None] * last, below)
@@ -203,7 +205,7 @@ def _invert(sums: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
 def gumbel_argmax(weights: Tensor, u: Tensor) -> Tensor:
     """Draw as SEDD's code does: argmax of weights / Exp(1), u uniforms of the shape of weights.
 
-    The same law as `categorical` with V times the noise; it replays recorded runs.
+    The same distribution as `categorical`, with V draws instead of one; it replays recorded runs.
     """
     return (weights.double() / (1e-10 - (u.double() + 1e-10).log())).argmax(-1)
 

@@ -52,7 +52,7 @@ SHARES = {"wikipedia": 0.001, "phrases": 0.1}  # of validation; 0.05 for the oth
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """What `prepare_bytes.py` can be told."""
+    """The options of `prepare_bytes.py`."""
 
     source: Literal["palindrome", "phrases", "text", "pydoc", "wikipedia"] = "palindrome"  # of text
     dataset: str = ""  # folder of the corpus, below data_dir; empty: the name of the source
@@ -109,16 +109,16 @@ class PrepareConfig:
 Batch = list[tuple[str, bytes]]  # (split, document) pairs, about a megabyte of them
 
 
-def divided(found: Documents, share: float, seed: int) -> Iterator[tuple[str, bytes]]:
-    """Documents -> (split, document). Whole ones are held out, drawn by `seed`; when there are too
-    few for that, the end of each one."""
-    if held := int(found.count * share):
-        chosen = np.random.default_rng(seed).permutation(found.count)[:held]
+def divided(documents: Documents, share: float, seed: int) -> Iterator[tuple[str, bytes]]:
+    """Documents -> (split, document). Whole documents are held out, drawn by `seed`; if there are
+    too few, the end of each one."""
+    if held := int(documents.count * share):
+        chosen = np.random.default_rng(seed).permutation(documents.count)[:held]
         val = set(chosen.tolist())
-        for number, text in enumerate(found.texts):
+        for number, text in enumerate(documents.texts):
             yield "val" if number in val else "train", text
         return
-    for text in found.texts:
+    for text in documents.texts:
         end = int(len(text) * (1 - share))
         space = max(text.rfind(b" ", 0, end), text.rfind(b"\n", 0, end))
         end = space + 1 if space > 0 else boundary(text, end)
@@ -126,7 +126,7 @@ def divided(found: Documents, share: float, seed: int) -> Iterator[tuple[str, by
 
 
 def batches(pairs: Iterable[tuple[str, bytes]]) -> Iterator[Batch]:
-    """Groups of documents that are worth sending to another process."""
+    """Groups of documents, large enough to be worth sending to another process."""
     batch, size = [], 0
     for pair in pairs:
         batch.append(pair)
@@ -171,25 +171,25 @@ def in_order(work: Callable, batches: Iterable[Batch], num_proc: int) -> Iterato
 
 
 def write_documents(cfg: PrepareConfig, out: CorpusWriter) -> None:
-    """text, pydoc, wikipedia -> rows. Duplicates are dropped, so that none is in both splits."""
+    """Rows of text, pydoc, wikipedia. Duplicates are dropped, so that no row is in both splits."""
     if cfg.source == "pydoc":
         prose = [t.encode("utf-8", "surrogatepass") for t in python_prose()]
-        found = Documents(len(prose), prose)
+        documents = Documents(len(prose), prose)
     elif cfg.source == "wikipedia":
-        found = articles(
+        documents = articles(
             cfg.path, cfg.hub_dataset, cfg.hub_config, cfg.cache_dir, cfg.dataset_percent
         )
     else:
         files = local_files(cfg.path)
-        found = Documents(len(files), map(read, files))
+        documents = Documents(len(files), map(read, files))
     work = functools.partial(
         rows_of, block=cfg.block_size, folding=cfg.fold_whitespace, rules=cfg.upstream_rules
     )
     unfit = "empty" if cfg.upstream_rules == "false" else "too short or long for these rules"
-    whole = int(found.count * cfg.share()) > 0
+    whole = int(documents.count * cfg.share()) > 0
     out.info["held_out"] = "whole documents" if whole else "the end of every document"
-    told = tqdm(found.texts, "documents", found.count, disable=not sys.stdout.isatty())
-    pairs = divided(found._replace(texts=told), cfg.share(), cfg.seed)
+    bar = tqdm(documents.texts, "documents", documents.count, disable=not sys.stdout.isatty())
+    pairs = divided(documents._replace(texts=bar), cfg.share(), cfg.seed)
     seen: set[bytes] = set()
     for split, digest, rows in chain.from_iterable(in_order(work, batches(pairs), cfg.num_proc)):
         if not len(rows.lengths):
@@ -202,11 +202,11 @@ def write_documents(cfg: PrepareConfig, out: CorpusWriter) -> None:
             out.info["counts"][f"{split} documents"] += 1
 
 
-def _write(out: CorpusWriter, split: str, rows: Rows, most: int = 1 << 16) -> None:
-    """In pieces, so that a document of 100 MB does not need many times its size in memory."""
+def _write(out: CorpusWriter, split: str, rows: Rows, size: int = 1 << 16) -> None:
+    """Write in parts, so that a document of 100 MB does not need many times its size in memory."""
     ends = np.concatenate([[0], np.cumsum(rows.lengths)])
-    for a in range(0, len(rows.lengths), most):
-        b = min(a + most, len(rows.lengths))
+    for a in range(0, len(rows.lengths), size):
+        b = min(a + size, len(rows.lengths))
         out.rows(split, rows.ids[ends[a] : ends[b]], rows.lengths[a:b], rows.prompts[a:b])
 
 
@@ -219,7 +219,8 @@ def variants(text: str) -> list[str]:
 
 
 def phrase_row(text: str, block: int, counts: Counter) -> list[int]:
-    """[BOS] text [EOS]; a text too long for the block loses its end, never EOS. Counted."""
+    """[BOS] text [EOS]; a text too long for the block loses its end, but not EOS, and is
+    counted."""
     data = bytes(Bytes().encode(text))
     if len(data) > block - 2:
         counts["rows with a truncated text"] += 1
@@ -247,8 +248,8 @@ def write_phrases(cfg: PrepareConfig, out: CorpusWriter) -> None:
         texts = dict.fromkeys(v for i in sorted(chosen) for t in kept[i] for v in variants(t))
         rows[split] = [phrase_row(t, cfg.block_size, counts) for t in texts]
     # two long phrases may be the same once truncated
-    known = set(map(tuple, rows["val"]))
-    train = [r for r in rows["train"] if tuple(r) not in known]
+    val_rows = set(map(tuple, rows["val"]))
+    train = [r for r in rows["train"] if tuple(r) not in val_rows]
     if len(train) < len(rows["train"]):
         dropped["train row that is also a validation row"] = len(rows["train"]) - len(train)
     for split, kept_rows in (("train", train * cfg.repeat), ("val", rows["val"])):
@@ -257,8 +258,8 @@ def write_phrases(cfg: PrepareConfig, out: CorpusWriter) -> None:
 
 
 def write_phrases_upstream(cfg: PrepareConfig, out: CorpusWriter) -> None:
-    """As the original: vary, repeat, and only then divide, so that validation rows are in train
-    too (--seed=42 gives its very division)."""
+    """As the original: vary, repeat, and only then divide, so that validation rows are in train too
+    (--seed=42 gives the same division)."""
     import torch
 
     texts = read_phrases(Path(cfg.file) if cfg.file else ROOT / "data" / "palindromes.txt")
@@ -291,7 +292,7 @@ def write_palindromes(cfg: PrepareConfig, out: CorpusWriter) -> None:
 
 
 def prepare(cfg: PrepareConfig, folder: Path) -> None:
-    """Write the corpus, complete or not at all, and say what is in it."""
+    """Write the corpus, complete or not at all, and print a summary."""
     elsewhere = "dataset data_dir cache_dir num_proc report num_batches".split()
     options = {k: v for k, v in dataclasses.asdict(cfg).items() if k not in elsewhere}
     write = {"palindrome": write_palindromes, "phrases": write_phrases}.get(

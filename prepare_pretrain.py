@@ -71,7 +71,7 @@ SHARES = {"pydoc": 0.05}  # of validation; 0.005 for the other sources
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """What `prepare_pretrain.py` can be told."""
+    """The options of `prepare_pretrain.py`."""
 
     # the text
     source: str = "gutenberg"  # a name, or files, folders and patterns: see above
@@ -107,8 +107,8 @@ class PretrainConfig:
         require(self, "packing", not fixed or self.packing == "stream", f"stream for {self.source}")
         plain = self.detokenize == "none" or self.packing == "rows"
         require(self, "detokenize", plain, "none unless packing=rows")
-        known = self.tokenizer == PretrainConfig.tokenizer or not self.hf_model_name
-        require(self, "hf_model_name", known, "left out with --tokenizer")
+        default = self.tokenizer == PretrainConfig.tokenizer or not self.hf_model_name
+        require(self, "hf_model_name", default, "left out with --tokenizer")
         elsewhere = not (self.path_to_data_store and self.dataset)
         require(self, "path_to_data_store", elsewhere, "left out with --dataset")
         require(self, "dataset_split_seed", self.dataset_split_seed >= 0, "at least 0")
@@ -140,7 +140,7 @@ class Source(NamedTuple):
 
 
 def find_source(cfg: PretrainConfig) -> Source:
-    """Look at what there is, before anything is read."""
+    """Check that the source exists, before anything is read."""
     if cfg.source in CUTS:
         held = "the last tenth" if cfg.source == "shakespeare" else "5 % after the first 90 %"
         return Source([], f"{held} of the text", None)
@@ -155,7 +155,7 @@ def find_source(cfg: PretrainConfig) -> Source:
 
 
 def own_split(cfg: PretrainConfig) -> bool:
-    """Does the source say what is validation, and is nothing else asked for?"""
+    """Does the source have a validation split, and is it used?"""
     return cfg.source in HELD_OUT and cfg.test_split_pct is None
 
 
@@ -186,7 +186,7 @@ def stream(cfg: PretrainConfig, source: Source) -> Iterator[Piece]:
 
 
 def make_tokenizer(cfg: PretrainConfig, source: Source) -> Tokenizer:
-    """The tokenizer that the config names; `chars` and `train:N` read the text for it."""
+    """The tokenizer of the config; `chars` and `train:N` read the text for it."""
     name = cfg.hf_model_name or cfg.tokenizer
     if name == "chars":  # of validation too: which characters exist is no secret, and all need ids
         symbols: set[str] = set()
@@ -226,7 +226,7 @@ def piece_ids(tokenizer: Tokenizer, piece: Piece, counts: Counter) -> np.ndarray
 
 
 class Frame(NamedTuple):
-    """What becomes of a document."""
+    """How documents become rows."""
 
     bos: bool = False  # before each
     longest: int = 0  # ids, BOS and EOS among them; a longer one is left out. 0: any
@@ -234,8 +234,8 @@ class Frame(NamedTuple):
 
 
 def encode(batch: list[Piece], tokenizer: Tokenizer, frame: Frame) -> Encoded:
-    """Pieces -> ids; EOS after each document and, if asked for, BOS before it. Where documents have
-    a longest length, one that is more than a piece has more."""
+    """Pieces -> ids, with EOS after each document and BOS before it if rows have one. Documents of
+    more than `frame.longest` ids, if set, are left out, and so are those of several pieces."""
     bos = [tokenizer.specials["bos"]] if frame.bos else []
     proper = detokenizer(frame.detokenize)
     parts: dict[str, list] = {"train": [], "val": []}
@@ -248,17 +248,17 @@ def encode(batch: list[Piece], tokenizer: Tokenizer, frame: Frame) -> Encoded:
         if frame.detokenize != "none":
             piece = piece._replace(text=proper(as_text(piece.text)).encode())
         whole = piece.first and piece.last
-        own = [piece_ids(tokenizer, piece, counts) if whole or not frame.longest else []]
-        if frame.longest and (not whole or len(own[0]) + 2 > frame.longest):
+        encoded = [piece_ids(tokenizer, piece, counts) if whole or not frame.longest else []]
+        if frame.longest and (not whole or len(encoded[0]) + 2 > frame.longest):
             counts[f"documents of more than {frame.longest} ids, left out"] += piece.first
             continue
         if piece.first:
-            own.insert(0, bos)
+            encoded.insert(0, bos)
             counts[f"{piece.split} documents"] += 1
         if piece.last:
-            own.append([tokenizer.specials["eos"]])
-        parts[piece.split] += own
-        length[piece.split] += sum(map(len, own))
+            encoded.append([tokenizer.specials["eos"]])
+        parts[piece.split] += encoded
+        length[piece.split] += sum(map(len, encoded))
         counts[f"{piece.split} bytes"] += len(piece.text)
         if piece.last:
             ends[piece.split].append(length[piece.split])
@@ -270,7 +270,8 @@ def encode(batch: list[Piece], tokenizer: Tokenizer, frame: Frame) -> Encoded:
 
 @functools.lru_cache(1)
 def kept_in(folder: Path, identity: int) -> Tokenizer:
-    """The tokenizer of a growing corpus; `identity` tells one from the next in the same place."""
+    """The tokenizer of a corpus that is being written; `identity` distinguishes corpora in the same
+    folder in the cache."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread per worker
     return kept_tokenizer(progress_of(folder))
 
@@ -317,38 +318,38 @@ def worker(cfg: PretrainConfig, out: ShardWriter) -> Callable[[list[Piece]], Enc
 
 
 def append(
-    cfg: PretrainConfig, out: ShardWriter, found: Encoded, rest: dict[str, np.ndarray]
+    cfg: PretrainConfig, out: ShardWriter, encoded: Encoded, rest: dict[str, np.ndarray]
 ) -> None:
-    """Ids to the files; with packing=pad in rows, and the beginning of one that is not full goes
-    to `rest` until more of its document comes."""
-    for split, ids in found.ids.items():
+    """Write ids to the files; with packing=pad in rows, where an incomplete row is kept in `rest`
+    until its document continues."""
+    for split, ids in encoded.ids.items():
         if cfg.packing == "pad":
             before = rest.pop(split, ids[:0])
             eos, ids = out.tokenizer.specials["eos"], np.concatenate([before, ids])
-            ends = found.ends[split] + len(before)
+            ends = encoded.ends[split] + len(before)
             rows, rest[split] = padded_rows(ids, ends, cfg.context_length, eos)
             ids = rows.ravel()
         if cfg.packing == "rows" and len(ids):
-            lengths = np.diff(found.ends[split], prepend=0)
+            lengths = np.diff(encoded.ends[split], prepend=0)
             out.rows(split, ids, lengths, np.ones_like(lengths))
         elif len(ids):
             out.tokens(split, ids)
 
 
 def write(cfg: PretrainConfig, source: Source, out: ShardWriter) -> int:
-    """Tokenise what is not written yet, shard by shard. Returns bytes of text."""
+    """Tokenise the rest of the text, shard by shard. Returns bytes of text."""
     mark = out.mark or {"pieces": 0, "bytes": 0, "counts": {}, "rest": {}}
     pieces, done, counts = mark["pieces"], mark["bytes"], Counter(mark["counts"])
     rest = {split: np.array(ids, out.dtype) for split, ids in mark["rest"].items()}
     saved = done
-    told = {"total": source.size, "initial": done, "unit": "B", "unit_scale": True}
+    scale = {"total": source.size, "initial": done, "unit": "B", "unit_scale": True}
     todo = batches(islice(stream(cfg, source), pieces, None))
-    with tqdm(desc="text", disable=not sys.stdout.isatty(), **told) as bar:
-        for found in in_order(worker(cfg, out), todo, cfg.num_workers):
-            append(cfg, out, found, rest)
-            counts += found.counts
-            pieces, done = pieces + found.pieces, done + found.size
-            bar.update(found.size)
+    with tqdm(desc="text", disable=not sys.stdout.isatty(), **scale) as bar:
+        for encoded in in_order(worker(cfg, out), todo, cfg.num_workers):
+            append(cfg, out, encoded, rest)
+            counts += encoded.counts
+            pieces, done = pieces + encoded.pieces, done + encoded.size
+            bar.update(encoded.size)
             if done - saved >= cfg.shard_mb * 1e6:
                 kept = {s: r.tolist() for s, r in rest.items()}
                 out.complete({"pieces": pieces, "bytes": done, "counts": counts, "rest": kept})
@@ -371,7 +372,8 @@ def refuse_empty(cfg: PretrainConfig, out: ShardWriter) -> None:
 
 
 def settings(cfg: PretrainConfig, source: Source) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What determines the corpus: for meta.json, and for recognising an interrupted run."""
+    """The options that determine the corpus, for meta.json and for recognising an interrupted
+    run."""
     elsewhere = "dataset data_dir path_to_data_store num_workers huggingface_cache_dir".split()
     options = {k: v for k, v in dataclasses.asdict(cfg).items() if k not in elsewhere}
     stats = [(p, p.stat()) for p in source.files]
@@ -380,10 +382,10 @@ def settings(cfg: PretrainConfig, source: Source) -> tuple[dict[str, Any], dict[
 
 
 def prepare(cfg: PretrainConfig, folder: Path) -> None:
-    """Write the corpus, complete or not at all, and say what is in it and how fast it was."""
+    """Write the corpus, complete or not at all, and print a summary and the speed."""
     source = find_source(cfg)
-    options, told = settings(cfg, source)
-    kept = unfinished(folder, told)
+    options, source_info = settings(cfg, source)
+    kept = unfinished(folder, source_info)
     if kept:
         print(f"{partial_of(folder)}: {kept['mark']['bytes'] / 1e6:,.0f} MB of text are done")
     tokenizer = kept_tokenizer(kept) if kept else make_tokenizer(cfg, source)
@@ -391,10 +393,10 @@ def prepare(cfg: PretrainConfig, folder: Path) -> None:
         if name not in tokenizer.specials:
             raise UserError(f"packing={cfg.packing} needs a tokenizer with {name}")
     info = {"task": "text", "source": "large" if cfg.large_dataset else cfg.source}
-    info |= {"options": options, "held_out": source.held_out, "python": told["python"]}
+    info |= {"options": options, "held_out": source.held_out, "python": source_info["python"]}
     length = cfg.context_length if cfg.packing == "pad" else 0
     clock = time.perf_counter()
-    with ShardWriter(folder, tokenizer, told, length, **info) as out:
+    with ShardWriter(folder, tokenizer, source_info, length, **info) as out:
         before = sum(c["tokens"] for c in out.counts.values())
         size = write(cfg, source, out)
         refuse_empty(cfg, out)
@@ -403,10 +405,10 @@ def prepare(cfg: PretrainConfig, folder: Path) -> None:
 
 
 def report(out: ShardWriter, size: int, tokens: int, seconds: float) -> None:
-    """What is in the corpus, and the rates of this run."""
+    """Print a summary of the corpus, and the speed of this run."""
     for split, count in out.counts.items():
-        most = "" if out.row_length else "up to "
-        rows = f"{count['rows']:,} rows of {most}{count['longest']}, " if count["rows"] else ""
+        limit = "" if out.row_length else "up to "
+        rows = f"{count['rows']:,} rows of {limit}{count['longest']}, " if count["rows"] else ""
         print(
             f"{split:<6}{count['tokens']:>15,} ids, {rows}{count['documents']:,} documents, "
             f"{count['bytes']:,} bytes ({count['bytes'] / count['tokens']:.2f} per id)"

@@ -51,7 +51,7 @@ HUB = "tatsu-lab/alpaca"
 
 @dataclass(frozen=True)
 class SftConfig:
-    """What `prepare_sft.py` can be told."""
+    """The options of `prepare_sft.py`."""
 
     source: str = "pydoc"  # pydoc, alpaca, or a FILE.json or FILE.jsonl
     tokenizer: str = "train:4096"  # train:N, a folder of a corpus or tokenizer, or a hub id
@@ -69,11 +69,11 @@ class SftConfig:
     huggingface_cache_dir: str = ""  # alpaca: where downloads go; empty: the library's own place
 
     def __post_init__(self):
-        known = self.source in ("pydoc", "alpaca") or self.source.endswith((".json", ".jsonl"))
-        require(self, "source", known, "pydoc, alpaca, FILE.json or FILE.jsonl")
+        valid = self.source in ("pydoc", "alpaca") or self.source.endswith((".json", ".jsonl"))
+        require(self, "source", valid, "pydoc, alpaca, FILE.json or FILE.jsonl")
         require(self, "context_length", self.context_length >= 8, "at least 8")
-        for key, least in (("num_workers", 1), ("max_rows", 0), ("dataset_split_seed", 0)):
-            require(self, key, getattr(self, key) >= least, f"at least {least}")
+        for key, minimum in (("num_workers", 1), ("max_rows", 0), ("dataset_split_seed", 0)):
+            require(self, key, getattr(self, key) >= minimum, f"at least {minimum}")
         require(self, "test_split_pct", 0 < self.test_split_pct < 1, "above 0 and below 1")
         once = self.tokenizer == type(self).tokenizer or not self.hf_model_name
         require(self, "hf_model_name", once, "left out with --tokenizer")
@@ -94,7 +94,8 @@ class Unusable(Exception):
 
 
 def records(path: Path) -> Iterator[dict]:
-    """The objects of a .json or .jsonl file. Raises UserError naming the line that is none."""
+    """The objects of a .json or .jsonl file. Raises UserError naming a line that is not an
+    object."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as e:
@@ -103,10 +104,10 @@ def records(path: Path) -> Iterator[dict]:
         line = e.object.count(b"\n", 0, e.start) + 1
         raise UserError(f"{path}, line {line}: no UTF-8; convert the file") from e
     if path.suffix == ".json":
-        found = _loads(path, 1, text)
-        if not isinstance(found, list):
+        parsed = _loads(path, 1, text)
+        if not isinstance(parsed, list):
             raise UserError(f"{path}: it must hold a list; one object per line is a .jsonl file")
-        rows: Iterable = enumerate(found, 1)
+        rows: Iterable = enumerate(parsed, 1)
     else:  # splitlines would also cut at rare separators, which JSON may hold
         lines = enumerate(text.split("\n"), 1)
         rows = ((n, _loads(path, n, line)) for n, line in lines if line.strip())
@@ -163,9 +164,10 @@ def _message(role: Any, text: Any) -> Message:
     return ROLES.get(role, role), text
 
 
-def _checked(found: Iterable[Message]) -> Conversation:
-    """Only what can be learnt from: no empty text, and a question before the first answer."""
-    messages = [m for m in found if m[1].strip() or m[0] in (USER, ASSISTANT)]
+def _checked(turns: Iterable[Message]) -> Conversation:
+    """The conversation. Raises Unusable for an empty text, and without a question before the first
+    answer."""
+    messages = [m for m in turns if m[1].strip() or m[0] in (USER, ASSISTANT)]
     for role, text in messages:
         if not text.strip():
             raise Unusable("an empty question" if role == USER else "an empty answer")
@@ -188,14 +190,14 @@ def conversation(record: dict, how: Literal["final", "original"]) -> Conversatio
     question = next((record[k] for k in QUESTIONS if k in record), None)
     answer = next((record[k] for k in ANSWERS if k in record), None)
     more = record.get("input")
-    asked, (_, context) = _message(USER, question), _message(USER, "" if more is None else more)
-    if not asked[1].strip():
+    user, (_, context) = _message(USER, question), _message(USER, "" if more is None else more)
+    if not user[1].strip():
         raise Unusable("an empty question")
-    return _checked([(USER, join(asked[1], context, how)), _message(ASSISTANT, answer)])
+    return _checked([(USER, join(user[1], context, how)), _message(ASSISTANT, answer)])
 
 
 def _each(record: dict) -> Iterator[dict]:
-    """A task with several instances is as many records."""
+    """A task with several instances becomes several records."""
     instances = record.get("instances")
     if isinstance(instances, list) and all(isinstance(i, dict) for i in instances):
         yield from ({"instruction": record.get("instruction"), **i} for i in instances)
@@ -204,21 +206,21 @@ def _each(record: dict) -> Iterator[dict]:
 
 
 def conversations(cfg: SftConfig, dropped: Counter) -> list[Conversation]:
-    """All usable ones of the source, in order; why the others are not is counted."""
+    """All usable conversations of the source, in order; reasons for the others are counted."""
     if cfg.source == "pydoc":
-        found: Iterable[dict] = ({"question": q, "answer": a} for q, a in python_pairs())
+        rows: Iterable[dict] = ({"question": q, "answer": a} for q, a in python_pairs())
     else:
         hub = cfg.source == "alpaca"
-        found = alpaca(cfg.huggingface_cache_dir) if hub else records(Path(cfg.source))
+        rows = alpaca(cfg.huggingface_cache_dir) if hub else records(Path(cfg.source))
     usable = []
-    for record in islice(chain.from_iterable(map(_each, found)), cfg.max_rows or None):
+    for record in islice(chain.from_iterable(map(_each, rows)), cfg.max_rows or None):
         try:
             usable.append(conversation(record, cfg.join))
         except Unusable as e:
             dropped[str(e)] += 1
     if not usable:
-        told = ", ".join(f"{reason}: {count}" for reason, count in dropped.items())
-        raise UserError(f"source: {cfg.source} holds no usable row ({told or 'it is empty'})")
+        counts = ", ".join(f"{reason}: {count}" for reason, count in dropped.items())
+        raise UserError(f"source: {cfg.source} holds no usable row ({counts or 'it is empty'})")
     return usable
 
 
@@ -226,14 +228,14 @@ def conversations(cfg: SftConfig, dropped: Counter) -> list[Conversation]:
 
 
 def question(messages: Conversation) -> str:
-    """What decides the split: the first question, whatever its case and spaces."""
-    asked = next(text for role, text in messages if role == USER)
-    return " ".join(asked.casefold().split())
+    """The key that decides the split: the first question, case and spaces ignored."""
+    first = next(text for role, text in messages if role == USER)
+    return " ".join(first.casefold().split())
 
 
-def divided(found: list[Conversation], share: float, seed: int) -> list[str]:
+def divided(conversations: list[Conversation], share: float, seed: int) -> list[str]:
     """The split of each conversation; those with the same first question stay together."""
-    keys = [question(messages) for messages in found]
+    keys = [question(messages) for messages in conversations]
     distinct = list(dict.fromkeys(keys))
     if len(distinct) < 2:
         raise UserError("source: two splits need at least two different questions")
@@ -264,15 +266,15 @@ def _rebuilt(spec: str, files: tuple) -> Tokenizer:
     return tokenizer_from(json.loads(spec), dict(files))
 
 
-def write(cfg: SftConfig, out: CorpusWriter, found: list[Conversation], splits: list[str]) -> None:
-    """Encode and store what fits, once."""
-    pairs = list(zip(splits, found, strict=True))
+def write(cfg: SftConfig, out: CorpusWriter, chats: list[Conversation], splits: list[str]) -> None:
+    """Encode and store each conversation that fits the block, once."""
+    pairs = list(zip(splits, chats, strict=True))
     batches = [pairs[i : i + 1000] for i in range(0, len(pairs), 1000)]
     spec, files = json.dumps(out.tokenizer.spec()), tuple(out.tokenizer.files.items())
     work = functools.partial(encoded, spec=spec, files=files, turns=cfg.turns)
-    told = tqdm(batches, "thousand conversations", disable=not sys.stdout.isatty())
+    bar = tqdm(batches, "thousand conversations", disable=not sys.stdout.isatty())
     dropped, seen = out.info["dropped"], set()
-    for split, ids, prompt, reason in chain.from_iterable(in_order(work, told, cfg.num_workers)):
+    for split, ids, prompt, reason in chain.from_iterable(in_order(work, bar, cfg.num_workers)):
         key = (prompt, *ids)
         if reason:
             dropped[reason] += 1
@@ -284,15 +286,15 @@ def write(cfg: SftConfig, out: CorpusWriter, found: list[Conversation], splits: 
             seen.add(key)
             out.row(split, ids, prompt)
     if len(out.counts) < 2:
-        told = ", ".join(f"{reason}: {count}" for reason, count in dropped.items())
-        raise UserError(f"source: no row is left for one of the two splits ({told})")
+        bar = ", ".join(f"{reason}: {count}" for reason, count in dropped.items())
+        raise UserError(f"source: no row is left for one of the two splits ({bar})")
 
 
 # ---- the command -------------------------------------------------------------------------------
 
 
 def tokenizer_of(cfg: SftConfig, texts: Iterable[str]) -> Tokenizer:
-    """That of a prepared corpus, one trained on `texts`, or a published one."""
+    """The tokenizer of a prepared corpus, one trained on `texts`, or a published one."""
     name = cfg.hf_model_name or cfg.tokenizer
     kind, _, size = name.partition(":")
     if Path(name, "meta.json").is_file():
@@ -305,19 +307,19 @@ def tokenizer_of(cfg: SftConfig, texts: Iterable[str]) -> Tokenizer:
 
 
 def prepare(cfg: SftConfig) -> None:
-    """Write the corpus, complete or not at all, and say what is in it."""
+    """Write the corpus, complete or not at all, and print a summary."""
     elsewhere = "dataset data_dir path_to_data_store num_workers huggingface_cache_dir".split()
     options = {k: v for k, v in dataclasses.asdict(cfg).items() if k not in elsewhere}
     info = {"task": "chat", "source": cfg.source, "options": options, "dropped": Counter()}
-    found = conversations(cfg, info["dropped"])
-    splits = divided(found, cfg.test_split_pct, cfg.dataset_split_seed)
-    pairs = zip(splits, found, strict=True)
+    rows = conversations(cfg, info["dropped"])
+    splits = divided(rows, cfg.test_split_pct, cfg.dataset_split_seed)
+    pairs = zip(splits, rows, strict=True)
     texts = (text for split, messages in pairs if split == "train" for _, text in messages)
     tokenizer = tokenizer_of(cfg, texts)
     require_chat(tokenizer)
     with CorpusWriter(cfg.folder(), tokenizer, **info) as out:
         out.info["python"] = sys.version.split()[0]
-        write(cfg, out, found, splits)
+        write(cfg, out, rows, splits)
     for split, count in out.counts.items():
         size = f"{count['rows']:>12,} rows {count['tokens']:>14,} ids"
         print(f"{split:<6}{size}, longest row {count['longest']}")

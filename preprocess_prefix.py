@@ -61,7 +61,7 @@ from tokenizer import Tokenizer, create, encode_spans, tokenizer_from
 
 @dataclass(frozen=True)
 class PrefixConfig:
-    """What `preprocess_prefix.py` can be told."""
+    """The options of `preprocess_prefix.py`."""
 
     mode: Literal["constituency", "keybert", "keybert_no_stopword"] = "constituency"  # see above
     # the text
@@ -103,7 +103,7 @@ class PrefixConfig:
         require(self, "skip", numbers, "numbers with commas between them")
 
     def name(self) -> str:
-        """Of the text, for folders."""
+        """Name of the text in folders."""
         if self.dataset_name in (*NAMED, "pydoc"):
             return self.dataset_name
         return "text" if is_local(self.dataset_name) else self.dataset_name.split("/")[-1]
@@ -128,8 +128,8 @@ class PrefixConfig:
 
 def word_of_tokens(text: str, spans: list[tuple[int, int]], tokens: np.ndarray) -> np.ndarray:
     """Spans of W words and of n tokens (n, 2) in a text -> the word of each token (n,) int32, -1
-    for none. A token belongs to the word of its first character that is no white space. The one
-    white space before a word goes with it; all other white space is in no word."""
+    for none. A token belongs to the word of its first character that is not white space. A single
+    white space before a word belongs to it; other white space to no word."""
     owner = np.full(len(text) + 1, -1, np.int32)  # one more, for empty tokens at the end
     for number, (start, end) in enumerate(spans):
         if not text[start:end].isspace():  # spaCy's words may be
@@ -150,7 +150,7 @@ def keys_of(words: Iterable[str]) -> np.ndarray:
 
 
 class Parts(NamedTuple):
-    """What a worker is made of; plain data, so that it can be sent to one."""
+    """What a worker is built from; plain data, so that it can be sent to another process."""
 
     mode: str
     tagger: str
@@ -161,7 +161,7 @@ class Parts(NamedTuple):
 
 
 class Preprocessor:
-    """Text -> Document; what a worker does."""
+    """Text -> Document; the function of a worker."""
 
     def __init__(self, parts: Parts):
         self.tokenizer = tokenizer_from(*parts.tokenizer)
@@ -177,16 +177,16 @@ class Preprocessor:
             self.scorer = TfIdf.read(parts.idf)
 
     def __call__(self, text: str) -> Document:
-        found = self.tagger(text)
-        words = [text[a:b] for a, b in found.spans]
+        tagged = self.tagger(text)
+        words = [text[a:b] for a, b in tagged.spans]
         ids, spans = encode_spans(self.tokenizer, text)
-        word = word_of_tokens(text, found.spans, spans)
+        word = word_of_tokens(text, tagged.spans, spans)
         # the last of each is for what is in no word, which has number -1
         key = np.append(keys_of(words), np.uint32(0))[word]
         if not self.scorer:
-            labels = np.array([*priorities(found.tags, found.stops), WORST_LABEL], np.int8)
+            labels = np.array([*priorities(tagged.tags, tagged.stops), WORST_LABEL], np.int8)
             return Document(ids, labels[word], None, word, key)
-        scores = word_scores(words, found.points, self.scorer.table(words), self.demote)
+        scores = word_scores(words, tagged.points, self.scorer.table(words), self.demote)
         return Document(ids, None, np.array([*scores, WORST_SCORE], np.float32)[word], word, key)
 
 
@@ -215,8 +215,8 @@ def texts_of(cfg: PrefixConfig, mode: str) -> Texts:
 
 
 def once(folder: Path, identity: dict[str, Any], make: Callable[[Path], None]) -> Path:
-    """`folder`, made by `make(folder)` if it is not there; complete or not at all. Of several
-    processes that make it at once one wins, and all of them use what that one made."""
+    """`folder`, made by `make(folder)` if it does not exist; complete or not at all. If several
+    processes make it at once, one wins and all use its folder."""
     if not folder.exists():
         partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
         try:
@@ -239,7 +239,7 @@ def as_json(value: Any) -> Any:
 
 
 def make_tokenizer(cfg: PrefixConfig, folder: Path, identity: dict[str, Any]) -> Tokenizer:
-    """The tokenizer that the config names; train:N is learnt once and kept in `folder`."""
+    """The tokenizer of the config; train:N is learnt once and kept in `folder`."""
     name = cfg.tokens()
 
     def texts() -> Iterator[str]:
@@ -257,7 +257,7 @@ def make_tokenizer(cfg: PrefixConfig, folder: Path, identity: dict[str, Any]) ->
 
 
 def make_parts(cfg: PrefixConfig, tagger: str, scorer: str, identity: dict[str, Any]) -> Parts:
-    """Everything that workers need, with what is learnt from the training split."""
+    """Everything that workers need, including what is learnt from the training split."""
     folder = cfg.root() / f"{cfg.name()}_fitted"
     tokenizer, idf = make_tokenizer(cfg, folder, identity), None
     if scorer == "tfidf":
@@ -266,16 +266,16 @@ def make_parts(cfg: PrefixConfig, tagger: str, scorer: str, identity: dict[str, 
             TfIdf.fit(training_texts(cfg)).save(path / "idf.json")
 
         idf = once(folder / "idf", identity, make) / "idf.json"
-    told = (tokenizer.spec(), tokenizer.files)
-    return Parts(cfg.mode, tagger, scorer, cfg.kw_model, idf, told)
+    spec = (tokenizer.spec(), tokenizer.files)
+    return Parts(cfg.mode, tagger, scorer, cfg.kw_model, idf, spec)
 
 
 # ---- the command ---------------------------------------------------------------------------------
 
 
 def choose(cfg: PrefixConfig) -> tuple[str, str]:
-    """The tagger and the scorer that `auto` means here, told in a line; those that are named are
-    had or refused."""
+    """The names of the tagger and the scorer; for `auto` the choice is printed. Raises UserError
+    for a named one that is not available."""
     tagger, scorer = cfg.tagger, "" if cfg.mode == "constituency" else cfg.scorer
     if tagger in ("auto", "spacy"):
         why = absent_spacy()
@@ -299,17 +299,17 @@ def choose(cfg: PrefixConfig) -> tuple[str, str]:
 def abouts(cfg: PrefixConfig, tagger: str, scorer: str, idf: Path | None) -> dict[str, Any]:
     """The tagger and the scorer with their versions, for meta.json."""
     packages = {"spacy": ("spacy", PACKAGE), "minilm": ("keybert", "sentence-transformers")}
-    told: dict[str, Any] = {
+    info: dict[str, Any] = {
         what: {"name": name, **{p: version(p) for p in packages.get(name, ())}}
         for what, name in (("tagger", tagger), ("scorer", scorer))
     }
     if tagger == "textblob" and cfg.mode == "constituency":  # else its tags are not asked for
-        told["tagger"]["textblob"] = version("textblob")
+        info["tagger"]["textblob"] = version("textblob")
     if scorer == "minilm":
-        told["scorer"]["model"] = cfg.kw_model
+        info["scorer"]["model"] = cfg.kw_model
     if idf:
-        told["scorer"]["idf"] = fingerprint(idf)["crc32"]
-    return told
+        info["scorer"]["idf"] = fingerprint(idf)["crc32"]
+    return info
 
 
 def numbered(
@@ -335,15 +335,15 @@ def numbered(
 
 
 def shard_range(count: int, parts: int, number: int) -> tuple[int, int]:
-    """Where shard `number` of `parts` begins and ends among `count` documents: as even as can be,
-    as `datasets` divides them."""
+    """Start and end of shard `number` of `parts` among `count` documents, as `datasets` divides
+    them."""
     each, more = divmod(count, parts)
     start = number * each + min(number, more)
     return start, start + each + (number < more)
 
 
 def missing(cfg: PrefixConfig, folder: Path, info: dict[str, Any]) -> list[int]:
-    """The shards that are to be made. Raises UserError if one that is there has other options."""
+    """The shards that do not exist. Raises UserError if an existing one has other options."""
     wanted = range(cfg.num_shards) if cfg.shard_idx is None else [cfg.shard_idx]
     for number in wanted:
         path = shard_path(folder, number)
@@ -359,7 +359,7 @@ def missing(cfg: PrefixConfig, folder: Path, info: dict[str, Any]) -> list[int]:
 
 
 def write_mode(cfg: PrefixConfig, mode: str, tagger: str, scorer: str) -> None:
-    """All of the shards of one split that are missing."""
+    """Write all missing shards of one split."""
     folder = cfg.root() / f"{cfg.name()}_{mode}"
     texts = texts_of(cfg, mode)
     source = {"dataset_name": cfg.dataset_name, "path": cfg.path}
@@ -379,14 +379,14 @@ def write_mode(cfg: PrefixConfig, mode: str, tagger: str, scorer: str) -> None:
             start, stop = shard_range(texts.count, cfg.num_shards, number)
             with ShardFolder(shard_path(folder, number), tokenizer, info) as out:
                 out.info["shard"] = {"number": number, "documents": [start, stop]}
-                for found in workers.map(numbered(cfg, texts, start, stop, out)):
-                    for document in found:
+                for result in workers.map(numbered(cfg, texts, start, stop, out)):
+                    for document in result:
                         out.add(document)
             counts += Counter(out.counts)
     seconds = time.perf_counter() - clock
-    told = ", ".join(f"{number:,} {what}" for what, number in counts.items())
+    text = ", ".join(f"{number:,} {what}" for what, number in counts.items())
     rate = f"{seconds:.1f} s, {counts['words'] / seconds:,.0f} words/s"
-    print(f"wrote {len(todo)} of {cfg.num_shards} shards of {folder}: {told}; {rate}")
+    print(f"wrote {len(todo)} of {cfg.num_shards} shards of {folder}: {text}; {rate}")
 
 
 def main(argv: list[str]) -> None:

@@ -139,7 +139,7 @@ def canvas(
     parts += [None] * ((fixed or room) - len(parts))
     if frame:
         parts = [special["bos"], *parts, special["eos"] if fixed else None]
-        # what lies beyond the longest text that was asked for is padding; else it is open
+        # with a length or max_length, positions beyond it are padding; else they are sampled
         parts += [special["pad"] if fixed or max_length else None] * (block - len(parts))
     begun = Prompt.of(parts)
     return _mirror(begun, model) if mirrored else begun

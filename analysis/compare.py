@@ -48,8 +48,8 @@ def table(head: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def quality(cfg: EvaluateConfig, model: Model, corpus: Corpus) -> dict[str, Any]:
-    """Samples of the model -> what they cost, and their score: the share that is right, and of
-    what; of a corpus that knows no right answers, none."""
+    """Cost and score of samples: the share that is right, and its name; none for a corpus without
+    right answers."""
     task = model.meta.get("task")
     if task == "diff":  # evaluate.py alone writes and applies patches
         return {"measure": "none", "score": None, "nfe": None, "tokens_per_second": None}
@@ -71,8 +71,8 @@ def quality(cfg: EvaluateConfig, model: Model, corpus: Corpus) -> dict[str, Any]
 
 
 def greedy(cfg: EvaluateConfig, origins: dict[str, str], model: Model) -> EvaluateConfig:
-    """Settings for right answers, unless told otherwise: temperature 0, in confidence order where
-    there is one. Not on the uniform graph, whose best step from anywhere is to stay there."""
+    """`cfg` with the defaults for right answers: temperature 0, in confidence order where there is
+    one. Temperature 1 on the uniform graph, where the most probable step changes nothing."""
     if model.meta.get("task") not in ("chat", *PUZZLES):
         return fitted(cfg, origins, model)
     usual = answer_defaults(cfg, origins, model.objective.samplers)
@@ -87,7 +87,7 @@ def measure(
 ) -> dict[str, Any]:
     """A row of the table of several checkpoints."""
     cfg = greedy(cfg, origins, model)
-    found: dict[str, Any] = {
+    row: dict[str, Any] = {
         "name": name,
         "objective": model.config.objective,
         "parameters": parameters(model),
@@ -96,31 +96,31 @@ def measure(
         "settings": settings(cfg, model),
     }
     if model.objective.bounded and cfg.rows:
-        found["bound"] = bound(cfg, model, corpus)
+        row["bound"] = bound(cfg, model, corpus)
     none = {"measure": "none", "score": None, "nfe": None, "tokens_per_second": None}
-    asked = cfg.samples is None or cfg.samples > 0
-    return {**found, **(quality(cfg, model, corpus) if asked else none)}
+    samples = cfg.samples is None or cfg.samples > 0
+    return {**row, **(quality(cfg, model, corpus) if samples else none)}
 
 
-def row_of(found: dict[str, Any]) -> list[str]:
-    """Its cells. What was not measured is a dash."""
+def row_of(row: dict[str, Any]) -> list[str]:
+    """The cells of a row; a dash for what was not measured."""
 
-    def told(number: float | None, text: str) -> str:
+    def cell(number: float | None, text: str) -> str:
         return "-" if number is None else text.format(number)
 
-    limit, how = found["bound"], found["settings"]
+    limit, how = row["bound"], row["settings"]
     nats, bits = "no bound", "-"
     if limit:
         sign = "" if limit["exact"] else "<= "
         nats = f"{sign}{limit['nats_per_token']:.3f} +- {limit['nats_per_token_error']:.3f}"
         bits = f"{sign}{limit['bits_per_byte']:.3f}"
-    score = told(found["score"], "{:.1%}")
-    if found["score"] is not None:
-        score += f" +- {found['score_error']:.1%}"
+    score = cell(row["score"], "{:.1%}")
+    if row["score"] is not None:
+        score += f" +- {row['score_error']:.1%}"
     return [
-        *(found["name"], found["objective"], f"{found['parameters']:,}", f"{found['step']:,}"),
-        *(nats, bits, score, told(found["nfe"], "{:.1f}")),
-        *(told(found["tokens_per_second"], "{:,.0f}"), f"{how['sampler']}, {how['temperature']:g}"),
+        *(row["name"], row["objective"], f"{row['parameters']:,}", f"{row['step']:,}"),
+        *(nats, bits, score, cell(row["nfe"], "{:.1f}")),
+        *(cell(row["tokens_per_second"], "{:,.0f}"), f"{how['sampler']}, {how['temperature']:g}"),
     ]
 
 
@@ -132,25 +132,25 @@ def rows_table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def notes(rows: list[dict[str, Any]]) -> list[str]:
-    """What each likelihood in the table is; a line for each kind."""
-    told = {}
+    """A line for each model on how its likelihood was computed."""
+    notes = {}
     for row in rows:
         limit = row["bound"]
         if limit:
             padding = limit["positions"] - limit["tokens"]
             draws = "nothing drawn" if limit["exact"] else f"{limit['t_samples']} noise levels each"
             also = f", {padding:,} places of learnt padding in the sum" if padding > 0 else ""
-            told[row["name"]] = (
+            notes[row["name"]] = (
                 f"{limit['estimator']}; {limit['rows']:,} rows, {draws}, epsilon "
                 f"{limit['epsilon']:g}; {limit['tokens']:,} tokens, EOS among them{also}"
             )
         else:
-            told[row["name"]] = "no bound on the likelihood"
-    return [f"- {name}: {text}" for name, text in told.items()]
+            notes[row["name"]] = "no bound on the likelihood"
+    return [f"- {name}: {text}" for name, text in notes.items()]
 
 
 def same_corpus(paths: list[str], models: list[Model], cfg: EvaluateConfig) -> None:
-    """Refuse checkpoints of different corpora, unless one is named that suits all of them."""
+    """Raise UserError for checkpoints of different corpora, unless --data names one for all."""
     for path, model in zip(paths, models, strict=True):
         other = model.meta.get("files") != models[0].meta.get("files")
         if not cfg.data and (other or not model.meta.get("files")):
@@ -162,7 +162,7 @@ def same_corpus(paths: list[str], models: list[Model], cfg: EvaluateConfig) -> N
 
 
 def compare(cfg: EvaluateConfig, origins: dict[str, str], device: torch.device) -> dict[str, Any]:
-    """Print the table of the checkpoints in cfg.compare, with commas between them."""
+    """Print the table of the checkpoints in cfg.compare, comma-separated."""
     paths = [path.strip() for path in cfg.compare.split(",") if path.strip()]
     if len(paths) < 2:
         raise UserError(f"compare={cfg.compare}: write two checkpoints or more, commas between")

@@ -29,7 +29,7 @@ Points = list[tuple[float, float, float]]  # setting, NFE per answer, share of e
 
 @dataclass(frozen=True)
 class CurveConfig:
-    """Everything that `analysis/curves.py` can be told."""
+    """The options of `analysis/curves.py`."""
 
     ckpt: str = "out/chat_pydoc/ckpt.pt"  # trained on questions; or several, commas between them
     samples: int = 200  # answers per point
@@ -45,66 +45,68 @@ class CurveConfig:
 
 
 def grid(sampler: str, **more: Any) -> list[tuple[float, dict[str, Any]]]:
-    """By the number of --steps."""
+    """A sampler with each number of --steps."""
     return [(n, {"sampler": sampler, "steps": n, **more}) for n in STEPS]
 
 
 def ways(model: Model, every: bool = False) -> dict[str, list[tuple[float, dict[str, Any]]]]:
-    """Name of a way to write -> its settings, each with the number that stands for it."""
-    found, names = usual_ways(model), model.objective.samplers
-    told = {how.get("sampler", names[0]) for some in found.values() for _, how in some}
+    """Name of a sampler's setting -> the points of its curve: (value of the varied option,
+    options)."""
+    settings, names = usual_ways(model), model.objective.samplers
+    used = {how.get("sampler", names[0]) for points in settings.values() for _, how in points}
     one = ("first_hitting", "left_to_right", "serial", "threshold", "parallel")
     one += ("ancestral",) if "threshold" in names else ()  # of ILM: a token at a time
     for name in names if every else ():
         if name in ("analytic", "euler"):  # at temperature 0 a step would change nothing
-            found.pop(name, None)
-            found[f"--sampler={name} --temperature=1"] = grid(name, temperature=1.0)
-        elif name not in told:
-            found[f"--sampler={name}"] = [(1, {"sampler": name})] if name in one else grid(name)
-    return found
+            settings.pop(name, None)
+            settings[f"--sampler={name} --temperature=1"] = grid(name, temperature=1.0)
+        elif name not in used:
+            settings[f"--sampler={name}"] = [(1, {"sampler": name})] if name in one else grid(name)
+    return settings
 
 
 def usual_ways(model: Model) -> dict[str, list[tuple[float, dict[str, Any]]]]:
-    """Those of the figure in the README."""
+    """The settings in the figure of the README."""
     names, order = model.objective.samplers, {"sampler": "confidence"}
     if "confidence" in names and not model.objective.inserts:
-        found = {
+        settings = {
             "equal shares of --steps": [(n, {**order, "steps": n}) for n in STEPS],
             "--unmask_schedule=threshold": [
                 (t, {**order, "unmask_schedule": "threshold", "threshold": t}) for t in THRESHOLDS
             ],
         }
         if model.meta["task"] in PUZZLES:
-            found["equal shares, random order"] = grid("random")
-        return found
+            settings["equal shares, random order"] = grid("random")
+        return settings
     if "parallel" in names and model.objective.bounded:
-        some = [(r, {"sampler": "parallel", "threshold": r}) for r in RATIOS]
-        return {"one gap": [(1, {})], "--sampler=parallel": some}
+        points = [(r, {"sampler": "parallel", "threshold": r}) for r in RATIOS]
+        return {"one gap": [(1, {})], "--sampler=parallel": points}
     stepped = model.objective.inserts and names[0] in ("steps", "ancestral")
     return {names[0]: grid(names[0]) if stepped else [(1, {})]}
 
 
 def curves(cfg: CurveConfig, model: Model, corpus: Corpus) -> dict[str, Points]:
-    """Name of the way -> its points: training questions of a chat, held-out puzzles."""
+    """Name of the setting -> points of its curve, on training questions of a chat or held-out
+    puzzles."""
     chat, eos = model.meta["task"] == "chat", model.meta["specials"]["eos"]
-    told = {"samples": cfg.samples, "chat": chat, "temperature": 0.0}
-    base = EvaluateConfig(dtype=cfg.dtype, **told)
+    options = {"samples": cfg.samples, "chat": chat, "temperature": 0.0}
+    base = EvaluateConfig(dtype=cfg.dtype, **options)
 
     def point(how: dict[str, Any]) -> tuple[float, float]:
-        some = dataclasses.replace(base, **how)
-        texts = sampled(some, model, corpus, "train" if chat else "val", cfg.samples)
+        point_cfg = dataclasses.replace(base, **how)
+        texts = sampled(point_cfg, model, corpus, "train" if chat else "val", cfg.samples)
         same = compare(texts.found, texts.wanted, eos)
         return texts.speed["nfe"], same.exact / same.rows
 
     every = ways(model, cfg.every).items()
-    return {name: [(number, *point(how)) for number, how in some] for name, some in every}
+    return {name: [(number, *point(how)) for number, how in points] for name, points in every}
 
 
-def draw(found: dict[str, Points], path: str) -> None:
+def draw(results: dict[str, Points], path: str) -> None:
     plot = optional("matplotlib.pyplot", "matplotlib")
-    many = len(found) > 2  # names beside the points, not among them
+    many = len(results) > 2  # names beside the points, not among them
     figure, axes = plot.subplots(figsize=(8.5 if many else 6, 3.4), layout="constrained")
-    for (name, points), marker in zip(found.items(), "osD^v*pXhP" * len(found), strict=False):
+    for (name, points), marker in zip(results.items(), "osD^v*pXhP" * len(results), strict=False):
         _, nfe, share = zip(*points, strict=True)
         axes.plot(nfe, [100 * s for s in share], marker=marker, ms=4, label=name)
     axes.set_xscale("log", base=2)
@@ -126,13 +128,13 @@ def main(argv: list[str]) -> None:
         model = uncropped(checkpoint.load(path, pick_device(cfg.device)))
         if model.meta.get("task") not in ("chat", *PUZZLES):
             raise UserError(f"{path} was not trained on questions")
-        found = curves(cfg, model, Corpus(f"{model.config.data_dir}/{model.config.dataset}"))
-        for name, points in found.items():
+        results = curves(cfg, model, Corpus(f"{model.config.data_dir}/{model.config.dataset}"))
+        for name, points in results.items():
             print(f"{path}: {name}, {cfg.samples} answers each")
             for setting, nfe, share in points:
                 print(f"  {setting:<6g}{nfe:7.2f} calls{share:8.1%} exact", flush=True)
         several = f"{model.config.objective}: " if "," in cfg.ckpt else ""
-        every |= {several + name: points for name, points in found.items()}
+        every |= {several + name: points for name, points in results.items()}
     if cfg.figure:
         draw(every, cfg.figure)
         print(f"wrote {cfg.figure}")

@@ -42,11 +42,11 @@ LENGTH = 256  # tokens to write where a task does not say how many; the harness'
 
 
 def meaning(model: Model, maskings: int) -> str:
-    """What the nats of this model are, in words."""
-    own = model.objective
-    if own.exact:
-        return f"log p itself, {own.estimator}"
-    return f"lower bounds on log p, {own.estimator}, {maskings} draws of the noise for each"
+    """Description of the nats of this model."""
+    objective = model.objective
+    if objective.exact:
+        return f"log p itself, {objective.estimator}"
+    return f"lower bounds on log p, {objective.estimator}, {maskings} draws of the noise for each"
 
 
 def loglikelihood(
@@ -58,8 +58,8 @@ def loglikelihood(
     dtype: str = "auto",
 ) -> list[tuple[float, bool | None]]:
     """For each (prompt, answer): log p(answer | prompt) or a lower bound on it (`meaning`), in
-    nats, and whether greedy writing gives that answer; None where there is no greedy order.
-    maskings: a multiple of COPIES. Raises UserError for what does not fit the block."""
+    nats, and whether greedy sampling writes that answer, or None for objectives without it.
+    maskings: a multiple of COPIES. Raises UserError for rows longer than the block."""
     rows = [answer_row(model, prompt, answer, chat) for prompt, answer in pairs]
     ends = ended(model, chat)
     nats = likelihoods(model, rows, ends, maskings, batch_size, dtype)
@@ -68,30 +68,31 @@ def loglikelihood(
 
 
 def windows(ids: list[int], size: int) -> list[Row]:
-    """A long text in rows of `size` ids at most: every id is scored once, and the last row has as
-    much before it as fits (the rolling windows of lm-eval, one id of context)."""
-    found = [(ids[:size], 0)] if ids else []
+    """A long text in rows of at most `size` ids: every id is scored once, and the last row has as
+    much context as fits (the rolling windows of lm-eval, with one id of context)."""
+    rows = [(ids[:size], 0)] if ids else []
     for at in range(size, len(ids), max(1, size - 1)):
         end = min(at + max(1, size - 1), len(ids))
-        found.append((ids[end - size : end], at - (end - size)))
-    return found
+        rows.append((ids[end - size : end], at - (end - size)))
+    return rows
 
 
 def rolling(
     model: Model, texts: Iterable[str], maskings: int = 128, batch_size: int = 64, dtype="auto"
 ) -> list[float]:
-    """Nats of whole texts. One that is longer than the block is scored in `windows`, if the model
-    knows windows of a stream. Raises UserError where it only knows whole texts, or questions."""
+    """Nats of whole texts. Texts longer than the block are scored in `windows` if the model was
+    trained on a stream. Raises UserError for other models with such texts, and for models of
+    questions."""
     if model.meta.get("task") in ("chat", "diff", *PUZZLES):
         raise UserError(f"a model of task={model.meta['task']} knows answers, not whole texts")
-    found = []
+    totals = []
     for text in texts:
         rows = windows(model.tokenizer.encode(text), model.config.block_size)
         if has_bos_eos(model):
             rows = [answer_row(model, "", text, False)]
         scores = likelihoods(model, rows, has_bos_eos(model), maskings, batch_size, dtype)
-        found.append(sum(nats for nats, _ in scores))
-    return found
+        totals.append(sum(nats for nats, _ in scores))
+    return totals
 
 
 # ---- writing -----------------------------------------------------------------------------------
@@ -108,9 +109,9 @@ def generate_texts(
     batch_size: int = 64,
     dtype: str = "auto",
 ) -> list[str]:
-    """What the model writes behind each prompt: at most `length` tokens (0: what the block holds),
-    up to EOS and to the first of the texts `until`. options: None is greedy, and temperature 0
-    where there is no greedy order. Raises UserError for what does not fit the block."""
+    """The continuation of each prompt: at most `length` tokens (0: to the end of the block), up to
+    EOS and to the first of the texts `until`. options: None is greedy, or temperature 0 for
+    objectives without greedy options. Raises UserError for prompts longer than the block."""
     begun = [_prompt_canvas(model, prompt, length, chat) for prompt in prompts]
     if not begun:
         return []
@@ -134,14 +135,14 @@ def _before(text: str, until: Iterable[str]) -> str:
 
 
 def shortened(model: Model, prompt: str, room: int) -> str:
-    """The end of a prompt that leaves `room` tokens in the block; all of it if it can be."""
-    most = model.config.block_size - 2 * has_bos_eos(model) - room
+    """The end of a prompt that leaves `room` tokens in the block, or all of it if it fits."""
+    limit = model.config.block_size - 2 * has_bos_eos(model) - room
     ids = model.tokenizer.encode(prompt)
-    if len(ids) <= most:
+    if len(ids) <= limit:
         return prompt
-    for first in range(len(ids) - max(most, 0), len(ids)):
+    for first in range(len(ids) - max(limit, 0), len(ids)):
         text = model.tokenizer.decode(ids[first:])
-        if len(model.tokenizer.encode(text)) <= most:  # pieces may merge anew
+        if len(model.tokenizer.encode(text)) <= limit:  # pieces may merge anew
             return text
     return ""
 
@@ -150,8 +151,8 @@ def shortened(model: Model, prompt: str, room: int) -> str:
 
 
 def adapter(model: Model, cfg: "HarnessConfig") -> Any:
-    """The model as an lm_eval.api.model.LM. `shortened` on it counts the prompts that were cut from
-    the left, as the harness expects, because they did not fit the block."""
+    """The model as an lm_eval.api.model.LM. Its `shortened` counts the prompts that were cut from
+    the left, as the harness expects, to fit the block."""
     base = optional("lm_eval.api.model", "lm_eval").LM
     how = {"batch_size": cfg.batch_size, "dtype": cfg.dtype}
 
@@ -170,51 +171,51 @@ def adapter(model: Model, cfg: "HarnessConfig") -> Any:
         def loglikelihood(self, requests: list, disable_tqdm: bool = False) -> list:
             pairs = [request.args for request in requests]
             pairs = [(self.fit(p, len(model.tokenizer.encode(a)) + 1), a) for p, a in pairs]
-            found = loglikelihood(model, pairs, cfg.chat, cfg.maskings, **how)
-            return [(nats, bool(greedy)) for nats, greedy in found]
+            scores = loglikelihood(model, pairs, cfg.chat, cfg.maskings, **how)
+            return [(nats, bool(greedy)) for nats, greedy in scores]
 
         def loglikelihood_rolling(self, requests: list, disable_tqdm: bool = False) -> list:
             return rolling(model, [r.args[0] for r in requests], cfg.maskings, **how)
 
         def generate_until(self, requests: list, disable_tqdm: bool = False) -> list:
-            found = [""] * len(requests)
-            for told, places in _alike(request.args[1] for request in requests):
-                length, until, options = _told(model, dict(told))
-                asked = [self.fit(requests[i].args[0], length) for i in places]
-                told = {"options": options, "until": until, "chat": cfg.chat, "seed": cfg.seed}
-                texts = generate_texts(model, asked, length, **told, **how)
+            answers = [""] * len(requests)
+            for arguments, places in _alike(request.args[1] for request in requests):
+                length, until, options = _options(model, dict(arguments))
+                prompts = [self.fit(requests[i].args[0], length) for i in places]
+                shared = {"options": options, "until": until, "chat": cfg.chat, "seed": cfg.seed}
+                texts = generate_texts(model, prompts, length, **shared, **how)
                 for i, text in zip(places, texts, strict=True):
-                    found[i] = text
-            return found
+                    answers[i] = text
+            return answers
 
     return AnyOrder()
 
 
-def _alike(told: Iterable[dict]) -> list[tuple[tuple, list[int]]]:
-    """Settings of requests -> each different one, and the places of the requests that have it."""
-    found: dict[tuple, list[int]] = {}
-    for place, one in enumerate(told):
+def _alike(arguments: Iterable[dict]) -> list[tuple[tuple, list[int]]]:
+    """Arguments of requests -> each different one, with the indices of its requests."""
+    groups: dict[tuple, list[int]] = {}
+    for place, one in enumerate(arguments):
         plain = {k: tuple(v) if isinstance(v, list) else v for k, v in one.items()}
-        found.setdefault(tuple(sorted(plain.items())), []).append(place)
-    return [*found.items()]
+        groups.setdefault(tuple(sorted(plain.items())), []).append(place)
+    return [*groups.items()]
 
 
-def _told(model: Model, told: dict) -> tuple[int, tuple[str, ...], SampleOptions | None]:
-    """gen_kwargs of a task -> (tokens to write, what ends a text, how; None is greedy). At most
-    half of the block is written, so that a prompt has room. Raises UserError for other settings."""
-    until = told.pop("until", None) or ()
+def _options(model: Model, arguments: dict) -> tuple[int, tuple[str, ...], SampleOptions | None]:
+    """gen_kwargs of a task -> (tokens to write, stop texts, options; None is greedy). At most half
+    of the block is written, so that a prompt has room. Raises UserError for other settings."""
+    until = arguments.pop("until", None) or ()
     until = (until,) if isinstance(until, str) else tuple(until)
-    length = min(told.pop("max_gen_toks", LENGTH), max(1, model.config.block_size // 2))
-    drawn = told.pop("do_sample", told.get("temperature", 0.0) > 0)
-    shape = {k: told.pop(k) for k in ("temperature", "top_k", "top_p") if k in told}
-    if told:
-        raise UserError(f"a task asks for {', '.join(told)}, which this project does not know")
+    length = min(arguments.pop("max_gen_toks", LENGTH), max(1, model.config.block_size // 2))
+    drawn = arguments.pop("do_sample", arguments.get("temperature", 0.0) > 0)
+    shape = {k: arguments.pop(k) for k in ("temperature", "top_k", "top_p") if k in arguments}
+    if arguments:
+        raise UserError(f"a task asks for {', '.join(arguments)}, which this project does not know")
     return length, until, SampleOptions(**shape) if drawn else None
 
 
 @dataclass(frozen=True)
 class HarnessConfig:
-    """Everything that `analysis/harness.py` can be told."""
+    """The options of `analysis/harness.py`."""
 
     ckpt: str = "out/palindrome/ckpt.pt"  # a ckpt.pt, a folder with safetensors, or a hub id
     tasks: str = ""  # of lm-eval, commas between them
@@ -241,18 +242,18 @@ class HarnessConfig:
 
 
 def describe(results: dict[str, dict[str, Any]]) -> str:
-    """A line for each task: its numbers, each with its standard error where it has one."""
+    """A line for each task: its numbers, with standard errors where it has them."""
     lines = []
     for task, values in results.items():
-        told = []
+        text_lines = []
         for key, value in values.items():
             name, _, kind = key.partition(",")
             if not kind or not isinstance(value, int | float) or "_stderr" in name:
                 continue
             error = values.get(f"{name}_stderr,{kind}")
             plus = f" +- {error:.4f}" if isinstance(error, float) else ""
-            told.append(f"{name} {value:.4f}{plus}")
-        lines.append(f"{task}: {', '.join(told)}")
+            text_lines.append(f"{name} {value:.4f}{plus}")
+        lines.append(f"{task}: {', '.join(text_lines)}")
     return "\n".join(lines)
 
 
@@ -263,18 +264,18 @@ def main(argv: list[str]) -> None:
     model = uncropped(checkpoint.load(cfg.ckpt, pick_device(cfg.device), cfg.use_ema))
     lm = adapter(model, cfg)
     tasks = [name.strip() for name in cfg.tasks.split(",") if name.strip()]
-    told = {"num_fewshot": cfg.num_fewshot, "limit": cfg.limit or None}
-    told["task_manager"] = manager(include_path=cfg.include_path or None)
+    limits = {"num_fewshot": cfg.num_fewshot, "limit": cfg.limit or None}
+    limits["task_manager"] = manager(include_path=cfg.include_path or None)
     try:
-        found = lm_eval.simple_evaluate(model=lm, tasks=tasks, **told)["results"]
+        results = lm_eval.simple_evaluate(model=lm, tasks=tasks, **limits)["results"]
     except (OSError, KeyError, ValueError) as e:  # an unknown task, a hub out of reach
         raise UserError(f"tasks={cfg.tasks}: {type(e).__name__}: {e}"[:300]) from e
-    print(describe(found))
+    print(describe(results))
     print(f"  (likelihoods: {meaning(model, cfg.maskings)}; texts: greedy unless a task says)")
     if lm.shortened:
         print(f"warning: {lm.shortened} prompts were cut from the left", file=sys.stderr)
     if cfg.json:
-        save_json({"config": vars(cfg), "step": model.step, "results": found}, Path(cfg.json))
+        save_json({"config": vars(cfg), "step": model.step, "results": results}, Path(cfg.json))
 
 
 if __name__ == "__main__":

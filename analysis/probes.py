@@ -31,7 +31,7 @@ LEAST = 1e-12  # of a probability: that of a score may be 0
 
 
 class Guesses(NamedTuple):
-    """What was guessed at some level, all (R,) float64 on the CPU."""
+    """Predictions at some level, all (R,) float64 on the CPU."""
 
     nats: Tensor
     right: Tensor
@@ -47,19 +47,19 @@ class Point(NamedTuple):
 
 def judge_logits(model: Model, h: Tensor, target: Tensor, banned: Any) -> tuple[Tensor, Tensor]:
     """Features (R, C) and the true tokens (R,) -> nats (R,), and is it the best token (R,)?"""
-    found = [torch.zeros(2, 0, dtype=torch.float64)]
+    parts = [torch.zeros(2, 0, dtype=torch.float64)]
     for part in chunks(len(h), len(model.net.head.weight), h.device):
         z = model.net.logits(h[part]).double()
         z[:, banned] = -torch.inf
         wanted = target[part].to(z.device)
         cost = -z.log_softmax(1).gather(1, wanted[:, None])[:, 0]
-        found.append(torch.stack([cost, (z.argmax(1) == wanted).double()]).cpu())
-    nats, right = torch.cat(found, 1)
+        parts.append(torch.stack([cost, (z.argmax(1) == wanted).double()]).cpu())
+    nats, right = torch.cat(parts, 1)
     return nats, right
 
 
 def levels_of(rows: int, i: int, rng: torch.Generator) -> Tensor:
-    """(rows,) float64, even in the part number i of LEVELS."""
+    """(rows,) float64, evenly spaced in interval `i` of LEVELS."""
     return (i + torch.rand(rows, generator=rng, dtype=torch.float64)) / LEVELS
 
 
@@ -73,12 +73,12 @@ def probe_masked(model: Model, batch: Batch, i: int, rng: torch.Generator) -> Gu
     masked, k, share = mask_k_tokens(written, levels_of(len(batch.ids), i, rng), rng)
     noisy = o.noisy(batch, masked, torch.ones(len(k)), -torch.log1p(-share))
     h, row, col = o.features(model.net, noisy)
-    found = judge_logits(model, h, batch.ids[row, col], o.mask_id)
-    return Guesses(*found, (k / written.sum(1).clamp(min=1))[row].double())
+    nats_right = judge_logits(model, h, batch.ids[row, col], o.mask_id)
+    return Guesses(*nats_right, (k / written.sum(1).clamp(min=1))[row].double())
 
 
 def probe_scores(model: Model, batch: Batch, i: int, rng: torch.Generator) -> Guesses:
-    """Of a score, the distribution of the token without noise that it implies (Tweedie's rule)."""
+    """For scores: the distribution of the clean token that they imply (Tweedie's rule)."""
     o: ScoreEntropy = model.objective
     x0, written, level = batch.ids, ~batch.prompt_mask, levels_of(len(batch.ids), i, rng)
     if o.graph.absorbing:
@@ -98,8 +98,8 @@ def probe_scores(model: Model, batch: Batch, i: int, rng: torch.Generator) -> Gu
         score = o.log_score(model.net, h[part], x, s).double().exp()
         p = denoise_weights(o.graph, x, score, s).clamp(min=0)
         wanted = x0[row, col][part].to(h.device)
-        own = p.gather(1, wanted[:, None])[:, 0] / p.sum(1).clamp(min=LEAST)
-        nats.append(-own.clamp(min=LEAST).log().cpu())
+        p_x0 = p.gather(1, wanted[:, None])[:, 0] / p.sum(1).clamp(min=LEAST)
+        nats.append(-p_x0.clamp(min=LEAST).log().cpu())
         right.append((p.argmax(1) == wanted).double().cpu())
     return Guesses(torch.cat(nats), torch.cat(right), level[row].double())
 
@@ -110,23 +110,23 @@ def probe_insertion(model: Model, batch: Batch, i: int, rng: torch.Generator) ->
     L = droppable.sum(1)
     n = 1 + (levels_of(len(ids), i, rng) * L).long().clamp(max=(L - 1).clamp(min=0))
     rows = drop_tokens(ids, droppable, length, pick(droppable, n, rng), o.pad_id)
-    time, told = None, None
+    time, level = None, None
     if isinstance(o, IDLM):  # when so many are missing on average
         ends = o.noise.total(torch.tensor([o.noise.t_min, 1.0], dtype=torch.float64))
         time = o.noise.time_of(n.double().clamp(float(ends[0]), float(ends[1])))
-        told = o.condition(model.net, time)
-    _, h, number = o.gap_features(model.net, rows, told, rows.gaps)
+        level = o.condition(model.net, time)
+    _, h, number = o.gap_features(model.net, rows, level, rows.gaps)
     if isinstance(o, InsertionTransformer):
         return guesses_by_gap(model, rows, h, number)
-    some = L > 0
-    cost = o.mean_missing(model.net, rows, told)[0] - n.double().log()
+    kept = L > 0
+    cost = o.mean_missing(model.net, rows, level)[0] - n.double().log()
     right = best_is_missing(model, rows, h)
-    return Guesses(cost[some], right[some], (n / L.clamp(min=1)).double()[some])
+    return Guesses(cost[kept], right[kept], (n / L.clamp(min=1)).double()[kept])
 
 
 def best_is_missing(model: Model, rows: Any, h: Tensor) -> Tensor:
-    """(B,) float64: is the most probable pair of gap and token, of the open gaps with features
-    (G, C), one of those that are missing?"""
+    """(B,) float64: is the most probable pair of gap and token, over the editable gaps with
+    features (G, C), one of the missing ones?"""
     best, token = [torch.zeros(0, dtype=torch.float64)], [torch.zeros(0, dtype=torch.int64)]
     for part in chunks(len(h), len(model.net.head.weight), h.device):
         z = model.net.logits(h[part]).double()
@@ -140,15 +140,15 @@ def best_is_missing(model: Model, rows: Any, h: Tensor) -> Tensor:
     tokens = torch.zeros(rows.gaps.shape, dtype=torch.int64)
     tokens[rows.gaps] = token
     col = table.argmax(1)
-    found = zip(
+    pairs = zip(
         range(len(col)), col.tolist(), tokens.gather(1, col[:, None])[:, 0].tolist(), strict=True
     )
     missing = set(zip(rows.row.tolist(), rows.col.tolist(), rows.token.tolist(), strict=True))
-    return torch.tensor([one in missing for one in found], dtype=torch.float64)
+    return torch.tensor([one in missing for one in pairs], dtype=torch.float64)
 
 
 def guesses_by_gap(model: Model, rows: Any, h: Tensor, number: Tensor) -> Guesses:
-    """Of the Insertion Transformer, a guess for each open gap: a missing token, or EOS for none."""
+    """Insertion Transformer: a prediction for each editable gap, a missing token or EOS."""
     at, token, weight = model.objective.targets(rows, rows.gaps, number)
     z = model.net.logits(h).double().cpu().log_softmax(1)
     nats = torch.zeros(len(z), dtype=torch.float64).index_add_(0, at, -weight * z[at, token])
@@ -163,12 +163,12 @@ def probe_flex(model: Model, batch: Batch, i: int, rng: torch.Generator) -> Gues
     rows, left = o.with_eos(batch), levels_of(len(batch.ids), i, rng).clamp(min=1e-6)
     x = noised(rows, *o.times(rows, rng), 1 - left, o.mask_id, o.pad_id)
     h, _ = o.scored_features(model.net, x, 1 - left)
-    found = judge_logits(model, h, x.target[x.masked], o.never)
-    return Guesses(*found, left[x.masked.nonzero()[:, 0]])
+    nats_right = judge_logits(model, h, x.target[x.masked], o.never)
+    return Guesses(*nats_right, left[x.masked.nonzero()[:, 0]])
 
 
 def probe_places(model: Model, batch: Batch, i: int, rng: torch.Generator) -> Guesses:
-    """All places in one pass, which is that of the first level; the others have none."""
+    """All positions in one pass, done at the first level only."""
     o: Ordered = model.objective
     read = o.corrupt(batch, None)
     h, row = o.features(model.net, read)
@@ -189,7 +189,7 @@ PROBES: tuple[tuple[type[Objective], Callable, str], ...] = (
 
 
 def axis(objective: Objective) -> str | None:
-    """What a level is; None for an objective that no probe is known for."""
+    """Label of the level; None for an objective without a probe."""
     if isinstance(objective, BlockDiffusion):
         return "share of the written tokens of a block that are masked"
     return next((name for kind, _, name in PROBES if isinstance(objective, kind)), None)
@@ -200,12 +200,12 @@ def by_level(model: Model, batches: Iterable[Batch]) -> list[Point]:
     """Points in the order of their levels, LEVELS at most."""
     probe = next(call for kind, call, _ in PROBES if isinstance(model.objective, kind))
     places = isinstance(model.objective, Ordered)
-    found = [
+    groups = [
         probe(model, batch, i, generator(PROBE, number, i))
         for number, batch in enumerate(batches)
         for i in range(1 if places else LEVELS)
     ]
-    every = Guesses(*map(torch.cat, zip(*found, strict=True)))
+    every = Guesses(*map(torch.cat, zip(*groups, strict=True)))
     if not len(every.level):
         return []
     width = max(1, -(-int(every.level.max()) // LEVELS)) if places else 1 / LEVELS

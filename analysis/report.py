@@ -48,7 +48,7 @@ PROBED = 500  # rows that are destroyed to each level
 
 @dataclass
 class Page:
-    """What is written, and what about."""
+    """The page being written, and the model that it is about."""
 
     cfg: EvaluateConfig
     model: Model
@@ -76,8 +76,8 @@ class Page:
 
 
 def write(cfg: EvaluateConfig, origins: dict[str, str], device: torch.device) -> dict[str, Any]:
-    """The report of cfg.ckpt in the new folder cfg.report; its numbers. Raises UserError, and then
-    nothing is left there."""
+    """Write the report of cfg.ckpt to the new folder cfg.report -> its numbers. Raises UserError,
+    and then the folder does not exist."""
     optional("matplotlib").use("Agg")  # files only: no window, no display needed
     plot = optional("matplotlib.pyplot", "matplotlib")
     model, corpus = opened(cfg.ckpt, cfg, device)
@@ -119,16 +119,16 @@ def likelihood(page: Page) -> None:
     if not page.model.objective.bounded or not page.cfg.rows:
         page.say("No bound on the likelihood is known for this objective, or --rows=0.")
         return
-    found = page.numbers["bound"] = bound(page.cfg, page.model, page.corpus)
-    page.say(describe_bound(found, page.cfg).replace("\n", " "))
+    result = page.numbers["bound"] = bound(page.cfg, page.model, page.corpus)
+    page.say(describe_bound(result, page.cfg).replace("\n", " "))
 
 
 def training(page: Page) -> None:
     page.say("## Training")
     path = Path(page.cfg.ckpt)
-    told = log_lines((path if path.is_dir() else path.parent) / "log.jsonl")
+    records = log_lines((path if path.is_dir() else path.parent) / "log.jsonl")
     every = {
-        name: [(one["step"], one[key]) for one in told if key in one]
+        name: [(one["step"], one[key]) for one in records if key in one]
         for name, key in (("training loss", "loss"), ("validation", "val_bound"))
     }
     page.numbers["training"] = every
@@ -165,8 +165,8 @@ def levels(page: Page) -> None:
         return lambda axes: axes.plot(xs, ys, "o-", ms=4)
 
     page.figure("loss.png", f"Nats against {name}", curve("nats"), xlabel=name, ylabel="nats")
-    told = {"xlabel": name, "ylabel": "best token right, %"}
-    page.figure("accuracy.png", f"Right guesses against {name}", curve("right", 100), **told)
+    labels = {"xlabel": name, "ylabel": "best token right, %"}
+    page.figure("accuracy.png", f"Right guesses against {name}", curve("right", 100), **labels)
     page.say(*table([name, "nats", "best token right", "guesses"], [*map(level_row, points)]))
     page.say(
         f"Of {few.rows:,} rows at most, each destroyed anew at each level; nats per lost token "
@@ -189,8 +189,8 @@ def noise(page: Page) -> None:
         return
     every = []
     for n in T_SAMPLES:
-        some = dataclasses.replace(page.cfg, t_samples=n, discrete_steps=0)
-        every.append(bound(some, page.model, page.corpus))
+        cfg = dataclasses.replace(page.cfg, t_samples=n, discrete_steps=0)
+        every.append(bound(cfg, page.model, page.corpus))
     page.numbers["by_t_samples"] = every
     ys, errors = ([one[f"nats_per_token{k}"] for one in every] for k in ("", "_error"))
 
@@ -216,13 +216,13 @@ def cost(page: Page) -> None:
     if not n:
         page.say("--samples=0: none were made.")
         return
-    told = CurveConfig(samples=n, every=True, dtype=page.cfg.dtype, device=page.cfg.device)
-    found = page.numbers["nfe"] = curves(told, page.model, page.corpus)
-    draw(found, str(page.folder / "calls.png"))
+    cfg = CurveConfig(samples=n, every=True, dtype=page.cfg.dtype, device=page.cfg.device)
+    results = page.numbers["nfe"] = curves(cfg, page.model, page.corpus)
+    draw(results, str(page.folder / "calls.png"))
     page.say("![Exact answers against network calls](calls.png)")
     rows = [
         [name, f"{setting:g}", f"{nfe:.2f}", f"{share:.1%}"]
-        for name, points in found.items()
+        for name, points in results.items()
         for setting, nfe, share in points
     ]
     page.say(*table(["way to write", "setting", "network calls", "exact"], rows))
@@ -237,7 +237,7 @@ def gallery(page: Page) -> None:
         page.say("None here: of patches, `evaluate.py` without --report writes some.")
         return
     texts = sampled(dataclasses.replace(cfg, samples=GALLERY), model, page.corpus, cfg.split, 0)
-    decode, asked = (
+    decode, prompts = (
         model.tokenizer.decode,
         model.meta.get("task")
         in (
@@ -245,21 +245,21 @@ def gallery(page: Page) -> None:
             *PUZZLES,
         ),
     )
-    for prompt, found, wanted in zip(*texts[:3], strict=False):
-        lines = [f"written  {decode(found)}"]
-        if asked:
+    for prompt, sample, wanted in zip(*texts[:3], strict=False):
+        lines = [f"written  {decode(sample)}"]
+        if prompts:
             lines = [f"given    {decode(prompt)}", *lines, f"wanted   {decode(wanted)}"]
         page.say("````text", *lines, "````")
     for name, ids in (("samples", texts.found), ("corpus", texts.wanted)):
-        told = judged(ids, model.tokenizer, page.judge)
-        page.numbers.setdefault("samples", {})[name] = told
-        page.say(describe_judged(told, name, page.judge).replace("\n ", ";"))
-    found = page.numbers["quality"] = quality(cfg, model, page.corpus)
-    if found["score"] is not None:
+        quality_of = judged(ids, model.tokenizer, page.judge)
+        page.numbers.setdefault("samples", {})[name] = quality_of
+        page.say(describe_judged(quality_of, name, page.judge).replace("\n ", ";"))
+    sample = page.numbers["quality"] = quality(cfg, model, page.corpus)
+    if sample["score"] is not None:
         page.say(
-            f"{found['measure']}: {found['score']:.1%} +- {found['score_error']:.1%} of "
-            f"{found['samples']:,} samples, {found['nfe']:.1f} network calls and "
-            f"{found['tokens_per_second']:,.0f} tokens/s."
+            f"{sample['measure']}: {sample['score']:.1%} +- {sample['score_error']:.1%} of "
+            f"{sample['samples']:,} samples, {sample['nfe']:.1f} network calls and "
+            f"{sample['tokens_per_second']:,.0f} tokens/s."
         )
     page.say(", ".join(f"{k}={v}" for k, v in settings(cfg, model).items()))
 
@@ -280,8 +280,8 @@ def reproduce(page: Page) -> None:
         "device": str(next(page.model.net.parameters()).device),
         "threads": torch.get_num_threads(),
         **{
-            f"corpus {name} crc32": told["crc32"]
-            for name, told in page.corpus.meta["files"].items()
+            f"corpus {name} crc32": recorded["crc32"]
+            for name, recorded in page.corpus.meta["files"].items()
         },
     }
     parts = {

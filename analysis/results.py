@@ -54,7 +54,7 @@ TRIAL = 30  # steps of the run that tells how long a step takes
 
 @dataclass(frozen=True)
 class ResultsConfig:
-    """Everything that `analysis/results.py` can be told."""
+    """The options of `analysis/results.py`."""
 
     dataset: str = "star_tiny"  # star_tiny | star_small | prose_rows
     rows: str = ""  # names of rows with semicolons between them; empty: all
@@ -74,22 +74,22 @@ class ResultsConfig:
         for key in ("seconds", "samples"):
             require(self, key, getattr(self, key) >= 0, "at least 0")
         require(self, "dataset", self.dataset in DATASETS, "one of " + ", ".join(DATASETS))
-        known = "names of " + "; ".join(ROWS)
-        require(self, "rows", all(name in ROWS for name in names(self)), known)
+        choices = "names of " + "; ".join(ROWS)
+        require(self, "rows", all(name in ROWS for name in names(self)), choices)
         require(self, "table", Path(self.table).parent.is_dir(), "a file in a folder that exists")
 
 
 def names(cfg: ResultsConfig) -> list[str]:
-    found = [name.strip() for name in cfg.rows.split(";") if name.strip()]
-    return found or list(ROWS)
+    chosen = [name.strip() for name in cfg.rows.split(";") if name.strip()]
+    return chosen or list(ROWS)
 
 
 def command(cfg: ResultsConfig, name: str, steps: int, out: Path) -> str:
-    """The run of a row; evaluated at its end alone."""
+    """The options of train.py for a row; evaluated at its end only."""
     config, _ = DATASETS[cfg.dataset]
-    told = f"--data_dir={shlex.quote(cfg.data_dir)} --out_dir={shlex.quote(str(out))} --demo= "
-    told += f"--max_iters={steps} --eval_interval={steps} --threads={cfg.threads} "
-    return f"train.py {config} {ROWS[name]} {told}{cfg.flags}".strip()
+    options = f"--data_dir={shlex.quote(cfg.data_dir)} --out_dir={shlex.quote(str(out))} --demo= "
+    options += f"--max_iters={steps} --eval_interval={steps} --threads={cfg.threads} "
+    return f"train.py {config} {ROWS[name]} {options}{cfg.flags}".strip()
 
 
 def folder_of(cfg: ResultsConfig, name: str, steps: int) -> Path:
@@ -97,13 +97,14 @@ def folder_of(cfg: ResultsConfig, name: str, steps: int) -> Path:
 
 
 def tokens_per_step(model: checkpoint.Model) -> int:
-    """As the log counts them."""
+    """Tokens of a step as in the log."""
     cfg = model.config
     return cfg.batch_size * cfg.gradient_accumulation_steps * cfg.block_size
 
 
 def steps_for(cfg: ResultsConfig, name: str) -> int:
-    """--iters, or how many steps fit into --seconds by the last third of a short run."""
+    """--iters, or the number of steps that fit into --seconds at the speed of the last third of a
+    short run."""
     if not cfg.seconds:
         return cfg.iters
     out = folder_of(cfg, name, TRIAL)
@@ -114,7 +115,7 @@ def steps_for(cfg: ResultsConfig, name: str) -> int:
 
 
 def row(cfg: ResultsConfig, name: str) -> dict[str, Any]:
-    """Train, unless that is done, and measure."""
+    """Train, unless the run is complete, and measure."""
     steps = steps_for(cfg, name)
     out = folder_of(cfg, name, steps)
     if not (out / "ckpt.pt").is_file():
@@ -122,16 +123,16 @@ def row(cfg: ResultsConfig, name: str) -> dict[str, Any]:
     model = uncropped(checkpoint.load(str(out / "ckpt.pt"), pick_device("cpu")))
     if model.step != steps:
         raise UserError(f"{out}: step {model.step} of {steps}; remove the folder to train it anew")
-    told = EvaluateConfig(samples=cfg.samples, rows=cfg.val_rows, device="cpu")
+    eval_cfg = EvaluateConfig(samples=cfg.samples, rows=cfg.val_rows, device="cpu")
     corpus = Corpus(f"{cfg.data_dir}/{cfg.dataset}")
-    found = measure(told, {}, name, model, corpus)
+    result = measure(eval_cfg, {}, name, model, corpus)
     last = [one for one in log_lines(out / "log.jsonl") if "tokens_per_s" in one]
     each = tokens_per_step(model) / last[-1]["tokens_per_s"] if last else None
-    return {**found, "seconds": steps * each if last else None}
+    return {**result, "seconds": steps * each if last else None}
 
 
 def section(cfg: ResultsConfig, rows: list[dict[str, Any]]) -> str:
-    """The part of the file that is about this corpus."""
+    """The Markdown section about this corpus."""
     changed = [
         f"--{key}={shlex.quote(str(getattr(cfg, key)))}"
         for key in ("dataset", "iters", "seconds", "samples", "val_rows", "rows", "flags")
@@ -158,8 +159,7 @@ def section(cfg: ResultsConfig, rows: list[dict[str, Any]]) -> str:
 
 
 def put(text: str, path: Path, dataset: str) -> None:
-    """Write the part about a dataset in its place in the file, or at its end; whole or not at
-    all."""
+    """Replace the section of a dataset in the file, or append it, atomically."""
     old = path.read_text(encoding="utf-8") if path.is_file() else "# Results\n\n"
     part = re.compile(rf"^## {re.escape(dataset)}:.*?(?=^## |\Z)", re.M | re.S)
     there = part.search(old) is not None

@@ -71,7 +71,7 @@ TARGETS = {  # what --gate asks of a ratio
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """Everything that `bench/speed.py` can be told."""
+    """The options of `bench/speed.py`."""
 
     rows: str = ",".join(KINDS)  # kinds of rows
     shapes: str = "demo,palindrome,gpt2,ilm"  # networks; also palindrome768, gpt2_768 and tiny
@@ -87,9 +87,9 @@ class BenchConfig:
     profile: str = ""  # file that gets a chrome trace of our training step, before the rows
 
     def __post_init__(self):
-        for key, known in (("rows", KINDS), ("shapes", SHAPES)):
-            rule = "a comma-separated choice of " + ", ".join(known)
-            require(self, key, set(getattr(self, key).split(",")) <= set(known), rule)
+        for key, choices in (("rows", KINDS), ("shapes", SHAPES)):
+            rule = "a comma-separated choice of " + ", ".join(choices)
+            require(self, key, set(getattr(self, key).split(",")) <= set(choices), rule)
         require(self, "dropout", 0 <= self.dropout < 1, "at least 0 and below 1")
 
 
@@ -97,7 +97,8 @@ FORMS = {"analytic": ("sedd", Textbook.analytic), "ancestral": ("mdlm", Textbook
 
 
 class Ours:
-    """Network, objective and a random batch. Zeros become N(0, fill^2): no gate hides any work."""
+    """Network, objective and a random batch. Zero weights become N(0, fill^2), so that no gate
+    skips work."""
 
     def __init__(self, cfg: BenchConfig, shape: Shape, form: str, dtype="float32", fill=0.02):
         values = {k: v for k, v in shape._asdict().items() if k != "vocab"}
@@ -168,12 +169,12 @@ def seconds(call: Callable[[], Any], times: int = 1) -> tuple[float, float]:
 
 
 def nominal(device: torch.device) -> dict[str, Any]:
-    """What the maker of a GPU promises of dense bfloat16, FLOP/s; of a CPU, nothing."""
+    """Name of a GPU, and its dense bfloat16 FLOP/s by its data sheet; {} for a CPU."""
     if device.type != "cuda":
         return {}
     name = torch.cuda.get_device_name(device)
-    known = [rate for kind, rate in NOMINAL.items() if kind in name]
-    return {"gpu": name, "nominal": known[0]} if known else {"gpu": name}
+    rates = [rate for kind, rate in NOMINAL.items() if kind in name]
+    return {"gpu": name, "nominal": rates[0]} if rates else {"gpu": name}
 
 
 def one_step(folder: str) -> list[str]:
@@ -182,25 +183,26 @@ def one_step(folder: str) -> list[str]:
     with CorpusWriter(Path(folder, "tiny"), tokenizer, task="text", source="bench") as out:
         for split in ("train", "val"):
             out.row(split, [tokenizer.specials["bos"], *tokenizer.encode("abba")], prompt=1)
-    told = {"data_dir": folder, "dataset": "tiny", "out_dir": f"{folder}/run", "max_iters": 1}
-    told |= {"block_size": 8, "n_layer": 2, "n_head": 2, "n_embd": 32, "batch_size": 4}
-    return [f"--{k}={v}" for k, v in {**told, "eval_iters": 1, "demo": ""}.items()]
+    options = {"data_dir": folder, "dataset": "tiny", "out_dir": f"{folder}/run", "max_iters": 1}
+    options |= {"block_size": 8, "n_layer": 2, "n_head": 2, "n_embd": 32, "batch_size": 4}
+    return [f"--{k}={v}" for k, v in {**options, "eval_iters": 1, "demo": ""}.items()]
 
 
 def resident(key: str, cuda: Callable[[], int]) -> int:
-    """Bytes. Of /proc on a CPU, for getrusage counts what our parent had when it started us."""
+    """Resident bytes: of /proc on a CPU, as getrusage includes the parent's memory at our start."""
     if torch.cuda.is_initialized():
         return cuda()
     return 1024 * int(Path("/proc/self/status").read_text().split(key)[1].split()[0])
 
 
 class Rows(NamedTuple):
-    """A method per kind: shape and the words of the variant -> what the row tells."""
+    """A method per kind: shape and variant -> the numbers of the row."""
 
     cfg: BenchConfig
 
     def duel(self, ours: Callable, theirs: Callable, share: float = 1) -> dict[str, Any]:
-        """Two warm-ups of each side, then turns; a call of `theirs` does `share` of the work."""
+        """Two warm-up calls of each side, then alternating calls; a call of `theirs` does `share`
+        of the work."""
         sides, turn = ((ours, 1.0), (theirs, share)), 0.02 if self.cfg.quick else 0.3
         first, wall, cpu = [seconds(side)[0] / part for side, part in sides], ([], []), ([], [])
         times = [math.ceil(turn / seconds(side)[0]) for side, _ in sides]
@@ -210,14 +212,14 @@ class Rows(NamedTuple):
                 w, c = seconds(side, times[i])
                 wall[i].append(w / part)
                 cpu[i].append(c / part)
-        found = {"rounds": len(wall[0]), "ratio": median(wall[1]) / median(wall[0])}
-        found |= {"ratio_min": min(wall[1]) / min(wall[0]), "ratio_cpu": sum(cpu[1]) / sum(cpu[0])}
+        result = {"rounds": len(wall[0]), "ratio": median(wall[1]) / median(wall[0])}
+        result |= {"ratio_min": min(wall[1]) / min(wall[0]), "ratio_cpu": sum(cpu[1]) / sum(cpu[0])}
         for name, w, s in zip(("ours", "textbook"), wall, first, strict=True):
-            found |= {f"{name}_s": median(w), f"{name}_min_s": min(w), f"{name}_first_s": s}
-        return {**found, "noisy": max(max(w) / min(w) for w in wall) > 2}
+            result |= {f"{name}_s": median(w), f"{name}_min_s": min(w), f"{name}_first_s": s}
+        return {**result, "noisy": max(max(w) / min(w) for w in wall) > 2}
 
     def machine(self, name: str, dtype: str) -> dict[str, Any]:
-        """What the machine can do: matrix products (100 % of mfu), bytes copied, random numbers."""
+        """Speed of the machine: matrix products (100 % of mfu), bytes copied, random numbers."""
         device, threads = pick_device(self.cfg.device), torch.get_num_threads()
         x = torch.ones(1 << (22 if self.cfg.quick else 25), device=device)
         jobs = partial(torch.empty_like(x).copy_, x), partial(torch.rand_like, x)
@@ -227,7 +229,8 @@ class Rows(NamedTuple):
         return {"threads": threads, **rates, **nominal(device)}
 
     def equality(self, name: str, form: str) -> dict[str, Any]:
-        """Loss and gradients, relative to the largest; or for a sampler, the law of its texts."""
+        """Loss and gradients, relative to the largest; or for a sampler, the distribution of its
+        texts."""
         if form in FORMS:
             return self.law(form)
         ours = Ours(self.cfg, SHAPES[name], form)
@@ -244,7 +247,8 @@ class Rows(NamedTuple):
         return {"equal": max(loss, gradient) <= TOLERANCE, "loss": loss, "gradient": gradient}
 
     def law(self, sampler: str) -> dict[str, Any]:
-        """20,000 short texts from each: chi-square, rare ones as one, within five deviations."""
+        """20,000 short texts from each sampler: chi-square, rare texts as one class, within five
+        deviations."""
         form, walk = FORMS[sampler]
         ours = Ours(self.cfg, Shape(6, 3, 16, 1, 2, 1, form == "sedd"), form, fill=0.3)
         rngs = [generator(self.cfg.seed, side, device=ours.device) for side in range(2)]
@@ -259,7 +263,7 @@ class Rows(NamedTuple):
 
     def start(self, name: str, what: str) -> dict[str, Any]:
         """Seconds of a new process: torch alone, the help of train.py, or its run of one step."""
-        script, found = str(ROOT / "train.py"), []
+        script, times = str(ROOT / "train.py"), []
         with tempfile.TemporaryDirectory() as folder:
             words = {"torch": ["-c", "import torch"], "help": [script, "-h"]}
             words["step"] = [script, *one_step(folder), f"--device={self.cfg.device}"]
@@ -268,8 +272,8 @@ class Rows(NamedTuple):
                 clock, before = time.perf_counter(), sum(os.times()[2:4])
                 command = [sys.executable, *words[what], *more]
                 subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-                found.append((time.perf_counter() - clock, sum(os.times()[2:4]) - before))
-        wall, cpu = map(median, zip(*found, strict=True))
+                times.append((time.perf_counter() - clock, sum(os.times()[2:4]) - before))
+        wall, cpu = map(median, zip(*times, strict=True))
         return {"seconds": wall, "cpu_s": cpu}
 
     def loss(self, name: str, form: str, dtype: str) -> dict[str, Any]:
@@ -295,37 +299,39 @@ class Rows(NamedTuple):
         ours = Ours(self.cfg, SHAPES[name], form, dtype)
         book = textbook(ours)
         book.dropout = self.cfg.dropout
-        found = self.duel(ours.training(), book.step)
-        rate = ours.x0.numel() / found["ours_s"]
+        result = self.duel(ours.training(), book.step)
+        rate = ours.x0.numel() / result["ours_s"]
         flops = rate * ours.net.flops_per_token(ours.config.block_size)
-        found |= {"tokens_per_s": rate, "mfu": flops / gemm_peak(ours.device, dtype)}
+        result |= {"tokens_per_s": rate, "mfu": flops / gemm_peak(ours.device, dtype)}
         promised = nominal(ours.device).get("nominal")
         more = {"mfu_nominal": flops / promised} if promised and dtype == "bfloat16" else {}
-        return found | more
+        return result | more
 
     def sample(self, name: str, sampler: str, steps: str, dtype: str) -> dict[str, Any]:
-        """Every step costs the textbook the same: only four are timed. Counters are per sample."""
+        """Every step costs the textbook the same, so only four are timed. Counters are per
+        sample."""
         shape, (form, walk), steps = SHAPES[name], FORMS[sampler], int(steps)
         ours = Ours(self.cfg, shape._replace(time_input=form == "sedd"), form, dtype)
         rng, rows = generator(0, device=ours.device), 4 if name == "gpt2" else shape.batch_size
         start = torch.full((rows, shape.block_size), shape.vocab - 1, device=ours.device)
         book, timed = Textbook(ours), min(steps + 1, 4)
         call = partial(ours.sampling, sampler, steps, rows, rng)
-        found = self.duel(
+        result = self.duel(
             call,
             lambda: deque(islice(walk(book, start, steps, rng), timed), 0),
             timed / (steps + 1),
         )
-        found |= {k: v / rows for k, v in ours.counted(call).items()}
-        return {**found, "textbook_logit_rows": (steps + 1) * shape.block_size}
+        result |= {k: v / rows for k, v in ours.counted(call).items()}
+        return {**result, "textbook_logit_rows": (steps + 1) * shape.block_size}
 
     def memory(self, name: str, form: str) -> dict[str, Any]:
-        """Most memory in two training steps above the built network, each in a new process."""
-        found = {}
+        """Peak memory of two training steps above that of the built network, each in a new
+        process."""
+        result = {}
         for side in ("ours", "textbook"):
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-                found[f"{side}_bytes"] = pool.submit(self.needed, name, form, side).result()
-        return {"ratio": found["textbook_bytes"] / found["ours_bytes"], **found}
+                result[f"{side}_bytes"] = pool.submit(self.needed, name, form, side).result()
+        return {"ratio": result["textbook_bytes"] / result["ours_bytes"], **result}
 
     def needed(self, name: str, form: str, side: str) -> int:
         Ours(self.cfg, SHAPES["tiny"], form).training()()  # loads libraries
@@ -386,15 +392,15 @@ def main(argv: list[str]) -> None:
         for kind, name, variant in plan(cfg):
             if kind not in ("machine", *cfg.rows.split(",")):
                 continue
-            found = {"skipped": "no bfloat16 units"}
+            result = {"skipped": "no bfloat16 units"}
             if fast or "bfloat16" not in variant:
-                found = getattr(Rows(cfg), kind)(name, *variant.split())
+                result = getattr(Rows(cfg), kind)(name, *variant.split())
             row = {"kind": kind, "shape": name, "variant": variant}
-            print(json.dumps(row | found), file=file, flush=True)
-            cells = (f"{k} {v:.4g}" if type(v) is float else f"{k} {v}" for k, v in found.items())
+            print(json.dumps(row | result), file=file, flush=True)
+            cells = (f"{k} {v:.4g}" if type(v) is float else f"{k} {v}" for k, v in result.items())
             print(f"{kind:<9}{name:<14}{variant:<20}" + "  ".join(cells), flush=True)
             target = TARGETS.get(f"{kind} {name}", {}).get(variant, 0.0)
-            if not found.get("equal", True) or (cfg.gate and found.get("ratio", target) < target):
+            if not result.get("equal", True) or (cfg.gate and result.get("ratio", target) < target):
                 bad.append(f"{kind} {name} {variant}")
     if bad:
         raise SystemExit("differs, or is too slow: " + "; ".join(bad))

@@ -174,7 +174,7 @@ class Textbook:
     def ddpm(self, x: Tensor, steps: int, rng: torch.Generator) -> Iterator[Tensor]:
         """MDLM's ancestral steps from x (B, L), all MASK; what is left takes its best token."""
         for now, then in pairwise((-torch.expm1(-NOISE.total(grid(steps)))).tolist()):
-            weights = self.log_p(x, x[:, 0]).exp() * (now - then)  # this network is not told time
+            weights = self.log_p(x, x[:, 0]).exp() * (now - then)  # this network has no time input
             weights[..., -1] = then
             x = torch.where(x == self.mask, self.draw(weights, rng), x)
             yield x

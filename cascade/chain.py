@@ -60,7 +60,7 @@ OTHERS = 16  # at most so many other prefixes for the overlap by chance
 
 @dataclass(frozen=True)
 class CascadeConfig(SamplerConfig):
-    """Everything that `sample.py --cascade` can be told."""
+    """The options of `sample.py --cascade`."""
 
     cascade: str = ""  # the stages, with commas between them
     num_samples: int = 32  # how many
@@ -94,7 +94,7 @@ class Stage(NamedTuple):
 
 
 def open_stage(path: str, number: int, cfg: CascadeConfig) -> Stage:
-    """Load stage `number`, from 1; raises UserError if it is another one, or none."""
+    """Load stage `number`, from 1. Raises UserError for a model of another stage, or of none."""
     folder = Path(path)
     file = str(folder / "ckpt.pt") if (folder / "ckpt.pt").is_file() else path
     model = checkpoint.load(file, pick_device(cfg.device), cfg.use_ema)
@@ -107,7 +107,7 @@ def open_stage(path: str, number: int, cfg: CascadeConfig) -> Stage:
 
 
 def open_stages(cfg: CascadeConfig) -> list[Stage]:
-    """All stages, in order. Raises UserError for two that do not fit each other."""
+    """All stages, in order. Raises UserError for stages that do not fit each other."""
     paths = [p for p in cfg.cascade.split(",") if p]
     stages = [open_stage(path, k, cfg) for k, path in enumerate(paths, 1)]
     first = stages[0]
@@ -123,8 +123,7 @@ def open_stages(cfg: CascadeConfig) -> list[Stage]:
 
 
 def places(given: int, written: int) -> Tensor:
-    """(given,) int64: where clamped tokens stand among the written ones, in the middles of equal
-    parts."""
+    """(given,) int64: positions of clamped tokens in the text, the middles of equal parts."""
     return ((torch.arange(given) + 0.5) * written / max(given, 1)).long()
 
 
@@ -146,7 +145,7 @@ def unwatched(frames: Iterable[Frame], given: Tensor) -> Iterable[Frame]:
 def write_stage(
     cfg: CascadeConfig, stage: Stage, prefixes: Tensor, watch: Callable | None = None
 ) -> Samples:
-    """prefixes (N, given) -> samples whose ids are what was written, (N, written)."""
+    """prefixes (N, given) -> samples whose ids are the text without the prefix, (N, written)."""
     begun = [stage_canvas(stage, prefix, cfg.clamp) for prefix in prefixes]
     special = stage.model.meta["specials"]
     ends = {special.get("eos"), special.get("mask")}  # no text has the other special tokens
@@ -155,21 +154,21 @@ def write_stage(
     options = dataclasses.replace(options, banned=banned)
     seed = seed_of(cfg.seed, stage.number)
     watch = watch or unwatched
-    found = generate(stage.model, begun, options, seed, cfg.batch_size, watch, cfg.dtype)
-    return found._replace(ids=found.ids[:, stage.given :])
+    samples = generate(stage.model, begun, options, seed, cfg.batch_size, watch, cfg.dtype)
+    return samples._replace(ids=samples.ids[:, stage.given :])
 
 
 # ---- numbers -------------------------------------------------------------------------------------
 
 
 def overlap(source: Tensor, target: Tensor) -> Tensor:
-    """source (B, P), target (B, T) -> (B,) float64: the share of the places of the source whose id
-    occurs anywhere in the target. Tokens that come twice count twice in the source."""
+    """source (B, P), target (B, T) -> (B,) float64: the share of the positions of the source whose
+    id occurs anywhere in the target. Repeated tokens count repeatedly in the source."""
     return (source[:, :, None] == target[:, None]).any(2).double().mean(1)
 
 
 def overlap_by_chance(source: Tensor, target: Tensor) -> float | None:
-    """The mean overlap of targets with the sources of other samples; None for one sample."""
+    """The mean overlap of targets with the sources of other samples; None for a single sample."""
     shifts = range(1, min(len(source), OTHERS + 1))
     if not shifts:
         return None
@@ -177,7 +176,7 @@ def overlap_by_chance(source: Tensor, target: Tensor) -> float | None:
 
 
 def order_kept(source: Tensor, target: Tensor) -> Tensor:
-    """As `overlap`, in order: the longest common subsequence over the length of the source."""
+    """Length of the longest common subsequence divided by that of the source, for each sample."""
     best = np.zeros((len(source), target.shape[1] + 1), np.int64)  # of what comes before a place
     wide = target.numpy()
     for column in source.numpy().T:
@@ -188,7 +187,7 @@ def order_kept(source: Tensor, target: Tensor) -> Tensor:
 
 
 def compare_prefix(source: Tensor, target: Tensor) -> dict[str, Any]:
-    """Overlap and order of N samples, with what chance reaches."""
+    """Overlap and order of N samples, with the overlap by chance."""
     each, order = overlap(source, target), order_kept(source, target)
     return {
         "overlap": float(each.mean()),
@@ -199,10 +198,10 @@ def compare_prefix(source: Tensor, target: Tensor) -> dict[str, Any]:
     }
 
 
-def describe_prefix(found: dict[str, Any]) -> str:
-    chance = found["overlap_by_chance"]
+def describe_prefix(result: dict[str, Any]) -> str:
+    chance = result["overlap_by_chance"]
     by_chance = "" if chance is None else f" (by chance {chance:.3f})"
-    return f"overlap {found['overlap']:.3f}{by_chance}, order kept {found['order_kept']:.3f}"
+    return f"overlap {result['overlap']:.3f}{by_chance}, order kept {result['order_kept']:.3f}"
 
 
 # ---- what is shown and written -------------------------------------------------------------------
@@ -224,7 +223,7 @@ def folded(rows: Tensor, width: int) -> Tensor:
 
 
 def animated(stage: Stage) -> Callable:
-    """What `generate` hands the frames of a stage to: the first samples as they are written."""
+    """The `watch` of `generate` that shows the first samples of a stage."""
     width = LINE.get(stage.model.tokenizer.kind, 16)
 
     def watch(frames: Iterable[Frame], given: Tensor) -> Iterator[Frame]:
@@ -234,16 +233,16 @@ def animated(stage: Stage) -> Callable:
             Folded(folded(f.ids[part], width), length, folded(f.changed[part], width), f)
             for f in frames
         )
-        known, mask = folded(given[part], width), stage.model.objective.mask_id
+        prompt_mask, mask = folded(given[part], width), stage.model.objective.mask_id
         show = show_token(stage.model)
-        for frame in view.terminal(few, show, mask, known, len(length)):
+        for frame in view.terminal(few, show, mask, prompt_mask, len(length)):
             yield frame.whole
 
     return watch
 
 
 def write_texts(folder: Path, name: str, texts: list[str]) -> None:
-    """All texts in one file, whole or not at all."""
+    """Write all texts to one file, atomically."""
     temporary = folder / f"{name}.tmp"
     blocks = [f"sample {k}\n{text}\n{'-' * 40}\n" for k, text in enumerate(texts, 1)]
     try:
@@ -257,7 +256,7 @@ def write_texts(folder: Path, name: str, texts: list[str]) -> None:
 
 
 def sample_chain(cfg: CascadeConfig, stages: list[Stage], stories: list[Trace]) -> list[Samples]:
-    """What every stage wrote, each from what the one before it wrote; a story of each is added for
+    """The samples of every stage, each from those of the stage before, and a Trace of each for
     --html."""
     prefixes, done = torch.zeros(cfg.num_samples, 0, dtype=torch.int64), []
     for stage in stages:
@@ -284,8 +283,9 @@ def gold_rows(cfg: CascadeConfig, stage: Stage) -> Tensor:
 
 
 def gap(cfg: CascadeConfig, stage: Stage, made: Samples, before: Tensor, rows: Tensor) -> dict:
-    """Pairs of prefixes and texts: generated prefixes (N, given) and what they led to; those of
-    real texts, rows (M, given + written), and what they led to; and the real texts."""
+    """Pairs of prefixes and texts: generated prefixes (N, given) and the texts written from them;
+    prefixes of real texts, rows (M, given + written), and the texts written from them; and the real
+    texts."""
     prefixes, real = rows[:, : stage.given], rows[:, stage.given :]
     return {
         "generated prefix": (before, made.ids),
@@ -301,27 +301,27 @@ def report(
     gold: dict[int, Tensor],
     judge: Judge | None,
 ) -> dict[str, Any]:
-    """All numbers, printed as they come."""
+    """All numbers, also printed."""
     tokenizer = stages[0].model.tokenizer
-    found: dict[str, Any] = {"overlaps": {}, "stages": []}
+    result: dict[str, Any] = {"overlaps": {}, "stages": []}
     print()
     for i, j in combinations(range(len(done)), 2):
-        pair = found["overlaps"][f"{i + 1}->{j + 1}"] = compare_prefix(done[i].ids, done[j].ids)
+        pair = result["overlaps"][f"{i + 1}->{j + 1}"] = compare_prefix(done[i].ids, done[j].ids)
         print(f"stage {i + 1} in stage {j + 1}: {describe_prefix(pair)}")
     for stage, made in zip(stages, done, strict=True):
-        told = {k: getattr(stage, k) for k in ("path", "number", "given", "written")}
-        told |= {"step": stage.model.step, "seconds": made.seconds, "nfe": made.nfe}
-        told["samples"] = judged(made.ids.tolist(), tokenizer, judge)
-        print(describe_judged(told["samples"], f"stage {stage.number}", judge), flush=True)
+        entry = {k: getattr(stage, k) for k in ("path", "number", "given", "written")}
+        entry |= {"step": stage.model.step, "seconds": made.seconds, "nfe": made.nfe}
+        entry["samples"] = judged(made.ids.tolist(), tokenizer, judge)
+        print(describe_judged(entry["samples"], f"stage {stage.number}", judge), flush=True)
         if stage.number in gold:
-            told["gap"], before = {}, done[stage.number - 2].ids
+            entry["gap"], before = {}, done[stage.number - 2].ids
             for name, pair in gap(cfg, stage, made, before, gold[stage.number]).items():
                 row = compare_prefix(*pair) | judged(pair[1].tolist(), tokenizer, judge)
-                told["gap"][name] = row
+                entry["gap"][name] = row
                 print(f"  {name}: {describe_prefix(row)}")
                 print(describe_judged(row, f"  {name}", judge), flush=True)
-        found["stages"].append(told)
-    return found
+        result["stages"].append(entry)
+    return result
 
 
 def main(argv: list[str]) -> None:
@@ -338,9 +338,9 @@ def main(argv: list[str]) -> None:
     for stage, made in zip(stages, done, strict=True):
         texts = [text_of(stage.model, ids) for ids in made.ids.tolist()]
         write_texts(folder, f"sample_stage{stage.number}.txt", texts)
-    found = report(cfg, stages, done, gold, judge)
+    result = report(cfg, stages, done, gold, judge)
     how = {"config": dataclasses.asdict(cfg), "settings": settings(cfg, stages[-1].model)}
-    save_json({**how, **found}, folder / "summary.json")
+    save_json({**how, **result}, folder / "summary.json")
     seconds, nfe = (sum(getattr(m, key) for m in done) for key in ("seconds", "nfe"))
     print(f"{cfg.num_samples} samples, {nfe} network calls, {seconds:.1f} s; wrote {folder}")
     if stories:

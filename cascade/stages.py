@@ -53,16 +53,16 @@ class Chunks(NamedTuple):
     word: np.ndarray  # (B, T) int64, the number of the word, which no other has; -1: in no word
     key: np.ndarray  # (B, T) int64, equal for equal words
 
-    def __getitem__(self, some) -> "Chunks":
-        return Chunks(*(np.asarray(a)[some] for a in tuple(self)))
+    def __getitem__(self, rows) -> "Chunks":
+        return Chunks(*(np.asarray(a)[rows] for a in tuple(self)))
 
 
 # ---- chunks --------------------------------------------------------------------------------------
 
 
 def joined(documents: Iterable[Document], eos: int | None = None) -> tuple[Chunks, np.ndarray]:
-    """Documents one after another as rows (N,), each with EOS behind it unless that is None, and
-    the places (D,) where they begin."""
+    """Documents one after another as rows (N,), each followed by EOS unless that is None, and their
+    starts (D,)."""
     rows, begins, words = [], [0], 0
     for ids, label, score, word, key in documents:
         count = int(word.max(initial=-1)) + 1
@@ -81,9 +81,9 @@ def joined(documents: Iterable[Document], eos: int | None = None) -> tuple[Chunk
 
 
 def first_chunks(documents: Iterable[Document], size: int) -> Iterator[Chunks]:
-    """The original's: of each document the first `size` tokens of it and of what follows it. Of a
-    long one the rest is never seen, short ones repeat; what the last ones of a batch of documents
-    cannot fill is left out."""
+    """The original's chunker: the first `size` tokens from the start of each document on, including
+    documents after it. The rest of long documents is never used, short ones repeat; documents at
+    the end of a batch that cannot fill a chunk are left out."""
     documents = iter(documents)
     while batch := list(islice(documents, BATCH)):
         row, begins = joined(batch)
@@ -93,8 +93,8 @@ def first_chunks(documents: Iterable[Document], size: int) -> Iterator[Chunks]:
 
 
 def stride_chunks(documents: Iterable[Document], size: int, eos: int) -> Iterator[Chunks]:
-    """All of the text, cut every `size` tokens, EOS after each document. What is left at the end
-    and fills no chunk is left out."""
+    """All of the text, cut every `size` tokens, with EOS after each document, without an incomplete
+    last chunk."""
     documents, rest = iter(documents), joined([])[0]
     while batch := list(islice(documents, BATCH)):
         row = joined(batch, eos)[0]
@@ -111,23 +111,24 @@ def stride_chunks(documents: Iterable[Document], size: int, eos: int) -> Iterato
 
 
 def leaders(ranked: np.ndarray) -> np.ndarray:
-    """ranked (B, T) -> (B, T): the first place in its row that holds the same value."""
+    """ranked (B, T) -> (B, T): the first position in its row that holds the same value."""
     by_value = ranked.argsort(1, kind="stable")
     value = np.take_along_axis(ranked, by_value, 1)
     fresh = np.ones(value.shape, bool)
     fresh[:, 1:] = value[:, 1:] != value[:, :-1]
     run = np.maximum.accumulate(np.where(fresh, np.arange(value.shape[1]), 0), 1)
-    found = np.empty_like(by_value)
-    np.put_along_axis(found, by_value, np.take_along_axis(by_value, run, 1), 1)
-    return found
+    first = np.empty_like(by_value)
+    np.put_along_axis(first, by_value, np.take_along_axis(by_value, run, 1), 1)
+    return first
 
 
 def ordered(chunks: Chunks, unique: Unique) -> tuple[np.ndarray, np.ndarray]:
-    """Places (B, T) with those that may be taken first, the most important before the others and
-    equally important ones in the order of the text; and how many these are (B,).
+    """Positions (B, T), selectable ones first, by importance and then by their order in the text;
+    and the number of selectable ones (B,).
 
-    unique: `token` takes an id once, `word` the tokens of a word once (all of them, and nothing
-    that is in no word), `none` everything. A score above 1 is taken always."""
+        unique: `token` selects an id once, `word` the tokens of a word once (all of them, and
+    nothing outside of words), `none` everything. A score above 1 is always selectable.
+    """
     scored = chunks.importance.dtype.kind == "f"
     rank = (-chunks.importance if scored else chunks.importance).argsort(1, kind="stable")
     ids, value, word, key = (np.take_along_axis(a, rank, 1) for a in chunks)
@@ -141,30 +142,30 @@ def ordered(chunks: Chunks, unique: Unique) -> tuple[np.ndarray, np.ndarray]:
     else:
         group = np.where(always | never, -1 - place, ids if unique == "token" else key)
         first = leaders(group)
-        own = np.broadcast_to(place, ids.shape) if unique == "token" else word
-        keep = (np.take_along_axis(own, first, 1) == own) & ~never
+        member = np.broadcast_to(place, ids.shape) if unique == "token" else word
+        keep = (np.take_along_axis(member, first, 1) == member) & ~never
     taken = (~keep).argsort(1, kind="stable")
     return np.take_along_axis(rank, taken, 1), keep.sum(1)
 
 
 def select(chunks: Chunks, lengths: list[int], unique: Unique) -> tuple[list, np.ndarray]:
-    """Places (K, n), ascending, of every stage n_1 < ... < n_K = T in the chunks that are kept, and
-    which these are (B,) bool. Left out is a chunk that cannot fill the last but one stage, or one
-    of whose stage-1 tokens scores below -1."""
+    """Positions (K, n), ascending, of every stage n_1 < ... < n_K = T in the chunks that are kept,
+    and which chunks these are (B,) bool. Chunks with too few selectable tokens for the last but one
+    stage are left out, and those with a stage-1 token that scores below -1."""
     places, count = ordered(chunks, unique)
     kept = count >= lengths[-2]
     if chunks.importance.dtype.kind == "f":
-        least = np.take_along_axis(chunks.importance, places[:, lengths[0] - 1, None], 1)
-        kept &= least[:, 0] >= -1
-    found = [np.sort(places[kept, :n], 1) for n in lengths[:-1]]
-    found.append(np.broadcast_to(np.arange(lengths[-1]), (int(kept.sum()), lengths[-1])))
-    for short, long in pairwise(found):
+        threshold = np.take_along_axis(chunks.importance, places[:, lengths[0] - 1, None], 1)
+        kept &= threshold[:, 0] >= -1
+    columns = [np.sort(places[kept, :n], 1) for n in lengths[:-1]]
+    columns.append(np.broadcast_to(np.arange(lengths[-1]), (int(kept.sum()), lengths[-1])))
+    for short, long in pairwise(columns):
         assert subset(short, long).all(), "a stage is no subset of the next"
-    return found, kept
+    return columns, kept
 
 
 def subset(short: np.ndarray, long: np.ndarray) -> np.ndarray:
-    """Of each row (B,): are its places (B, n), ascending, all among the others (B, m)?"""
+    """For each row (B,): are its positions (B, n), ascending, all among the others (B, m)?"""
     seen = np.zeros((len(long), int(long.max(initial=0)) + 1), bool)
     np.put_along_axis(seen, long, True, 1)
     rising = (np.diff(short, axis=1) > 0).all(1)
@@ -172,11 +173,11 @@ def subset(short: np.ndarray, long: np.ndarray) -> np.ndarray:
 
 
 def stage_rows(chunks: Chunks, lengths: list[int], stage: int, unique: Unique) -> np.ndarray:
-    """Rows (K, n_(stage-1) + n_stage) of ids: what is given, and after it what is written; stages
-    count from 1, and nothing is given to the first."""
-    found, kept = select(chunks, lengths, unique)
+    """Rows (K, n_(stage-1) + n_stage) of ids: the prompt, then the target. Stages count from 1; the
+    first has no prompt."""
+    columns, kept = select(chunks, lengths, unique)
     ids = chunks.ids[kept]
-    parts = [np.take_along_axis(ids, p, 1) for p in found[max(stage - 2, 0) : stage]]
+    parts = [np.take_along_axis(ids, p, 1) for p in columns[max(stage - 2, 0) : stage]]
     return np.concatenate(parts, 1)
 
 
@@ -190,7 +191,7 @@ SYMBOLS, COPIES = 32, {"train": 40_000, "val": 2_000}  # of the copy task, and i
 
 @dataclass(frozen=True)
 class StagesConfig:
-    """What `cascade/stages.py` can be told."""
+    """The options of `cascade/stages.py`."""
 
     stage: int = 1  # which one, from 1; the last one writes whole texts
     lengths: str = "32,64,128"  # tokens of every stage
@@ -221,7 +222,7 @@ class StagesConfig:
 
 
 class Text(NamedTuple):
-    """The documents of both splits, and what is known of them."""
+    """The documents of both splits with their importance."""
 
     documents: dict[str, Iterable[Document]]
     tokenizer: Tokenizer
@@ -229,7 +230,7 @@ class Text(NamedTuple):
 
 
 def open_text(cfg: StagesConfig) -> Text:
-    """The text of the config; made by the config's own command if it is missing."""
+    """The text of the config; if it is missing, the config's command makes it."""
     if cfg.source == "copy":
         return copy_text(cfg.sizes()[-1])
     names = {"train": f"{cfg.source}_train", "val": f"{cfg.val_source or cfg.source}_validation"}
@@ -248,8 +249,8 @@ def open_text(cfg: StagesConfig) -> Text:
 
 
 def copy_text(size: int) -> Text:
-    """Documents of different symbols in random order, each as important as chance will have it:
-    whoever writes them can copy what is given, and has to guess the rest."""
+    """Documents of different symbols in random order with random importance: a model can copy the
+    prompt, and has to guess the rest."""
     symbols = [chr(ord("A") + i) for i in range(SYMBOLS)]
     if size > SYMBOLS:
         raise UserError(f"source=copy has {SYMBOLS} different symbols: no text has {size}")
@@ -274,16 +275,17 @@ def cut(cfg: StagesConfig, documents: Iterable[Document], eos: int) -> Iterator[
 
 
 def uniqueness(cfg: StagesConfig, tokenizer: Tokenizer) -> str:
-    """Few of the 256 bytes are different in a text, and none of them is a word."""
+    """The default of --unique: `word` for bytes, of which a text has few different ones, else
+    `token`."""
     if cfg.unique != "auto":
         return cfg.unique
     return "word" if tokenizer.kind == "bytes" else "token"
 
 
 def write(cfg: StagesConfig, text: Text, out: CorpusWriter) -> dict[str, list[int]]:
-    """All rows of both splits -> of each split how many chunks were kept, and of how many."""
+    """Write all rows of both splits -> split: [number of chunks kept, number of chunks]."""
     sizes, unique = cfg.sizes(), uniqueness(cfg, text.tokenizer)
-    given, told = [0, *sizes][cfg.stage - 1], {}
+    given, counts = [0, *sizes][cfg.stage - 1], {}
     for split, documents in text.documents.items():
         kept = seen = 0
         documents = tqdm(documents, split, unit="document", disable=None, leave=False)
@@ -293,13 +295,13 @@ def write(cfg: StagesConfig, text: Text, out: CorpusWriter) -> dict[str, list[in
             if len(rows):
                 lengths = np.full(len(rows), rows.shape[1])
                 out.rows(split, rows.ravel(), lengths, np.full(len(rows), given))
-        told[split] = [kept, seen]
+        counts[split] = [kept, seen]
         if not kept:
             raise UserError(
                 f"no chunk of the {split} split fills its stages ({seen} chunks of {sizes[-1]} "
                 f"tokens, unique={unique}); take more text or other --lengths"
             )
-    return told
+    return counts
 
 
 def main(argv: list[str]) -> None:
@@ -319,10 +321,10 @@ def main(argv: list[str]) -> None:
         "preprocessed": text.facts,
     }
     with CorpusWriter(folder, text.tokenizer, **info) as out:
-        told = out.info["kept"] = write(cfg, text, out)
+        counts = out.info["kept"] = write(cfg, text, out)
     given, written = [0, *cfg.sizes()][cfg.stage - 1 : cfg.stage + 1]
     print(f"{folder}: rows of {given} given and {written} written tokens")
-    for split, (kept, seen) in told.items():
+    for split, (kept, seen) in counts.items():
         print(f"  {split}: {kept:,} of {seen:,} chunks; the others have too few different tokens")
 
 

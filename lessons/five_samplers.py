@@ -68,13 +68,15 @@ def trained(steps: int) -> checkpoint.Model:
     """A small masked model of such a corpus; what train.py prints is left out."""
     with tempfile.TemporaryDirectory() as folder:
         write_corpus(Path(folder) / "letters")
-        told = f"data_dir={folder} dataset=letters out_dir={folder}/out objective=masked device=cpu"
-        told += " time_input=False block_size=10 n_layer=2 n_head=4 n_embd=64 positions=both"
-        told += " batch_size=64 optimizer=muon learning_rate=5e-3"
-        told += " lr_schedule=flat_cosine min_lr=0.02"
-        told += f" ema_decay=0 threads=1 eval_iters=2 max_iters={steps} eval_interval={steps}"
+        flags = (
+            f"data_dir={folder} dataset=letters out_dir={folder}/out objective=masked device=cpu"
+        )
+        flags += " time_input=False block_size=10 n_layer=2 n_head=4 n_embd=64 positions=both"
+        flags += " batch_size=64 optimizer=muon learning_rate=5e-3 min_lr=0.02"
+        flags += " lr_schedule=flat_cosine"
+        flags += f" ema_decay=0 threads=1 eval_iters=2 max_iters={steps} eval_interval={steps}"
         with contextlib.redirect_stdout(io.StringIO()):
-            train.main([f"--{one}" for one in told.split()])
+            train.main([f"--{one}" for one in flags.split()])
         return checkpoint.load(f"{folder}/out/ckpt.pt")
 
 

@@ -58,10 +58,10 @@ def entropy(p: Tensor) -> float:
 
 
 def temperature(nats: float) -> float:
-    """The temperature, in hundredths, at which the true law has about so much entropy."""
+    """The temperature, in hundredths, at which the true distribution has about this entropy."""
     laws = ((t, SampleOptions(temperature=t / 100)) for t in range(100, 70, -1))
-    found = ((t, process_logits(ZIPF.log()[None], how).softmax(1)[0]) for t, how in laws)
-    return next(t for t, p in found if entropy(p) <= nats + 0.02) / 100
+    distributions = ((t, process_logits(ZIPF.log()[None], how).softmax(1)[0]) for t, how in laws)
+    return next(t for t, p in distributions if entropy(p) <= nats + 0.02) / 100
 
 
 def gumbel(weights: Tensor, draws: int) -> Tensor:
@@ -83,8 +83,8 @@ def main(argv: list[str]) -> None:
         total += won / won.sum()
         if k in STEPS:
             nats, rare = entropy(total / k), float(total[10_000:].sum() / k)
-            told = f"entropy {nats:.3f}, as at temperature {temperature(nats):.2f}"
-            print(f"  {k:5d} steps: {told}; {rare:.1%} beyond rank 10,000")
+            text = f"entropy {nats:.3f}, as at temperature {temperature(nats):.2f}"
+            print(f"  {k:5d} steps: {text}; {rare:.1%} beyond rank 10,000")
             curve.append(nats)
     late, cost = wins(ZIPF / MEASURED), -ZIPF.log()
     print(f"with {MEASURED} steps to go, mean -log p by the law of the race, and as drawn:")
@@ -94,8 +94,8 @@ def main(argv: list[str]) -> None:
     fair = torch.searchsorted(step(MEASURED).cumsum(0), u, right=True)
     for name, won in (("float32", gumbel(step(MEASURED), DRAWS)), ("float64", fair)):
         nats = cost[won[won > 0] - 1]
-        told = f"{float(nats.mean()):.2f} +- {float(nats.std()) / len(nats) ** 0.5:.2f} nats"
-        print(f"  {name}, drawn: {told} ({len(nats)} tokens of {len(won):,} draws)")
+        text = f"{float(nats.mean()):.2f} +- {float(nats.std()) / len(nats) ** 0.5:.2f} nats"
+        print(f"  {name}, drawn: {text} ({len(nats)} tokens of {len(won):,} draws)")
     if plot:
         plt = optional("matplotlib.pyplot", "matplotlib")
         plt.semilogx(STEPS, curve, "o-")

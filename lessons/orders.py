@@ -52,10 +52,10 @@ class Lesson:
 
 def trained(objective: str, folder: str, steps: int) -> checkpoint.Model:
     """config/star_tiny.py with this objective; what train.py prints is left out."""
-    told = f"data_dir={folder} out_dir={folder}/{objective} objective={objective} demo= threads=1"
-    told += f" device=cpu max_iters={steps} eval_interval={steps} eval_iters=1"
+    flags = f"data_dir={folder} out_dir={folder}/{objective} objective={objective} demo= threads=1"
+    flags += f" device=cpu max_iters={steps} eval_interval={steps} eval_iters=1"
     with contextlib.redirect_stdout(io.StringIO()):
-        train.main(["config/star_tiny.py", *(f"--{one}" for one in told.split())])
+        train.main(["config/star_tiny.py", *(f"--{one}" for one in flags.split())])
     return checkpoint.load(f"{folder}/{objective}/ckpt.pt")
 
 
@@ -67,18 +67,18 @@ def steps_of_one(model: checkpoint.Model, batch: Batch, how: dict) -> list[str]:
     frames = model.objective.sample(
         model.net, begun.ids[None], begun.prompt_mask[None], rng, options
     )
-    told, words, special = [], model.tokenizer.symbols, model.meta["specials"]
+    steps, words, special = [], model.tokenizer.symbols, model.meta["specials"]
     for frame in frames:
         ids = frame.ids[0, prompt : int(frame.length[0])].tolist()
         ids = [i for i in ids if i not in (special["eos"], special["pad"])]
         text = " ".join(words[i] if i < len(words) else "_" for i in ids)
-        told += [text] if text not in ("", *told[-1:]) else []
-    return told
+        steps += [text] if text not in ("", *steps[-1:]) else []
+    return steps
 
 
 def main(argv: list[str]) -> None:
     cfg, _ = load(Lesson, argv)
-    found = {}
+    results = {}
     with tempfile.TemporaryDirectory() as folder:
         with contextlib.redirect_stdout(io.StringIO()):
             stars.main(["--level=tiny", f"--data_dir={folder}"])
@@ -91,16 +91,16 @@ def main(argv: list[str]) -> None:
             model = trained(objective, folder, cfg.steps)
             print(f"\n{name}, {model.step} steps; one answer as it is written:")
             print("   " + "  |  ".join(steps_of_one(model, batch, how)))
-            asked = EvaluateConfig(samples=cfg.samples, device="cpu", **how)
-            texts = sampled(asked, model, corpus, "val", cfg.samples)
+            eval_cfg = EvaluateConfig(samples=cfg.samples, device="cpu", **how)
+            texts = sampled(eval_cfg, model, corpus, "val", cfg.samples)
             answers = [*map(puzzles.Pair, texts.prompts, texts.found, texts.wanted)]
             scores = puzzles.scores("star", model.tokenizer, answers)
             print("   " + puzzles.describe(scores, "held-out graphs", len(answers)))
             print(f"   {texts.speed['nfe']:.1f} network calls per answer")
-            found[name] = scores["exact_match"]
+            results[name] = scores["exact_match"]
     if cfg.plot:
         plt = optional("matplotlib.pyplot", "matplotlib")
-        plt.bar(list(found), list(found.values()))
+        plt.bar(list(results), list(results.values()))
         plt.axhline(0.5, color="grey", linestyle=":")
         plt.title(f"exact paths after {cfg.steps} steps; dotted: a guess between two arms")
         plt.savefig(cfg.plot)

@@ -78,17 +78,17 @@ def main(argv: list[str]) -> None:
     plot = load(Lesson, argv)[0].plot
     config = Config(objective="masked", time_input=False)
     objective, net = build_objective(config, {"vocab_size": TOKENS, "specials": {}}), Perfect()
-    ways = {
+    samplers = {
         "one place at a time, random order": {"sampler": "first_hitting"},
         "one at a time, surest place first": {"sampler": "confidence", "steps": 3},
         "two calls, random order": {"sampler": "random", "steps": 2},
         "all places in one call": {"sampler": "random", "steps": 1},
         "one at a time, temperature 0.5": {"sampler": "first_hitting", "temperature": 0.5},
     }
-    found = {name: frequencies(objective, net, **how) for name, how in ways.items()}
+    results = {name: frequencies(objective, net, **how) for name, how in samplers.items()}
     noise = float((2 * P * (1 - P) / torch.pi / SAMPLES).sqrt().sum() / 2)
     print(f"distance from the truth of {SAMPLES:,} samples, {noise:.4f} of it by chance:")
-    for name, q in found.items():
+    for name, q in results.items():
         print(f"  {name:<36} {distance(q, P):.4f}")
     marginal = net.features(torch.full((1, PLACES), MASK))[0].exp()  # (3, 4)
     product = marginal[torch.arange(PLACES), TEXTS].prod(1)
@@ -100,7 +100,7 @@ def main(argv: list[str]) -> None:
     print(f"mean bound            {float(P @ bound):.3f} nats, 1000 maskings of each text")
     if plot:
         plt = optional("matplotlib.pyplot", "matplotlib")
-        for name, q in {"truth": P, **found}.items():
+        for name, q in {"truth": P, **results}.items():
             plt.plot(q, "k-" if name == "truth" else ".", label=name)
         plt.legend(title="probability of each text")
         plt.savefig(plot)

@@ -14,7 +14,7 @@ from parallel import sharded_checkpoint
 
 @dataclass(frozen=True)
 class ConvertConfig:
-    """What this command can be told."""
+    """The options of this command."""
 
     source: str = ""  # ckpt.pt, or the folder of a sharded run
     out: str = ""  # the other: a name that ends in .pt, or a folder

@@ -26,9 +26,8 @@ NUMBER = re.compile(r"\d{6,}")  # the name of a save
 
 
 class Root(nn.Module):
-    """What the engine hooks into: `root(work)` is work(), within which the parameters outside of
-    the blocks are whole. A batch does not pass through the engine, which would move it to the GPU.
-    """
+    """The root module of FSDP2: root(work) is work() with the parameters outside of the blocks
+    gathered. The batch is not an argument, as FSDP would move it to the GPU."""
 
     def __init__(self, net: nn.Module):
         super().__init__()
@@ -39,7 +38,7 @@ class Root(nn.Module):
 
 
 class LossModule(nn.Module):
-    """What DDP wraps: a module whose forward is the objective's loss, so that its hooks fire."""
+    """The module that DDP wraps: its forward is the objective's loss, so that DDP's hooks run."""
 
     def __init__(self, net: nn.Module, objective: Objective):
         super().__init__()
@@ -52,8 +51,8 @@ class LossModule(nn.Module):
 def wrap_model(
     net: nn.Module, objective: Objective, cfg: Config, world: World
 ) -> tuple[nn.Module, Root | None]:
-    """The loss as a module that a step calls, over all processes of the job; and with fsdp the Root
-    within which that must be done."""
+    """(module, root): the loss as a module over all processes, and with fsdp the Root within which
+    it must be called."""
     module = LossModule(net, objective)
     if world.size == 1:
         return module, None
@@ -64,11 +63,12 @@ def wrap_model(
 
 
 def shard(net: nn.Module, cfg: Config, device: torch.device) -> Root:
-    """Part the network among all processes, block by block; it ends on the device. All processes
+    """Shard the network over all processes, block by block; it ends on the device. All processes
     must call its blocks equally often, backward passes included.
 
-    Where the run is in bfloat16, blocks are put together in it, which halves what is sent and held;
-    the parts, their gradients and what lies outside of the blocks (embeddings, head) stay float32.
+        In a bfloat16 run blocks are gathered in bfloat16, which halves communication and memory;
+    the shards, their gradients and the parameters outside of the blocks (embeddings, head) stay
+    float32.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -89,12 +89,13 @@ def shard(net: nn.Module, cfg: Config, device: torch.device) -> Root:
 
 
 def local(value: Tensor) -> Tensor:
-    """This process's part of a tensor, sharing its memory; a tensor that is whole as it is."""
+    """This process's shard of a tensor, sharing its memory; a tensor that is not sharded as it
+    is."""
     return value.to_local() if hasattr(value, "to_local") else value
 
 
 def part_of(value: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor -> parted as `like` is, without a word between processes."""
+    """A whole tensor -> sharded as `like`, without communication."""
     from torch.distributed.tensor import distribute_tensor
 
     value = value.to(like.device, like.dtype)
@@ -102,7 +103,7 @@ def part_of(value: Tensor, like: Tensor) -> Tensor:
 
 
 def shard_moments(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The whole state of an optimiser (its state_dict) -> parted as its parameters are."""
+    """The whole state_dict of an optimiser -> sharded as its parameters."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
     state = {}
     for i, entries in saved["state"].items():
@@ -117,8 +118,8 @@ def shard_moments(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> di
 def shard_state(
     whole: dict[str, Any], parts: Any, ema: dict[str, Tensor], optimizers: list
 ) -> dict[str, Any]:
-    """A checkpoint with its averages and moments parted as those of a run are: read from `parts`
-    (sharded_checkpoint.Saved) if there are any, cut from the whole one if not."""
+    """A checkpoint with averages and moments sharded as in the run: read from `parts`
+    (sharded_checkpoint.Saved) if given, else cut from the whole ones."""
     if parts:
         return parts.rest(ema, optimizers)
     averages = whole["ema"] and {k: part_of(whole["ema"][k], like) for k, like in ema.items()}
@@ -127,7 +128,7 @@ def shard_state(
 
 
 def total_norm(grads: list[Tensor]) -> Tensor:
-    """Norm () of all gradients together, whole or in parts."""
+    """Norm () of all gradients together, sharded or not."""
     norm = nn.utils.get_total_norm([local(g) for g in grads])
     if hasattr(grads[0], "to_local"):
         square = norm.double() ** 2
@@ -139,7 +140,7 @@ def total_norm(grads: list[Tensor]) -> Tensor:
 @contextlib.contextmanager
 def replaced(root: Root, values: dict[str, Tensor]) -> Iterator[nn.Module]:
     """The network in evaluation mode with other values of its parameters, by name, while the block
-    runs. The engine keeps memory of its own for the parts, so they are copied there and back."""
+    runs. FSDP has its own memory for the shards, so values are copied there and back."""
     params = dict(root.net.named_parameters())
     raw = {name: local(params[name]).detach().clone() for name in values}
     root.eval()
@@ -158,15 +159,15 @@ def replaced(root: Root, values: dict[str, Tensor]) -> Iterator[nn.Module]:
 
 
 def saves(folder: Path) -> list[Path]:
-    """The complete saves in the folder of a sharded run, the last one at the end."""
-    found = folder.iterdir() if folder.is_dir() else []
-    numbered = sorted(p for p in found if NUMBER.fullmatch(p.name))
+    """The complete saves in the folder of a sharded run, oldest first."""
+    files = folder.iterdir() if folder.is_dir() else []
+    numbered = sorted(p for p in files if NUMBER.fullmatch(p.name))
     return [p for p in numbered if (p / "layout.json").is_file()]
 
 
 def newest(out: Path) -> Path | None:
-    """The checkpoint of a run: ckpt.pt or the folder ckpt. Both are there only if a run was killed
-    just after it has written the later one."""
+    """The checkpoint of a run: ckpt.pt or the folder ckpt. Both exist only if a run was killed just
+    after writing the later one."""
     file, done = out / "ckpt.pt", saves(out / "ckpt")
     if not (done and file.exists()):
         return out / "ckpt" if done else file if file.exists() else None
@@ -175,7 +176,7 @@ def newest(out: Path) -> Path | None:
 
 
 def retire_other(written: Path) -> None:
-    """What the run has written before in the other form becomes ckpt_prev."""
+    """Rename the run's checkpoint of the other form to ckpt_prev."""
     whole = written.suffix == ".pt"
     old = written.with_suffix("" if whole else ".pt")
     if old.exists():

@@ -13,7 +13,7 @@ from model import pick_device
 
 
 class World(NamedTuple):
-    """This process among all of the job."""
+    """This process's place in the job."""
 
     rank: int
     size: int
@@ -26,7 +26,7 @@ class World(NamedTuple):
 
 
 def enter_world(cfg: Config) -> World:
-    """One process, or the place that torchrun gave us; a GPU each, or gloo on the CPU."""
+    """The World of a single process, or of torchrun; a GPU per process, or gloo on the CPU."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     rank, local = int(os.environ.get("RANK", "0")), os.environ.get("LOCAL_RANK", "0")
     accumulate = cfg.gradient_accumulation_steps
@@ -46,8 +46,8 @@ def enter_world(cfg: Config) -> World:
         # torchrun keeps its store over restarts: without a name of its own, an attempt may read the
         # addresses of workers that are dead, and wait for them
         store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
-        told = {"store": store, "rank": rank, "world_size": size, "timeout": limit}
-        dist.init_process_group(backend, **told)
+        options = {"store": store, "rank": rank, "world_size": size, "timeout": limit}
+        dist.init_process_group(backend, **options)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     return World(rank, size, device)

@@ -38,7 +38,7 @@ GB, TOTAL = 1e9, 1e12
 
 @dataclass(frozen=True)
 class ScaleConfig:
-    """What this command can be told."""
+    """The options of this command."""
 
     mfu: float = 0.4  # share of the peak that the FLOPs of the model are: assumed, not measured
     peak: float = 989e12  # FLOP/s of one GPU in bfloat16: H100 SXM without sparsity, its data sheet
@@ -64,7 +64,7 @@ class Sizes(NamedTuple):
 
 
 def sizes(cfg: Config) -> Sizes:
-    """Counted on the network itself, which takes no memory."""
+    """Counted on the real network on the meta device, without memory."""
     with torch.device("meta"):
         net = build_network(cfg, build_objective(cfg, VOCABULARY))
     block, whole = (sum(p.numel() for p in m.parameters()) for m in (net.blocks[0], net))
@@ -73,10 +73,10 @@ def sizes(cfg: Config) -> Sizes:
 
 
 def block_bytes(cfg: Config, low: int = 2) -> int:
-    """What one block keeps of one token for the backward pass, where its products are in `low`
+    """Bytes that one block keeps per token for the backward pass, with matrix products in `low`
     bytes per number: both inputs of the residual branches in float32, the input of each product,
-    queries, keys and values before and after rotation, and the MLP's inside before and after its
-    activation; with time, both normalised inputs and both outputs too, for the gates' sake."""
+    queries, keys and values before and after rotation, and the MLP's hidden layer before and after
+    its activation; with time also both normalised inputs and both outputs, for the gates."""
     C, inner = cfg.n_embd, cfg.n_inner or 4 * cfg.n_embd
     turned = 2 * C if cfg.positions != "learned" else 0
     kept = 8 * C + low * (C + 3 * C + turned + C + C + 2 * inner)
@@ -91,36 +91,36 @@ def activations(cfg: Config, tokens: int, checkpointing: bool) -> int:
     return tokens * (inside + 12 * cfg.n_embd)
 
 
-def line(told: ScaleConfig, name: str, gpus: int) -> list[str]:
+def line(scale: ScaleConfig, name: str, gpus: int) -> list[str]:
     """One row of the table."""
     layers, heads, width = SHAPES[name]
-    shape = {"n_layer": layers, "n_head": heads, "n_embd": width, "block_size": told.block_size}
-    cfg = Config(objective=told.objective, time_input=False, **shape)
-    n, tokens = sizes(cfg), told.rows * told.block_size
+    shape = {"n_layer": layers, "n_head": heads, "n_embd": width, "block_size": scale.block_size}
+    cfg = Config(objective=scale.objective, time_input=False, **shape)
+    n, tokens = sizes(cfg), scale.rows * scale.block_size
     state = 20 * n.all / gpus
     whole = 8 * n.root + 2 * n.head + 10 * n.block if gpus > 1 else 2 * n.all
-    both = [activations(cfg, tokens, way) for way in (False, True)]
-    fits = [state + whole + each <= told.memory for each in both]
+    both = [activations(cfg, tokens, checkpointing) for checkpointing in (False, True)]
+    fits = [state + whole + each <= scale.memory for each in both]
     best = both[0] if fits[0] else both[1]
     total = f"{(state + whole + best) / GB:.1f}" + ("" if any(fits) else " (too much)")
-    speed = gpus * told.mfu * told.peak / n.flops
+    speed = gpus * scale.mfu * scale.peak / n.flops
     days = TOTAL / speed / 86400
     memory = [f"{x / GB:.1f}" for x in (state, whole, *both)]
     sums = [total, f"{speed:,.0f}", f"{days:,.0f}", f"{16 * n.all / GB:,.1f}"]
     return [name, str(gpus), f"{n.all / 1e6:,.0f} M", *memory, *sums]
 
 
-def table(told: ScaleConfig) -> str:
+def table(cfg: ScaleConfig) -> str:
     """The table, as Markdown. Memory in GB for each GPU, with checkpointing where it would not fit
     without; days for 10^12 tokens; GB of a checkpoint."""
     rows = [HEAD.split(","), ["---"] * len(HEAD.split(","))]
-    rows += [line(told, name, gpus) for name, counts in GPUS.items() for gpus in counts]
+    rows += [line(cfg, name, gpus) for name, counts in GPUS.items() for gpus in counts]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def main(argv: list[str]) -> None:
-    told, _ = load(ScaleConfig, argv)
-    print(table(told))
+    cfg, _ = load(ScaleConfig, argv)
+    print(table(cfg))
 
 
 if __name__ == "__main__":

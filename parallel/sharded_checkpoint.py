@@ -43,7 +43,7 @@ PART = re.compile(r"__\d+_\d+\.distcp")
 
 
 class Place(NamedTuple):
-    """Where the bytes of a part are: what DCP's reader asks for."""
+    """Location of the bytes of a shard, as DCP's reader needs it."""
 
     relative_path: str
     offset: int
@@ -55,7 +55,7 @@ class Place(NamedTuple):
 
 
 def taken_apart(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A checkpoint -> all that is no tensor, and the tensors: model/NAME, ema/NAME, and
+    """A checkpoint -> everything but tensors, and the tensors: model/NAME, ema/NAME, and
     optimizer/WHICH/PARAMETER/KEY."""
     tensors = {f"model/{k}": v for k, v in state["model"].items()}
     tensors |= {f"ema/{k}": v for k, v in (state["ema"] or {}).items()}
@@ -71,7 +71,7 @@ def taken_apart(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor
 
 
 def put_together(head: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """The reverse of `taken_apart`, of all tensors or some."""
+    """The inverse of `taken_apart`, for all tensors or some."""
     optimizers = [{"state": {}, "param_groups": groups} for groups in head["optimizer"]]
     state = {**head, "model": {}, "ema": None if head["ema"] is None else {}}
     for name, value in tensors.items():
@@ -88,8 +88,8 @@ def put_together(head: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, 
 
 
 def described(metadata: Metadata) -> dict[str, Any]:
-    """What DCP knows of the tensors that it has written, as plain data."""
-    found = {}
+    """DCP's metadata of the tensors that it has written, as plain data."""
+    layout = {}
     for name, about in metadata.state_dict_metadata.items():
         chunks = []
         for chunk in about.chunks:
@@ -97,12 +97,12 @@ def described(metadata: Metadata) -> dict[str, Any]:
             at = [place.relative_path, place.offset, place.length]
             chunks.append([list(chunk.offsets), list(chunk.sizes), *at])
         kind = str(about.properties.dtype).removeprefix("torch.")
-        found[name] = {"dtype": kind, "shape": list(about.size), "chunks": chunks}
-    return found
+        layout[name] = {"dtype": kind, "shape": list(about.size), "chunks": chunks}
+    return layout
 
 
 def understood(tensors: dict[str, Any]) -> Metadata:
-    """The reverse of `described`."""
+    """The inverse of `described`."""
     state, storage = {}, {}
     for name, about in tensors.items():
         chunks = []
@@ -115,7 +115,7 @@ def understood(tensors: dict[str, Any]) -> Metadata:
 
 
 def covers(about: dict[str, Any], files: dict[str, Any]) -> bool:
-    """Are the chunks of a tensor parts of known files, inside the tensor, and as large as it?"""
+    """Are the chunks of a tensor in known files, inside the tensor, and together as large as it?"""
     shape, inside = about["shape"], 0
     for offsets, sizes, file, at, length in about["chunks"]:
         ends = [o + s for o, s in zip(offsets, sizes, strict=True)]
@@ -128,7 +128,7 @@ def covers(about: dict[str, Any], files: dict[str, Any]) -> bool:
 
 
 def crc_of(layout: dict[str, Any]) -> int:
-    """CRC-32 of a layout, however it is written."""
+    """CRC-32 of a layout in canonical JSON."""
     return zlib.crc32(json.dumps(layout, sort_keys=True).encode())
 
 
@@ -137,12 +137,12 @@ def read_layout(folder: Path) -> dict[str, Any]:
     path = folder / "layout.json"
     try:
         layout = json.loads(path.read_text())
-        told, own = layout.pop("crc32"), crc_of(layout)
+        recorded, crc = layout.pop("crc32"), crc_of(layout)
         if layout["format"] != FORMAT:
-            found = layout["format"]
-            raise UserError(f"{path}: format {found}, but this code reads format {FORMAT}")
+            version = layout["format"]
+            raise UserError(f"{path}: format {version}, but this code reads format {FORMAT}")
         files = layout["files"]
-        good = told == own and all(PART.fullmatch(name) or name == "head.pt" for name in files)
+        good = recorded == crc and all(PART.fullmatch(name) or name == "head.pt" for name in files)
         good = good and all(covers(about, files) for about in layout["tensors"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise UserError(f"{path} is corrupt or incomplete ({type(e).__name__})") from e
@@ -152,7 +152,8 @@ def read_layout(folder: Path) -> dict[str, Any]:
 
 
 class Writer(dcp.FileSystemWriter):
-    """DCP's writer, but for the pickle at the end: `layout` is that, in the first process."""
+    """DCP's writer without the pickle at the end: `layout` is the metadata, in the first
+    process."""
 
     layout: dict[str, Any] | None = None
 
@@ -177,19 +178,19 @@ class Reader(dcp.FileSystemReader):
 
 
 def place(alone: bool = False) -> tuple[int, int]:
-    """Rank and size of the job; 0 and 1 without one."""
+    """Rank and size of the job; 0 and 1 for a single process."""
     if alone or not dist.is_initialized():
         return 0, 1
     return dist.get_rank(), dist.get_world_size()
 
 
 def together(work: Callable[[], Any], first: bool = False, alone: bool = False) -> list:
-    """Do something in every process, or in the `first` only -> the results of all. If one of them
+    """Call work in every process, or in the first only with `first` -> the results of all. If one
     fails, all raise its UserError."""
     rank, size = place(alone)
-    told, wrong = None, None
+    result, wrong = None, None
     try:
-        told = work() if rank == 0 or not first else None
+        result = work() if rank == 0 or not first else None
     except UserError as e:
         wrong = str(e)
     except (OSError, RuntimeError, dcp.api.CheckpointException) as e:
@@ -198,18 +199,18 @@ def together(work: Callable[[], Any], first: bool = False, alone: bool = False) 
         if failures:  # of DCP: those of each process
             cause = next(iter(failures.values()))[0]
             wrong = f"{type(cause).__name__}: {cause}"
-    found = [(told, wrong)]
+    results = [(result, wrong)]
     if size > 1:
-        found = [None] * size
-        dist.all_gather_object(found, (told, wrong))
-    faults = [w for _, w in found if w]
+        results = [None] * size
+        dist.all_gather_object(results, (result, wrong))
+    faults = [w for _, w in results if w]
     if faults:
         raise UserError(faults[0].splitlines()[0])
-    return [t for t, _ in found]
+    return [t for t, _ in results]
 
 
 def begin(folder: Path) -> Path:
-    """An empty place for the next save; what earlier ones have left unfinished is removed."""
+    """An empty folder for the next save; unfinished saves are removed."""
     done = saves(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.iterdir():
@@ -221,7 +222,7 @@ def begin(folder: Path) -> Path:
 
 
 def commit(new: Path, layout: dict[str, Any]) -> None:
-    """Write layout.json, flush it to disk, and let go of the save before the one before."""
+    """Write layout.json, flush it to disk, and keep only the last two saves."""
     temporary = new / "layout.json.tmp"
     with open(temporary, "w") as file:
         json.dump({**layout, "crc32": crc_of(layout)}, file)
@@ -246,8 +247,8 @@ def write_head(head: dict[str, Any], path: Path) -> None:
 
 
 def save(state: dict[str, Any], folder: Path) -> None:
-    """Write a checkpoint, all of it or nothing: every process of the job must call this, with its
-    parts. Raises UserError in all of them if one cannot; the saves before it are then intact."""
+    """Write a checkpoint atomically; called by every process of the job with its shards. Raises
+    UserError in all of them if one fails; earlier saves are then intact."""
     head, tensors = taken_apart(state)
     rank, _ = place()
     new = None
@@ -257,9 +258,9 @@ def save(state: dict[str, Any], folder: Path) -> None:
         writer = Writer(new)
         plan = dcp.DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
         together(lambda: quiet(dcp.save, tensors, storage_writer=writer, planner=plan))
-        own = sorted(new.glob(f"__{rank}_*.distcp")) + [new / "head.pt"] * (rank == 0)
-        told = together(lambda: {path.name: fingerprint(path) for path in own})
-        files = {name: about for part in told for name, about in part.items()}
+        written = sorted(new.glob(f"__{rank}_*.distcp")) + [new / "head.pt"] * (rank == 0)
+        recorded = together(lambda: {path.name: fingerprint(path) for path in written})
+        files = {name: about for part in recorded for name, about in part.items()}
         layout = {"format": FORMAT, "files": files, "tensors": writer.layout}
         together(lambda: commit(new, layout), first=True)
     except UserError as e:
@@ -269,7 +270,7 @@ def save(state: dict[str, Any], folder: Path) -> None:
 
 
 def quiet(act: Callable, *args: Any, **more: Any) -> None:
-    """DCP, without its warning that there is one process."""
+    """Suppress DCP's warning that there is only one process."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         act(*args, **more)
@@ -295,14 +296,14 @@ class Saved:
 
     def check(self) -> None:
         rank, size = place(self.alone)
-        for name, told in list(self.layout["files"].items())[rank::size]:
+        for name, recorded in list(self.layout["files"].items())[rank::size]:
             path, before = self.path / name, saves(self.path.parent)[:-1]
-            if not path.is_file() or fingerprint(path) != told:
+            if not path.is_file() or fingerprint(path) != recorded:
                 hint = f"; the one before it is {before[-1]}" if before else ""
                 raise UserError(f"{path} is corrupt or incomplete{hint}")
 
     def fill(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Read into these tensors, whole or in parts, and return them. Raises UserError."""
+        """Read into these tensors, sharded or not, and return them. Raises UserError."""
         for name, value in tensors.items():
             shape = self.tensors.get(name, {}).get("shape")
             if shape != list(value.shape):
@@ -321,7 +322,7 @@ class Saved:
         return torch.empty(about["shape"], dtype=getattr(torch, about["dtype"]))
 
     def require_names(self, kind: str, names: Any) -> None:
-        """Refuse a save that has other tensors of a kind than these."""
+        """Raise UserError for a save with other tensors of a kind than these."""
         saved = {n.partition("/")[2] for n in self.tensors if n.startswith(kind + "/")}
         problems = [f"missing {n}" for n in sorted(set(names) - saved)]
         problems += [f"unexpected {n}" for n in sorted(saved - set(names))]
@@ -334,8 +335,8 @@ class Saved:
         self.fill({f"model/{k}": v for k, v in weights.items()})
 
     def rest(self, ema: dict[str, Tensor], optimizers: list) -> dict[str, Any]:
-        """The checkpoint without its network; averages are read in place, moments in parts like
-        those of the optimisers' parameters."""
+        """The checkpoint without its network; averages are read in place, moments sharded as the
+        optimisers' parameters."""
         wanted = {}
         if ema and self.head["ema"] is not None:
             self.require_names("ema", ema)
@@ -352,7 +353,7 @@ class Saved:
 
 
 def read(folder: str | Path) -> dict[str, Any]:
-    """The last save of a folder, whole, on the CPU: as it would be in a ckpt.pt. Any process may do
-    this by itself. Raises UserError."""
+    """The last save of a folder, whole, on the CPU, as in a ckpt.pt. For a single process. Raises
+    UserError."""
     saved = Saved(folder, alone=True)
     return put_together(saved.head, saved.fill({name: saved.empty(name) for name in saved.tensors}))

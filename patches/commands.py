@@ -58,7 +58,7 @@ KNOWN = 2000  # training patches among which the nearest one is looked for
 
 
 class Written(NamedTuple):
-    """Patches of a model, and what they took."""
+    """Patches of a model, and the speed of sampling."""
 
     texts: list[str]  # as they were written, marker included
     ended: list[bool]  # by the model, not by the end of its room
@@ -66,17 +66,17 @@ class Written(NamedTuple):
 
 
 def patch_options(cfg: SamplerConfig, model: Model) -> SampleOptions:
-    """What the sampler is told: a patch ends with EOS."""
+    """The options of the sampler: a patch ends with EOS."""
     stop = model.meta["specials"].get("eos")
     return dataclasses.replace(sample_options(cfg, model), stop=stop)
 
 
 def patch_canvas(cfg: SamplerConfig, model: Model, ids: list[int]) -> Prompt:
-    """The ids of a prompt and room for a patch."""
-    block, least = model.config.block_size, max(1, cfg.max_length)
-    if len(ids) + least > block:
+    """The ids of a prompt with room for a patch."""
+    block, needed = model.config.block_size, max(1, cfg.max_length)
+    if len(ids) + needed > block:
         raise UserError(
-            f"{len(ids)} tokens of file and message and {least} of patch do not fit the block of "
+            f"{len(ids)} tokens of file and message and {needed} of patch do not fit the block of "
             f"{block}; show a part of the file: --lines=1:20"
         )
     return answer_canvas(model, ids, cfg.max_length)
@@ -88,20 +88,20 @@ def write_patches(
     """A patch for each prompt, given as ids; `size` of them at a time."""
     begun = [patch_canvas(cfg, model, ids) for ids in prompts]
     made = generate(model, begun, patch_options(cfg, model), cfg.seed, size, watch, cfg.dtype)
-    eos, found = (
+    eos, answers = (
         model.meta["specials"].get("eos"),
         closed(model, written_ids(model, made.ids, begun)),
     )
-    tokens = sum(map(len, found)) / made.seconds
+    tokens = sum(map(len, answers)) / made.seconds
     speed = {"seconds": made.seconds, "tokens_per_second": tokens, "nfe": made.rows / len(begun)}
-    return Written([*map(model.tokenizer.decode, found)], [eos in ids for ids in found], speed)
+    return Written([*map(model.tokenizer.decode, answers)], [eos in ids for ids in answers], speed)
 
 
 # ---- a patch of a file -------------------------------------------------------------------------
 
 
 class Excerpt(NamedTuple):
-    """What a model is shown of a file, in whole lines."""
+    """The part of a file that the model sees, in whole lines."""
 
     text: str | None  # None: there is no such file yet
     above: int  # lines that it is not shown
@@ -109,7 +109,7 @@ class Excerpt(NamedTuple):
 
 
 def excerpt(whole: str | None, lines: str) -> Excerpt:
-    """The lines FIRST:LAST, counted from 1; all of them if there is no such range."""
+    """The lines FIRST:LAST, counted from 1; all of them without such a range."""
     if not lines:
         return Excerpt(whole, 0, 0)
     first, last = map(int, lines.split(":"))
@@ -120,20 +120,20 @@ def excerpt(whole: str | None, lines: str) -> Excerpt:
 
 
 def applied(whole: str | None, shown: Excerpt, patch: str) -> Applied:
-    """What becomes of a file by a patch with its line numbers; one that changes lines which the
-    model was not shown does not fit."""
+    """The result of applying a patch of an excerpt to the whole file; a patch that changes lines
+    outside of the excerpt does not fit."""
     before = whole or ""
-    found = apply_patch(before, patch, lenient=True)
-    a, b = kept_ends(before), kept_ends(found.text)
+    result = apply_patch(before, patch, lenient=True)
+    a, b = kept_ends(before), kept_ends(result.text)
     rest = len(a) - shown.below, len(b) - shown.below
     kept = a[: shown.above] == b[: shown.above] and a[rest[0] :] == b[rest[1] :]
     if not kept or rest[1] < shown.above:
         return Applied("no_match", before, "it changes lines that the model was not shown")
-    return found
+    return result
 
 
 def file_prompt(cfg: SampleConfig, model: Model, shown: Excerpt) -> list[int]:
-    """What the model is given, as ids."""
+    """The prompt as ids."""
     if not cfg.message.strip():
         raise UserError("message: say what the patch is to do")
     prompt = PatchPrompt(Path(cfg.file).name, shown.text, cfg.message.strip())
@@ -141,7 +141,7 @@ def file_prompt(cfg: SampleConfig, model: Model, shown: Excerpt) -> list[int]:
 
 
 def patch_file(cfg: SampleConfig, model: Model) -> None:
-    """Print cfg.num_samples patches of a file and whether they apply; write the one if asked."""
+    """Print cfg.num_samples patches of a file and whether they apply; with --write apply it."""
     if model.meta.get("task", "diff") != "diff":
         raise UserError("file: the checkpoint was not trained on patches")
     if cfg.write and cfg.num_samples != 1:
@@ -155,22 +155,22 @@ def patch_file(cfg: SampleConfig, model: Model) -> None:
         made = write_patches(cfg, model, prompts, cfg.batch_size, watcher(cfg, model, []))
         for text, ended in zip(made.texts, made.ended, strict=True):
             patch = renumber(text.removeprefix(HUNKS), shown.above)
-            found = applied(seen.text, shown, patch)
-            why = f" ({found.why})" if found.why else ""
+            result = applied(seen.text, shown, patch)
+            why = f" ({result.why})" if result.why else ""
             print(patch, end="" if patch.endswith("\n") else "\n")
-            print(f"{cfg.file}: {found.state}{why}{'' if ended else '; not complete'}", flush=True)
+            print(f"{cfg.file}: {result.state}{why}{'' if ended else '; not complete'}", flush=True)
         if cfg.write:
-            write_result(cfg, seen, found, ended)
+            write_result(cfg, seen, result, ended)
     except Refused as e:
         raise UserError(str(e)) from e
 
 
-def write_result(cfg: SampleConfig, seen: Seen, found: Applied, ended: bool) -> None:
-    if found.state not in ("ok", "ok_fuzzy"):
-        raise UserError(f"{cfg.file} is not written: the patch does not apply ({found.state})")
+def write_result(cfg: SampleConfig, seen: Seen, result: Applied, ended: bool) -> None:
+    if result.state not in ("ok", "ok_fuzzy"):
+        raise UserError(f"{cfg.file} is not written: the patch does not apply ({result.state})")
     if not ended:
         raise UserError(f"{cfg.file} is not written: the patch has no end; try --max_length=0")
-    write_file(cfg.file, found.text, seen)
+    write_file(cfg.file, result.text, seen)
     print(f"wrote {cfg.file}")
 
 
@@ -178,8 +178,8 @@ def write_result(cfg: SampleConfig, seen: Seen, found: Applied, ended: bool) -> 
 
 
 def samples(corpus: Corpus, split: str, block: int) -> Iterator[Sample]:
-    """The samples of a split in a shuffled order of its rows, each of a packed row by itself.
-    Pieces of those that were cut are left out."""
+    """The samples of a split in a shuffled order of its rows, packed ones one by one. Parts of
+    samples that were cut are left out."""
     eos, total = corpus.specials["eos"], corpus.rows(split)
     for row in shuffled(np.arange(total), total, 0):
         batch = corpus.batch(split, np.array([row]), block)
@@ -187,45 +187,45 @@ def samples(corpus: Corpus, split: str, block: int) -> Iterator[Sample]:
         ends = [i + 1 for i, token in enumerate(ids) if token == eos]
         for first, last in zip([0, *ends], ends, strict=False):
             try:
-                found = split_sample(corpus.tokenizer.decode(ids[first:last]))
+                sample = split_sample(corpus.tokenizer.decode(ids[first:last]))
             except Refused:
                 continue
-            if apply_patch(found.prompt.before or "", found.hunks).state == "ok":
-                yield found
+            if apply_patch(sample.prompt.before or "", sample.hunks).state == "ok":
+                yield sample
 
 
-def baselines(asked: list[Sample], known: list[Sample]) -> dict[str, list[str]]:
-    """Patches that need no model: that of the commit, none, and that of the most similar prompt
-    among `known` samples, the sample itself left out."""
-    others = ([one for one in known if one != sample] for sample in asked)
-    pairs = zip(asked, others, strict=True)
+def baselines(samples: list[Sample], train: list[Sample]) -> dict[str, list[str]]:
+    """Patches without a model: that of the commit, an empty one, and that of the most similar
+    prompt among the samples `train`, other than the sample itself."""
+    others = ([one for one in train if one != sample] for sample in samples)
+    pairs = zip(samples, others, strict=True)
     return {
-        "gold": [sample.hunks for sample in asked],
-        "empty": [""] * len(asked),
+        "gold": [sample.hunks for sample in samples],
+        "empty": [""] * len(samples),
         "nearest": [nearest_patch(sample.prompt, rest) if rest else "" for sample, rest in pairs],
     }
 
 
 def evaluate(cfg: EvaluateConfig, model: Model, corpus: Corpus) -> dict[str, Any]:
-    """Patches for some samples of each split, and their worth beside those of `baselines`."""
-    most = count(cfg, TEXTS)
+    """Patches for some samples of each split, with their scores and those of `baselines`."""
+    limit = count(cfg, TEXTS)
     block = model.config.block_size
-    known = list(islice(samples(corpus, "train", block), KNOWN))
-    report: dict[str, Any] = {"settings": settings(cfg, model), "known": len(known)}
+    train = list(islice(samples(corpus, "train", block), KNOWN))
+    report: dict[str, Any] = {"settings": settings(cfg, model), "known": len(train)}
     for split in ("train", "val"):
-        asked = list(islice(samples(corpus, split, block), most))
-        if not asked:
+        targets = list(islice(samples(corpus, split, block), limit))
+        if not targets:
             continue
-        prompts = [prompt_ids(model.tokenizer, sample.prompt) for sample in asked]
+        prompts = [prompt_ids(model.tokenizer, sample.prompt) for sample in targets]
         watch = watcher(SampleConfig(show=cfg.show), model, [])
         made = write_patches(cfg, model, prompts, cfg.batch_size, watch)
         table = {
             name: rates(
-                judge_patch(s.prompt, s.hunks, p) for s, p in zip(asked, texts, strict=True)
+                judge_patch(s.prompt, s.hunks, p) for s, p in zip(targets, texts, strict=True)
             )
-            for name, texts in {"model": made.texts, **baselines(asked, known)}.items()
+            for name, texts in {"model": made.texts, **baselines(targets, train)}.items()
         }
-        table["model"]["ended"] = sum(made.ended) / len(asked)
+        table["model"]["ended"] = sum(made.ended) / len(targets)
         report[split] = {**table, "speed": made.speed}
         print(describe_patches(table, split), flush=True)
     print("  " + " ".join(f"{k}={v}" for k, v in report["settings"].items()), flush=True)
@@ -236,9 +236,9 @@ COLUMNS = ("parse", "apply", "apply_lenient", "exact", "gain", "python")
 
 
 def describe_patches(table: dict[str, dict[str, float]], split: str) -> str:
-    """A line for each writer of patches."""
-    told = table["model"]
-    lines = [f"{split}: {told['rows']} patches, {told['ended']:.0%} of the model's complete"]
+    """A line for the model and for each baseline."""
+    rates = table["model"]
+    lines = [f"{split}: {rates['rows']} patches, {rates['ended']:.0%} of the model's complete"]
     lines.append(" " * 9 + "".join(f"{name:>14}" for name in COLUMNS))
     for name, row in table.items():
         shares = {k: f"{row[k]:.1%}" for k in COLUMNS} | {"gain": f"{row['gain']:+.3f}"}

@@ -20,7 +20,7 @@ NOTHING = "000000"
 
 
 class Commit(NamedTuple):
-    """A commit that a source has."""
+    """A commit of a source."""
 
     repo: str
     id: str
@@ -29,20 +29,20 @@ class Commit(NamedTuple):
 
 def _run(repo: Path, *command: str) -> str:
     try:
-        found = subprocess.run(git(repo, *command), env=git_env(), capture_output=True, text=True)
+        result = subprocess.run(git(repo, *command), env=git_env(), capture_output=True, text=True)
     except OSError as e:
         raise UserError(f"git cannot be run ({e.strerror}); without it, name --source") from e
-    if found.returncode:
-        why = " ".join(found.stderr.split())[:150].removeprefix("fatal: ")
+    if result.returncode:
+        why = " ".join(result.stderr.split())[:150].removeprefix("fatal: ")
         raise UserError(
             f"repo: git cannot read {repo}: {why}; without a git history, name --source"
         )
-    return found.stdout
+    return result.stdout
 
 
 def commits(repo: Path) -> list[Commit]:
-    """Those that lead to HEAD and are no merges, oldest first. The oldest ones of a shallow clone,
-    which seem to add every file, are left out."""
+    """The commits that lead to HEAD, without merges, oldest first. The oldest ones of a shallow
+    clone, which seem to add every file, are left out."""
     if not repo.is_dir():
         raise UserError(f"repo: no such folder: {repo}")
     shallow = _run(repo, "rev-parse", "--is-shallow-repository").strip() == "true"
@@ -64,7 +64,7 @@ class _Raw(NamedTuple):
 
 
 def _fields(pipe: IO[bytes]) -> Iterator[bytes]:
-    """What stands between NULs."""
+    """The fields between NULs."""
     rest = b""
     while piece := pipe.read1(1 << 16):
         *whole, rest = (rest + piece).split(b"\0")
@@ -86,7 +86,7 @@ def _raw_changes(pipe: IO[bytes]) -> Iterator[tuple[str, _Raw]]:
 
 @contextmanager
 def _piped(repo: Path, *command: str, **pipes: Any) -> Iterator[subprocess.Popen]:
-    """A git that runs for the time of a block, and is ended with it."""
+    """A git process that runs during the block, and is ended with it."""
     quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "env": git_env()}
     process = subprocess.Popen(git(repo, *command), **quiet, **pipes)
     try:
@@ -102,7 +102,7 @@ class _Objects:
     def __init__(self, process: subprocess.Popen):
         self.process = process
 
-    def read(self, id: str, most: int) -> bytes | None:
+    def read(self, id: str, max_bytes: int) -> bytes | None:
         """The bytes of an object; None if there are more than `most`. Raises UserError for one that
         the clone lacks."""
         self.process.stdin.write(f"{id}\n".encode())
@@ -114,20 +114,20 @@ class _Objects:
         kept = bytearray()
         while left and (piece := self.process.stdout.read(min(left, 1 << 20))):
             left -= len(piece)
-            if size <= most:
+            if size <= max_bytes:
                 kept += piece
         self.process.stdout.read(1)  # the newline after it
-        return bytes(kept) if size <= most else None
+        return bytes(kept) if size <= max_bytes else None
 
 
 def changes(
-    repo: Path, found: list[Commit], endings: tuple[str, ...], most: int
+    repo: Path, commits: list[Commit], endings: tuple[str, ...], max_bytes: int
 ) -> Iterator[dict[str, Any]]:
     """Records {repo, commit, path, before, after, message}, one for each changed file, in the
     order of the commits; of what cannot be used, {repo, commit, why}. Files are looked at if they
     have one of the endings (or there are none) and at most `most` bytes on either side."""
     with tempfile.TemporaryFile() as ids:
-        ids.write("".join(f"{one.id}\n" for one in found).encode())
+        ids.write("".join(f"{one.id}\n" for one in commits).encode())
         ids.seek(0)
         options = ("--stdin", "--root", "-r", "-M", "-z", "--raw", "--no-ext-diff", "--no-textconv")
         batch = {"stdin": subprocess.PIPE}
@@ -139,14 +139,16 @@ def changes(
             for commit, raw in _raw_changes(tree.stdout):
                 if commit != last:
                     last, message = commit, _message(objects.read(commit, 1 << 20))
-                told = _record(objects, raw, endings, most)
-                yield {"repo": str(repo), "commit": commit, "message": message, **told}
+                record = _record(objects, raw, endings, max_bytes)
+                yield {"repo": str(repo), "commit": commit, "message": message, **record}
             if tree.wait():
                 raise UserError(f"repo: git diff-tree fails in {repo}; is the clone complete?")
 
 
-def _record(objects: _Objects, raw: _Raw, endings: tuple[str, ...], most: int) -> dict[str, Any]:
-    """What is known of a change, or why it is of no use."""
+def _record(
+    objects: _Objects, raw: _Raw, endings: tuple[str, ...], max_bytes: int
+) -> dict[str, Any]:
+    """The contents of a change, or why it is not usable."""
     try:
         path = raw.paths[1].decode("utf-8")
     except UnicodeDecodeError:
@@ -161,9 +163,9 @@ def _record(objects: _Objects, raw: _Raw, endings: tuple[str, ...], most: int) -
         return {"why": "renamed or of another mode only"}
     texts: list[str | None] = []
     for mode, blob in zip(raw.modes, raw.blobs, strict=True):
-        data = objects.read(blob, most) if mode != NOTHING else b""
+        data = objects.read(blob, max_bytes) if mode != NOTHING else b""
         if data is None:
-            return {"why": f"over {most:,} bytes"}
+            return {"why": f"over {max_bytes:,} bytes"}
         try:
             texts.append(data.decode("utf-8") if mode != NOTHING else None)
         except UnicodeDecodeError:
@@ -172,7 +174,7 @@ def _record(objects: _Objects, raw: _Raw, endings: tuple[str, ...], most: int) -
 
 
 def _message(data: bytes | None) -> str:
-    """The message in the bytes of a commit; empty if it is in no encoding that is known."""
+    """The message in the bytes of a commit; empty if its encoding is unknown."""
     head, _, body = (data or b"").partition(b"\n\n")
     named = [line[9:] for line in head.split(b"\n") if line.startswith(b"encoding ")]
     try:

@@ -31,11 +31,11 @@ FILE = re.compile(  # what names files in a diff
 
 
 class BadPatch(ValueError):
-    """A text that is no patch of one file; says why."""
+    """A text that is not a patch of one file; the message says why."""
 
 
 class Refused(ValueError):
-    """A name or a file that is not touched; says why in one line."""
+    """A name or a file that is not read or written; the message says why in one line."""
 
 
 # ---- reading -----------------------------------------------------------------------------------
@@ -90,7 +90,7 @@ def parse(patch: str) -> list[Hunk]:
 
 
 def _trimmed(hunk: Hunk, number: int) -> Hunk:
-    """Without the wholly empty lines at its end, which are no lines of the file."""
+    """The text without the empty lines at its end, which are not lines of the file."""
     lines = list(hunk.lines)
     while lines and lines[-1][0] == "":
         lines.pop()
@@ -103,7 +103,7 @@ def _trimmed(hunk: Hunk, number: int) -> Hunk:
 
 
 class Applied(NamedTuple):
-    """What became of a patch."""
+    """The result of applying a patch."""
 
     state: State  # ok_fuzzy: applied, but white space or the mark of the file's end differed
     text: str  # the file after; the file before unless the state is ok or ok_fuzzy
@@ -111,7 +111,7 @@ class Applied(NamedTuple):
 
 
 class _Places(NamedTuple):
-    """Where the old lines of a hunk can be."""
+    """Where the old lines of a hunk match."""
 
     at: list[int]  # indices of the first of them, rising
     exact: bool
@@ -141,20 +141,20 @@ def apply_patch(before: str, patch: str, lenient: bool = False) -> Applied:
     made: list[str] = []
     cursor, shift = 0, _first_shift(hunks, places)
     rooms = _rooms(lines, hunks, places)
-    for number, (hunk, found, room) in enumerate(zip(hunks, places, rooms, strict=True), 1):
-        at = _nearest(hunk, [i for i in found.at if cursor <= i <= room], shift)
+    for number, (hunk, place, room) in enumerate(zip(hunks, places, rooms, strict=True), 1):
+        at = _nearest(hunk, [i for i in place.at if cursor <= i <= room], shift)
         if at is None:
             return Applied("no_match", before, f"hunk {number}: the file has no such lines there")
         part = slice(at, at + len(hunk.old()))
-        made += lines[cursor:at] + _replaced(lines[part], hunk, found.exact)
+        made += lines[cursor:at] + _replaced(lines[part], hunk, place.exact)
         cursor, shift = part.stop, shift if hunk.start is None else at - hunk.place()
-        if found.marked:
+        if place.marked:
             newline = set(hunk.ends) == {"-"}
     made += lines[cursor:]
     after = "\n".join(made) + ("\n" if made and newline else "")
     if after == before:
         return Applied("no_change", before, "the file stays as it is")
-    return Applied("ok" if all(found.exact for found in places) else "ok_fuzzy", after, "")
+    return Applied("ok" if all(place.exact for place in places) else "ok_fuzzy", after, "")
 
 
 def _lines(text: str) -> tuple[list[str], bool]:
@@ -165,48 +165,48 @@ def _lines(text: str) -> tuple[list[str], bool]:
 
 
 def _places(lines: list[str], hunk: Hunk, lenient: bool) -> _Places:
-    """Everywhere in the file that the hunk fits, as exactly as it fits anywhere."""
+    """All matches of a hunk in the file, at the strictest level of comparison that has any."""
     old, last = hunk.old(), len(lines) - len(hunk.old())
     for marked in (bool(hunk.ends), False) if lenient and hunk.ends else (bool(hunk.ends),):
         span = range(max(last, 0) if marked else 0, last + 1)  # a mark: the end of the file
         for level, view in enumerate(VIEWS if lenient else VIEWS[:1]):
             wanted, there = [view(x) for x in old], [view(x) for x in lines]
-            found = [i for i in span if there[i : i + len(old)] == wanted]
-            if len(found) == 1 or (found and level < 2):
-                return _Places(found, level == 0 and marked == bool(hunk.ends), marked)
+            matches = [i for i in span if there[i : i + len(old)] == wanted]
+            if len(matches) == 1 or (matches and level < 2):
+                return _Places(matches, level == 0 and marked == bool(hunk.ends), marked)
     return _Places([], True, False)
 
 
 def _rooms(lines: list[str], hunks: list[Hunk], places: list[_Places]) -> list[int]:
-    """Of each hunk, the last index where it may be so that those after it have a place; -1 where
-    there is none."""
+    """For each hunk, the last index at which it may be applied so that those after it have a place;
+    -1 without one."""
     rooms, room = [], len(lines)
-    for hunk, found in zip(reversed(hunks), reversed(places), strict=True):
+    for hunk, place in zip(reversed(hunks), reversed(places), strict=True):
         rooms.append(room - len(hunk.old()))
-        room = max((i for i in found.at if i <= rooms[-1]), default=-1)
+        room = max((i for i in place.at if i <= rooms[-1]), default=-1)
     return rooms[::-1]
 
 
 def _first_shift(hunks: list[Hunk], places: list[_Places]) -> int:
-    """How far a hunk is from where its header says, if there is one that can be in one place only:
-    a model that counts wrongly does so for the whole patch."""
+    """Distance of the first hunk with only one match from the number in its header: a model that
+    counts wrongly does so for the whole patch."""
     sure = zip(hunks, places, strict=True)
     shifts = (p.at[0] - h.place() for h, p in sure if len(p.at) == 1 and h.start is not None)
     return next(shifts, 0)
 
 
 def _nearest(hunk: Hunk, places: list[int], shift: int) -> int | None:
-    """The one to take. New lines alone fit everywhere, so that only the header's number can tell
-    where they belong; in an empty file there is but one place."""
-    told = None if hunk.start is None else hunk.place() + shift
+    """The match to use. Added lines without context match everywhere, so only the header's number
+    says where they belong; an empty file has only one place."""
+    expected = None if hunk.start is None else hunk.place() + shift
     if not hunk.old() and places != [0]:
-        places = [i for i in places if i == told]
-    return min(places, key=lambda i: i if told is None else abs(i - told), default=None)
+        places = [i for i in places if i == expected]
+    return min(places, key=lambda i: i if expected is None else abs(i - expected), default=None)
 
 
 def _replaced(there: list[str], hunk: Hunk, exact: bool) -> list[str]:
-    """The lines of the file that a hunk is about, after it. New ones get the carriage returns of
-    the old ones where these did not match exactly."""
+    """The lines of the file after a hunk. Added ones get the carriage returns of the old ones where
+    these did not match exactly."""
     made, rest = [], iter(there)
     ends = {line.endswith("\r") for line in there}
     for sign, line in hunk.lines:
@@ -231,11 +231,11 @@ def kept_ends(text: str) -> list[str]:
 
 
 def changed_span(before: list[str], after: list[str]) -> tuple[int, int]:
-    """How many lines both have in common at their beginning, and at their end."""
-    most = min(len(before), len(after))
-    first = next((i for i in range(most) if before[i] != after[i]), most)
+    """Number of lines that both have in common at the beginning, and at the end."""
+    limit = min(len(before), len(after))
+    first = next((i for i in range(limit) if before[i] != after[i]), limit)
     pairs = zip(reversed(before[first:]), reversed(after[first:]), strict=False)
-    last = next((i for i, (a, b) in enumerate(pairs) if a != b), most - first)
+    last = next((i for i, (a, b) in enumerate(pairs) if a != b), limit - first)
     return first, last
 
 
@@ -268,7 +268,8 @@ def _hunk_text(group: list[tuple], a: list[str], b: list[str], top: int) -> Iter
 
 
 def _range(start: int, stop: int) -> str:
-    """Line numbers as a header has them: none counts from the line before, and 1 goes without."""
+    """Line numbers as in a header: an empty range counts from the line before, and a size of 1 is
+    omitted."""
     size = stop - start
     return f"{start + 1}" if size == 1 else f"{start + (size > 0)},{size}"
 
@@ -277,11 +278,11 @@ def renumber(patch: str, lines: int) -> str:
     """The same hunks for a file that has so many more lines above: of a `window`, for the whole."""
 
     def moved(line: str) -> str:
-        found = HEADER.match(line)
-        if not (line.startswith("@@") and found and found[1]):
+        header = HEADER.match(line)
+        if not (line.startswith("@@") and header and header[1]):
             return line
-        old, new = (int(found[i]) + lines for i in (1, 3))
-        return f"@@ -{old}{found[2] or ''} +{new}{found[4] or ''} @@{line[found.end() :]}"
+        old, new = (int(header[i]) + lines for i in (1, 3))
+        return f"@@ -{old}{header[2] or ''} +{new}{header[4] or ''} @@{line[header.end() :]}"
 
     return "\n".join(map(moved, patch.split("\n")))
 
@@ -346,8 +347,8 @@ def require_writable(path: str | Path, seen: Seen) -> None:
     if not path.absolute().parent.is_dir():
         raise Refused(f"cannot write {path}: its folder is missing")
     _require_same(path, seen)
-    if told := uncommitted(path):
-        raise Refused(f"{path} is not written: {told}")
+    if status := uncommitted(path):
+        raise Refused(f"{path} is not written: {status}")
 
 
 def write_file(path: str | Path, text: str, seen: Seen) -> None:
@@ -413,12 +414,12 @@ def uncommitted(path: Path) -> str:
     try:
         options = ("--porcelain", "--ignored", "--untracked-files=all", "--ignore-submodules=all")
         command = git(folder, "status", *options, "--", path.name, more=_no_filters(folder))
-        found = subprocess.run(command, env=git_env(), capture_output=True, text=True)
+        result = subprocess.run(command, env=git_env(), capture_output=True, text=True)
     except OSError as e:
         return f"git, which would tell whether it is committed, cannot be run ({e.strerror})"
-    if found.returncode:
-        return f"git status fails: {' '.join(found.stderr.split())[:150]}"
-    return "git has it not in a commit; commit it first" if found.stdout.strip() else ""
+    if result.returncode:
+        return f"git status fails: {' '.join(result.stderr.split())[:150]}"
+    return "git has it not in a commit; commit it first" if result.stdout.strip() else ""
 
 
 def _no_filters(folder: Path) -> tuple[str, ...]:

@@ -58,7 +58,7 @@ ADVICE = "try --window=5, or a larger --block_size, --max_bytes or --val_split_r
 
 @dataclass(frozen=True)
 class DiffConfig:
-    """What `patches/prepare.py` can be told."""
+    """The options of `patches/prepare.py`."""
 
     repo: str = ""  # git repositories, given again or with commas between; empty: this folder
     source: str = ""  # instead: FILE.jsonl, FILE.jsonl.zst, a folder saved by datasets, a hub id
@@ -100,13 +100,13 @@ class DiffConfig:
         return Path(self.data_dir, self.dataset)
 
     def packs(self) -> bool:
-        """Do training rows hold several samples? As in the original, also where a sample that is
-        too long is not left out."""
+        """Do training rows hold several samples? As in the original, also with
+        --ignore_long_samples=False."""
         return (self.concatenate_texts or not self.ignore_long_samples) and not self.skip_concat
 
 
 def repeated(argv: list[str], key: str) -> list[str]:
-    """--key=a --key=b -> --key=a,b, in the place of the last."""
+    """--key=a --key=b -> --key=a,b, at the place of the last."""
     given = [a for a in argv if a.startswith(f"--{key}=")]
     if len(given) < 2:
         return argv
@@ -120,16 +120,16 @@ def repeated(argv: list[str], key: str) -> list[str]:
 def held_out(
     commits: list[Commit], share: float, fitting: set[tuple[str, str]] | None = None
 ) -> set[tuple[str, str]]:
-    """The newest commits of each repository, by (repo, id): from where `share` of its `fitting`
-    ones (all, unless given) is as new or newer. Where times are missing, the order of the source
-    counts. If all repositories have too few, it is the newest one of the largest. Raises UserError
-    for fewer than two fitting commits."""
+    """The newest commits of each repository, by (repo, id): those from which on `share` of its
+    `fitting` commits (by default all) are. Where times are missing, the order of the source counts.
+    If all repositories have too few, it is the newest one of the largest. Raises UserError for
+    fewer than two fitting commits."""
     groups = []
     for _, group in groupby(sorted(commits, key=lambda c: c.repo), lambda c: c.repo):
-        found = list(group)
-        if all(one.time is not None for one in found):
-            found.sort(key=lambda c: c.time)
-        keys = [(one.repo, one.id) for one in found]
+        group_commits = list(group)
+        if all(one.time is not None for one in group_commits):
+            group_commits.sort(key=lambda c: c.time)
+        keys = [(one.repo, one.id) for one in group_commits]
         groups.append((keys, [i for i, k in enumerate(keys) if fitting is None or k in fitting]))
     largest = max(groups, key=lambda g: len(g[1]), default=([], []))
     if len(largest[1]) < 2:
@@ -145,26 +145,26 @@ def held_out(
 
 
 def encode(cfg: DiffConfig, tokenizer: Tokenizer, change: Change) -> Row:
-    """A change as tokens, EOS last. Raises Refused for a text that cannot be got back from them, in
-    which case no patch could be."""
+    """A change as tokens, EOS last. Raises Refused for a text that cannot be decoded from its
+    tokens, since its patch would not apply."""
     texts = prompt_text(change.prompt), target_text(change.hunks)
     try:
-        asked, wanted = prompt_ids(tokenizer, change.prompt), tokenizer.encode(texts[1])
+        prompt, answer = prompt_ids(tokenizer, change.prompt), tokenizer.encode(texts[1])
     except UserError:
         raise Refused("a text that becomes a special token") from None
-    if (tokenizer.decode(asked), tokenizer.decode(wanted)) != texts:
+    if (tokenizer.decode(prompt), tokenizer.decode(answer)) != texts:
         raise Refused("a text that the tokenizer does not give back")
-    ids = np.array([*asked, *wanted, tokenizer.specials["eos"]])
-    return Row("", ids, np.arange(len(ids)) < len(asked) * cfg.train_diff_model)
+    ids = np.array([*prompt, *answer, tokenizer.specials["eos"]])
+    return Row("", ids, np.arange(len(ids)) < len(prompt) * cfg.train_diff_model)
 
 
 def rows_of(
     cfg: DiffConfig, tokenizer: Tokenizer, source: Source, limits: Limits, dropped: Counter
 ) -> Iterator[tuple[Commit, Row]]:
-    """The row of every usable change, once, still without a split."""
+    """The row of every usable change, once, without a split."""
     seen = set()
-    found = tqdm(usable(source, limits, dropped), unit="change", disable=None, leave=False)
-    for commit, change in found:
+    changes = tqdm(usable(source, limits, dropped), unit="change", disable=None, leave=False)
+    for commit, change in changes:
         try:
             row = encode(cfg, tokenizer, change)
         except Refused as e:
@@ -183,7 +183,7 @@ def rows_of(
 def divided(
     cfg: DiffConfig, source: Source, rows: Iterator[tuple[Commit, Row]], dropped: Counter
 ) -> Iterator[Row]:
-    """Rows with their split, which is known when all have been made; they wait in a file."""
+    """Rows with their split, which is known when all rows have been made; they wait in a file."""
     waiting: list[tuple[tuple[str, str], int, int]] = []
     with tempfile.TemporaryFile(dir=cfg.folder().parent) as file:
         for commit, row in rows:
@@ -193,14 +193,14 @@ def divided(
         try:
             val = held_out(source.commits, cfg.val_split_ratio, fitting)
         except UserError as e:
-            raise UserError(f"{e} ({told(dropped)}); {ADVICE}") from None
+            raise UserError(f"{e} ({dropped_text(dropped)}); {ADVICE}") from None
         file.seek(0)
         for key, size, prompt in waiting:
             ids = np.frombuffer(file.read(4 * size), np.uint32).astype(np.int64)
             yield Row("val" if key in val else "train", ids, np.arange(size) < prompt)
 
 
-def told(dropped: Counter) -> str:
+def dropped_text(dropped: Counter) -> str:
     reasons = (f"{reason}: {count:,}" for reason, count in dropped.most_common())
     return ", ".join(reasons) or "the source is empty"
 
@@ -210,14 +210,14 @@ def told(dropped: Counter) -> str:
 
 class Packer:
     """Puts samples one after another into rows of at most `size` tokens, whole as long as one fits
-    a row. Nothing is lost but pieces of long samples that have nothing to write."""
+    a row. Only parts of long samples without a target are dropped."""
 
     def __init__(self, size: int, dropped: Counter):
         self.size, self.dropped = size, dropped
         self.open: list[Row] = []
 
     def add(self, row: Row) -> Iterator[Row]:
-        """The rows that are full now."""
+        """Add a row -> the rows that are now full."""
         if sum(len(one.ids) for one in self.open) + len(row.ids) > self.size:
             yield from self.flush()
         for first in range(0, len(row.ids), self.size):
@@ -231,7 +231,7 @@ class Packer:
                 yield from self.flush()
 
     def flush(self) -> Iterator[Row]:
-        """What is left."""
+        """The last row."""
         if self.open:
             ids, given = (np.concatenate([one[k] for one in self.open]) for k in (1, 2))
             yield Row(self.open[0].split, ids, given)
@@ -239,7 +239,7 @@ class Packer:
 
 
 def fitting(cfg: DiffConfig, rows: Iterable[Row], dropped: Counter) -> Iterator[Row]:
-    """Rows of at most block_size: packed ones for training if asked for, else one sample each."""
+    """Rows of at most block_size: packed for training with concatenate_texts, else single ones."""
     packer = Packer(cfg.block_size, dropped)
     for row in rows:
         long = len(row.ids) > cfg.block_size
@@ -253,8 +253,8 @@ def fitting(cfg: DiffConfig, rows: Iterable[Row], dropped: Counter) -> Iterator[
 
 
 def write(cfg: DiffConfig, rows: Iterable[Row], out: CorpusWriter, marked: set[str]) -> None:
-    """Store the rows, each checked first; those of the splits in `marked` may hold several samples
-    and say of every token whether it is given."""
+    """Store the rows, each checked first; rows of the splits in `marked` may hold several samples
+    and have a flag per token: is it prompt?"""
     dropped = out.info["dropped"]
     for row in fitting(cfg, rows, dropped):
         assert 0 < len(row.ids) <= cfg.block_size and not row.given.all(), row
@@ -266,7 +266,7 @@ def write(cfg: DiffConfig, rows: Iterable[Row], out: CorpusWriter, marked: set[s
             out.row(row.split, row.ids, prompt)
     empty = [split for split in ("train", "val") if split not in out.counts]
     if empty:
-        raise UserError(f"no row is left for {empty[0]} ({told(dropped)}); {ADVICE}")
+        raise UserError(f"no row is left for {empty[0]} ({dropped_text(dropped)}); {ADVICE}")
 
 
 # ---- the command -------------------------------------------------------------------------------
@@ -289,8 +289,8 @@ def open_source(cfg: DiffConfig, limits: Limits) -> Source:
 
 
 def tokenizer_of(cfg: DiffConfig, texts: Iterable[str]) -> Tokenizer:
-    """That of the config, or of the saved dataset; without the tokens of a chat, so that a network
-    which knows it need not grow. Without a pad id, EOS fills the rows."""
+    """The tokenizer of the config, or of the saved dataset; without chat tokens, so that a network
+    with this tokenizer need not grow. Without a pad id, EOS fills the rows."""
     made = kept_tokenizer(cfg.source) or create(
         cfg.tokenizer, lambda: texts, cfg.bpe_dir, cfg.cache_dir, chat=False
     )
@@ -308,7 +308,7 @@ def training_texts(cfg: DiffConfig, source: Source, limits: Limits) -> Iterator[
 
 
 def prepare(cfg: DiffConfig) -> None:
-    """Write the corpus, complete or not at all, and say what is in it."""
+    """Write the corpus, complete or not at all, and print a summary."""
     final = Path(cfg.data_dir, FINAL)
     if cfg.save_final_dataset and (optional("datasets"), final.exists())[1]:
         raise UserError(f"{final} exists already; move it away to save another")
@@ -322,8 +322,8 @@ def prepare(cfg: DiffConfig) -> None:
     else:
         source = open_source(cfg, limits)
         tokenizer = tokenizer_of(cfg, training_texts(cfg, source, limits))
-        found = rows_of(cfg, tokenizer, source, limits, dropped)
-        rows = divided(cfg, source, found, dropped)
+        all_rows = rows_of(cfg, tokenizer, source, limits, dropped)
+        rows = divided(cfg, source, all_rows, dropped)
         marked = {"train"} if cfg.packs() else set()
     if cfg.packs() and not cfg.concatenate_texts:
         print("ignore_long_samples=False: training rows are concatenated")

@@ -27,7 +27,7 @@ NEW_FILE = "ADDFILE"
 
 
 class PatchPrompt(NamedTuple):
-    """What a patch is asked for."""
+    """The prompt of a patch."""
 
     name: str  # of the file, without its folder
     before: str | None  # its text; None: there is no such file yet
@@ -45,8 +45,8 @@ class Sample(NamedTuple):
 
 
 def prompt_text(prompt: PatchPrompt) -> str:
-    """The given part of a sample; `split_prompt` reads it. Raises Refused for a name that is none
-    and for what could not be told from the format: the message's fault, or the file's."""
+    """The prompt of a sample as text, which `split_prompt` reads. Raises Refused for an invalid
+    name, and for a message or file that contains a marker."""
     name, before, message = prompt
     check_name(name)
     if "\n" + MESSAGE in message:
@@ -58,12 +58,12 @@ def prompt_text(prompt: PatchPrompt) -> str:
 
 
 def target_text(hunks: str) -> str:
-    """The written part of a sample, without EOS; `apply_patch` takes it as it is."""
+    """The target of a sample as text, without EOS, which `apply_patch` accepts."""
     return HUNKS + hunks
 
 
 def split_prompt(text: str) -> PatchPrompt:
-    """The given part of a sample -> what is in it. Raises Refused if a marker is missing."""
+    """The text of a prompt -> its parts. Raises Refused if a marker is missing."""
     first, last = text.find("\n" + BEFORE), text.rfind("\n" + MESSAGE)
     if not text.startswith(NAME) or first < 0 or last <= first + len(BEFORE):
         raise Refused("no marker")
@@ -82,8 +82,8 @@ def split_sample(text: str) -> Sample:
 
 
 def prompt_ids(tokenizer: Any, prompt: PatchPrompt) -> list[int]:
-    """Ids of the given part. It is encoded by itself, so that a row is cut at the marker whatever
-    the tokenizer would merge there."""
+    """Ids of a prompt. It is encoded by itself, so that the row is cut at the marker even if the
+    tokenizer would merge across it."""
     return tokenizer.encode(prompt_text(prompt))
 
 
@@ -91,7 +91,7 @@ def prompt_ids(tokenizer: Any, prompt: PatchPrompt) -> list[int]:
 
 
 class Judged(NamedTuple):
-    """What a written patch is worth."""
+    """The scores of a patch."""
 
     strict: State
     lenient: State
@@ -101,8 +101,8 @@ class Judged(NamedTuple):
 
 
 def judge_patch(prompt: PatchPrompt, gold: str, written: str) -> Judged:
-    """A patch that a model wrote, beside the one of the commit. What does not apply leaves the
-    file as it was. Raises Refused if the gold patch itself does not apply."""
+    """The scores of a model's patch against that of the commit. A patch that does not apply leaves
+    the file unchanged. Raises Refused if the gold patch itself does not apply."""
     before = prompt.before or ""
     wanted = apply_patch(before, gold)
     if wanted.state != "ok":
@@ -116,7 +116,8 @@ def judge_patch(prompt: PatchPrompt, gold: str, written: str) -> Judged:
 
 
 def _alike(a: str, b: str) -> float:
-    """Of lines: of characters, difflib takes minutes or, with its shortcut, sees nothing."""
+    """Similarity by lines: by characters, difflib takes minutes or, with its shortcut, misses
+    everything."""
     return difflib.SequenceMatcher(None, a.split("\n"), b.split("\n"), autojunk=False).ratio()
 
 
@@ -130,35 +131,35 @@ def is_python(text: str) -> bool:
     return True
 
 
-def rates(found: Iterable[Judged]) -> dict[str, float]:
+def rates(results: Iterable[Judged]) -> dict[str, float]:
     """Shares of the patches: those that parse, apply (strict, lenient), are exact; the mean gain;
     and of Python files, those that are Python afterwards (0 where there are none)."""
-    found = list(found)
-    assert found, "no patch"
-    python = [one.parses for one in found if one.parses is not None]
+    results = list(results)
+    assert results, "no patch"
+    python = [one.parses for one in results if one.parses is not None]
     return {
-        "rows": len(found),
-        "parse": sum(one.lenient != "bad_format" for one in found) / len(found),
-        "apply": sum(one.strict == "ok" for one in found) / len(found),
-        "apply_lenient": sum(one.lenient in ("ok", "ok_fuzzy") for one in found) / len(found),
-        "exact": sum(one.exact for one in found) / len(found),
-        "gain": sum(one.gain for one in found) / len(found),
+        "rows": len(results),
+        "parse": sum(one.lenient != "bad_format" for one in results) / len(results),
+        "apply": sum(one.strict == "ok" for one in results) / len(results),
+        "apply_lenient": sum(one.lenient in ("ok", "ok_fuzzy") for one in results) / len(results),
+        "exact": sum(one.exact for one in results) / len(results),
+        "gain": sum(one.gain for one in results) / len(results),
         "python_rows": len(python),
         "python": sum(python) / max(1, len(python)),
     }
 
 
-def nearest_patch(prompt: PatchPrompt, known: list[Sample]) -> str:
+def nearest_patch(prompt: PatchPrompt, samples: list[Sample]) -> str:
     """The patch of the known sample whose name and message share the most words with the prompt's
     (Jaccard); the first of equals."""
 
     def words(p: PatchPrompt) -> set[str]:
         return set(re.findall(r"\w+", f"{p.name} {p.message}".lower()))
 
-    asked = words(prompt)
+    query = words(prompt)
 
     def shared(sample: Sample) -> float:
         there = words(sample.prompt)
-        return len(asked & there) / max(1, len(asked | there))
+        return len(query & there) / max(1, len(query | there))
 
-    return max(known, key=shared).hunks
+    return max(samples, key=shared).hunks

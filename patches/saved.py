@@ -53,7 +53,7 @@ def has_tokens(source: str) -> bool:
 
 
 def kept_tokenizer(source: str) -> Tokenizer | None:
-    """That of a dataset which we have saved."""
+    """The tokenizer of a dataset that --save_final_dataset has saved."""
     path = Path(source, KEPT)
     if not is_saved(source) or not path.is_file():
         return None
@@ -79,16 +79,16 @@ def saved_rows(
         for number, row in enumerate(data):
             held = number >= last if alone else name != "train"
             where = f"{source}, {name} row {number}".replace("  ", " ")
-            found = saved_row(tokenizer, "val" if held else "train", row, relabel, where)
-            if found.given.all():
+            result = saved_row(tokenizer, "val" if held else "train", row, relabel, where)
+            if result.given.all():
                 dropped["nothing to write"] += 1
             else:
-                yield found
+                yield result
 
 
 def saved_row(tokenizer: Tokenizer, split: str, row: dict, relabel: bool, where: str) -> Row:
-    """Ids and labels, checked: a label is -100 or the id itself. Padding on the left goes, and an
-    EOS behind a token that is learnt is learnt, too: the original's was not."""
+    """Ids and labels, checked: a label is -100 or the id itself. Padding on the left is removed,
+    and an EOS after a learnt token is learnt, too, which the original's was not."""
     ids = np.array(row["input_ids"], np.int64)
     seen = np.array(row.get("attention_mask", np.ones_like(ids)))
     if ids.ndim != 1 or seen.shape != ids.shape or not 0 < len(ids):

@@ -32,7 +32,8 @@ REPO = ("repo", "repo_name", "repos")
 
 
 class Source(NamedTuple):
-    """Every commit in order, and the records of their files, as often as they are asked for."""
+    """Every commit in order, and the records of their files; `records()` can be called
+    repeatedly."""
 
     commits: list[Commit]
     records: Callable[[], Iterator[dict]]  # each with `repo` and `commit`
@@ -47,7 +48,7 @@ class Change(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """Which changes are wanted."""
+    """Which changes are used."""
 
     endings: tuple[str, ...]  # of names; none: all
     max_bytes: int  # of the text on either side
@@ -61,34 +62,35 @@ class Limits(NamedTuple):
 def from_git(repos: list[Path], limits: Limits, max_commits: int) -> Source:
     """The newest `max_commits` (0: all) of each repository; a commit that several have is taken
     from the first."""
-    known: set[str] = set()
+    excluded: set[str] = set()
     parts: list[tuple[Path, list[Commit]]] = []
     for repo in repos:
-        found = [one for one in commits(repo)[-max_commits:] if one.id not in known]
-        known.update(one.id for one in found)
-        parts.append((repo, found))
+        chosen = [one for one in commits(repo)[-max_commits:] if one.id not in excluded]
+        excluded.update(one.id for one in chosen)
+        parts.append((repo, chosen))
 
     def records() -> Iterator[dict]:
-        for repo, found in parts:
-            yield from changes(repo, found, limits.endings, limits.max_bytes)
+        for repo, chosen in parts:
+            yield from changes(repo, chosen, limits.endings, limits.max_bytes)
 
-    return Source([one for _, found in parts for one in found], records)
+    return Source([one for _, chosen in parts for one in chosen], records)
 
 
 def from_rows(rows: Callable[[], Iterator[dict]], max_commits: int) -> Source:
-    """A source that is read twice: first for its commits alone. A row without one is one."""
+    """A source that is read twice: first for its commits only. A row without a commit counts as
+    one."""
 
     def numbered() -> Iterator[dict]:
         for number, row in enumerate(rows()):
             commit = row.get("commit") or f"row {number}"
             yield {**row, "repo": str(_first(row, REPO) or ""), "commit": str(commit)}
 
-    found: dict[tuple[str, str], Commit] = {}
+    commits: dict[tuple[str, str], Commit] = {}
     for row in numbered():
         key = (row["repo"], row["commit"])
-        if key not in found:
-            found[key] = Commit(*key, _time(row.get("date")))
-    kept = list(found.values())[-max_commits:]
+        if key not in commits:
+            commits[key] = Commit(*key, _time(row.get("date")))
+    kept = list(commits.values())[-max_commits:]
     keys = {(one.repo, one.id) for one in kept}
     return Source(kept, lambda: (r for r in numbered() if (r["repo"], r["commit"]) in keys))
 
@@ -158,8 +160,8 @@ def _first(row: dict, names: tuple[str, ...]) -> Any:
 
 
 def changes_of(record: dict, limits: Limits) -> list[Change]:
-    """Any known record -> the change, or those of its hunks, checked: the hunks give the file
-    after, and the prompt can be read again. Raises Refused, whose text is the reason."""
+    """Any supported record -> its change, or those of its hunks, checked: the hunks give the file
+    after, and the prompt can be parsed. Raises Refused, whose text is the reason."""
     if "why" in record:
         raise Refused(record["why"])
     prompt, after = _from_text(record) if "text" in record else _from_fields(record)
@@ -183,22 +185,22 @@ def _change(prompt: PatchPrompt, after: str, lines: int) -> Change:
         before, after, _ = window(prompt.before, after, lines)
         prompt = prompt._replace(before=before)
     hunks = make_hunks(prompt.before or "", after)
-    found = apply_patch(prompt.before or "", hunks)
-    assert (found.state, found.text) == ("ok", after), (found.state, found.why, prompt.name)
+    result = apply_patch(prompt.before or "", hunks)
+    assert (result.state, result.text) == ("ok", after), (result.state, result.why, prompt.name)
     again = split_prompt(prompt_text(prompt))
     assert again == prompt, (again, prompt)
     return Change(prompt, after, hunks)
 
 
-def _require_text(text: str, most: int) -> None:
+def _require_text(text: str, limit: int) -> None:
     if "\0" in text:
         raise Refused("binary")
     try:
         size = len(text.encode("utf-8"))
     except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell
         raise Refused("a character that UTF-8 lacks") from None
-    if size > most:
-        raise Refused(f"over {most:,} bytes")
+    if size > limit:
+        raise Refused(f"over {limit:,} bytes")
 
 
 def _from_text(record: dict) -> tuple[PatchPrompt, str]:
@@ -212,10 +214,10 @@ def _from_text(record: dict) -> tuple[PatchPrompt, str]:
 
 
 def _patched(before: str | None, hunks: str) -> str:
-    found = apply_patch(before or "", hunks)
-    if found.state not in ("ok", "no_change"):
+    result = apply_patch(before or "", hunks)
+    if result.state not in ("ok", "no_change"):
         raise Refused("hunks that do not apply")
-    return found.text
+    return result.text
 
 
 def _from_fields(record: dict) -> tuple[PatchPrompt, str]:
@@ -238,12 +240,12 @@ def _from_fields(record: dict) -> tuple[PatchPrompt, str]:
 
 
 def usable(source: Source, limits: Limits, dropped: Counter) -> Iterator[tuple[Commit, Change]]:
-    """The commit and the changes of every record that can be used; the others are counted."""
-    known = {(one.repo, one.id): one for one in source.commits}
+    """The commit and the changes of every usable record; the others are counted."""
+    by_id = {(one.repo, one.id): one for one in source.commits}
     for record in source.records():
         try:
-            found = changes_of(record, limits)
+            changes = changes_of(record, limits)
         except Refused as e:
             dropped[str(e)] += 1
             continue
-        yield from ((known[record["repo"], record["commit"]], change) for change in found)
+        yield from ((by_id[record["repo"], record["commit"]], change) for change in changes)

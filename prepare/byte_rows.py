@@ -14,7 +14,7 @@ PAD, BOS, EOS = (Bytes.specials[name] for name in ("pad", "bos", "eos"))
 
 
 class Rows(NamedTuple):
-    """N rows: their ids in one flat array, the length and the number of given ids of each."""
+    """N rows: their ids in one flat array, the length and the number of prompt ids of each."""
 
     ids: np.ndarray  # uint16
     lengths: np.ndarray  # (N,) int64
@@ -22,7 +22,7 @@ class Rows(NamedTuple):
 
 
 def pack(rows: list[list[int]], prompt: int) -> Rows:
-    """Rows as lists -> Rows, each with `prompt` given ids."""
+    """Rows as lists -> Rows, each with `prompt` prompt ids."""
     lengths = np.array([len(r) for r in rows], np.int64)
     ids = np.fromiter((i for r in rows for i in r), np.uint16, int(lengths.sum()))
     return Rows(ids, lengths, np.full_like(lengths, prompt))
@@ -63,8 +63,8 @@ def cut(data: bytes, block: int) -> list[int]:
 
 
 def our_rows(data: bytes, block: int) -> Rows:
-    """All of a document, already folded: BOS opens its first row and is given, EOS ends its last
-    row, and the bytes between them are the document's."""
+    """All of a document, already folded: BOS begins its first row and is the prompt, EOS ends its
+    last row, and the bytes between them are the document's."""
     ids = np.empty(len(data) + 2, np.uint16)
     ids[0], ids[1:-1], ids[-1] = BOS, np.frombuffer(data, np.uint8), EOS
     lengths = np.array(cut(data, block), np.int64)
@@ -111,8 +111,8 @@ def chunk(cleaned: str, block: int) -> list[list[int]]:
 
 
 def chunk_on_the_fly(text: str, block: int) -> list[list[int]]:
-    """What the original's loader makes: pieces of block - 2 bytes, each [BOS]..[EOS], padded; none
-    if fewer than 100 characters remain without markup, and no piece below 10 bytes."""
+    """The rows of the original's loader: block - 2 bytes each, [BOS]..[EOS], padded; none if fewer
+    than 100 characters remain without markup, and none of less than 10 bytes."""
     text = re.sub(r"\s+", " ", without_markup(text)).strip()
     data = text.encode("utf-8", "surrogateescape") if len(text) >= 100 else b""
     pieces = (data[i : i + block - 2] for i in range(0, len(data), block - 2))
@@ -125,12 +125,12 @@ def palindrome_row(text: str, length: int) -> list[int]:
 
 
 def pack_padded(rows: list[list[int]]) -> Rows:
-    """The original's rows without their padding, which our reader adds again; nothing is given."""
+    """The original's rows without their padding, which our reader adds again; no prompt."""
     return pack([[i for i in row if i != PAD] for row in rows], prompt=0)
 
 
 def upstream_rows(document: bytes, block: int, rules: str) -> Rows:
-    """One document by the rules "true" (its preparation) or "loader"; perhaps no rows at all."""
+    """The rows of one document, if any, by the rules "true" (its preparation) or "loader"."""
     text = document.decode("utf-8", "surrogateescape")
     if rules == "loader":
         rows = chunk_on_the_fly(text, block)

@@ -42,7 +42,7 @@ class Document(NamedTuple):
 
 
 def importance_of(mode: str) -> tuple[str, type]:
-    """Mode -> the name of what is stored for each token, and its type."""
+    """Mode -> name and type of what is stored for each token."""
     return ("labels", np.int8) if mode == "constituency" else ("scores", np.float32)
 
 
@@ -144,20 +144,20 @@ def read_meta(path: Path) -> dict[str, Any]:
     try:
         meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
-        told = f"{path / 'meta.json'} is not readable ({e}); make the shard anew"
-        raise UserError(told) from None
+        problem = f"{path / 'meta.json'} is not readable ({e}); make the shard anew"
+        raise UserError(problem) from None
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise UserError(f"{path / 'meta.json'} is not of format {FORMAT}; make the shard anew")
     return meta
 
 
 class Shard:
-    """One complete shard, checked. Raises UserError that names the file at fault."""
+    """One complete shard, checked. Raises UserError that names the faulty file."""
 
     def __init__(self, path: Path, verify: bool = False):
         self.path, self.meta = path, read_meta(path)
-        for name, told in self.meta["files"].items():
-            check_file(path / name, told, verify, empty=True)  # a shard of no documents
+        for name, recorded in self.meta["files"].items():
+            check_file(path / name, recorded, verify, empty=True)  # a shard of no documents
         self.offsets = self.array("offsets", np.int64)
         self.importance, kind = importance_of(self.meta["mode"])
         self.ids = self.array("tokens", np.dtype(self.meta["dtype"]))
@@ -189,13 +189,13 @@ class Preprocessed:
 
     def __init__(self, folder: str | Path, verify: bool = False):
         self.folder = Path(folder)
-        found = {p.name for p in self.folder.glob("shard_*") if p.is_dir()}
-        if not found:
+        folders = {p.name for p in self.folder.glob("shard_*") if p.is_dir()}
+        if not folders:
             raise UserError(f"no preprocessed text at {self.folder}; run preprocess_prefix.py")
-        first = min(found, key=lambda name: (len(name), name))
+        first = min(folders, key=lambda name: (len(name), name))
         count = read_meta(self.folder / first)["num_shards"]
         for number in range(count):
-            if f"shard_{number}" not in found:
+            if f"shard_{number}" not in folders:
                 path = shard_path(self.folder, number)
                 raise UserError(f"{path} is missing, one of {count}: --shard_idx={number} makes it")
         self.shards = [Shard(shard_path(self.folder, k), verify) for k in range(count)]

@@ -44,13 +44,13 @@ def write_report(corpus: Corpus, folder: Path, num_batches: int) -> None:
 
 
 def written(batch: Batch) -> np.ndarray:
-    """The ids of a batch without the padding behind each row, flat."""
+    """The ids of a batch without padding, flat."""
     inside = np.arange(batch.ids.shape[1]) < batch.length.numpy()[:, None]  # (B, T)
     return batch.ids.numpy()[inside]
 
 
 def name(i: int) -> str:
-    """An id as people read it: the character, the special's name or the byte in hexadecimal."""
+    """An id in readable form: the character, the special's name or the byte in hexadecimal."""
     if i >= 256:
         return {256: "PAD", 257: "BOS", 258: "EOS"}[i]
     return repr(chr(i)) if 32 <= i < 127 else f"0x{i:02x}"

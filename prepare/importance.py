@@ -33,7 +33,7 @@ class Words(NamedTuple):
 
 
 class Tagger(Protocol):
-    """Anything that finds the words of a text."""
+    """Interface of what finds the words of a text."""
 
     def __call__(self, text: str) -> Words: ...
 
@@ -62,7 +62,7 @@ def priorities(tags: list[str], stops: list[bool]) -> list[int]:
 
 
 def absent_spacy() -> str:
-    """Why `Spacy()` cannot be had, or ''. Imports nothing large."""
+    """Why `Spacy()` is not available, or ''. Imports nothing large."""
     if importlib.util.find_spec("spacy") is None:
         return f"spacy is not installed: pip install spacy; python -m spacy download {PACKAGE}"
     if importlib.util.find_spec(PACKAGE) is None:
@@ -86,12 +86,12 @@ class Spacy:
         self.model.max_length = 1 << 30  # the limit is for parser and entities, which are gone
 
     def __call__(self, text: str) -> Words:
-        found = self.model(text)
+        doc = self.model(text)
         return Words(
-            [(w.idx, w.idx + len(w)) for w in found],
-            [w.tag_ for w in found],
-            [w.is_stop for w in found],
-            [w.text == "." and w.pos_ == "PUNCT" for w in found],
+            [(w.idx, w.idx + len(w)) for w in doc],
+            [w.tag_ for w in doc],
+            [w.is_stop for w in doc],
+            [w.text == "." and w.pos_ == "PUNCT" for w in doc],
         )
 
 
@@ -134,13 +134,13 @@ class TextBlob:
         self.find_tags = optional("textblob.en", "textblob").parser.find_tags if tags else None
 
     def __call__(self, text: str) -> Words:
-        found = list(WORD.finditer(text))
-        words = [m[0].replace("’", "'") for m in found]
-        gaps = (text[a.end() : b.start()] for a, b in pairwise(found))
+        matches = list(WORD.finditer(text))
+        words = [m[0].replace("’", "'") for m in matches]
+        gaps = (text[a.end() : b.start()] for a, b in pairwise(matches))
         starts = [True, *(gap.count("\n") > 1 for gap in gaps)][: len(words)]
         stops = [w.lower() in STOP_VERBS for w in words]
         return Words(
-            [m.span() for m in found], self.tag(words, starts), stops, [w == "." for w in words]
+            [m.span() for m in matches], self.tag(words, starts), stops, [w == "." for w in words]
         )
 
     def tag(self, words: list[str], starts: list[bool]) -> list[str]:
@@ -155,7 +155,7 @@ class TextBlob:
 
 
 def sentences(words: list[str], starts: list[bool]) -> list[int]:
-    """Where sentences begin: after . ! ? and the quotation marks and brackets that follow them."""
+    """Starts of sentences: after . ! ? and the quotation marks and brackets that follow them."""
     begins, fresh = [], True
     for i, word in enumerate(words):
         if starts[i] or (fresh and (i == 0 or word not in (*CLOSING, *ENDS))):
@@ -224,11 +224,11 @@ def word_scores(
     assert len(words) == len(points), (len(words), len(points))
     terms = [w.rstrip(".,;:!?").lower() for w in words]
     scores = [table.get(term, ABSENT) for term in terms]
-    known = [i for i, term in enumerate(terms) if term in STOP_WORDS and term in table]
-    if demote and known:
-        least, most = (f(scores[i] for i in known) for f in (min, max))
-        for i in known:
-            part = (scores[i] - least) / (most - least) if most > least else 0.5
+    indices = [i for i, term in enumerate(terms) if term in STOP_WORDS and term in table]
+    if demote and indices:
+        low, high = (f(scores[i] for i in indices) for f in (min, max))
+        for i in indices:
+            part = (scores[i] - low) / (high - low) if high > low else 0.5
             scores[i] = LOW + part * (HIGH - LOW)
     return [
         PERIOD if point and score == ABSENT else score
@@ -237,7 +237,7 @@ def word_scores(
 
 
 class Scorer(Protocol):
-    """Anything that says how close the words of a document are to it."""
+    """Interface of what scores how close the words of a document are to it."""
 
     def table(self, words: list[str]) -> dict[str, float]: ...
 
@@ -268,8 +268,8 @@ class TfIdf:
 
     def table(self, words: list[str]) -> dict[str, float]:
         """{word: cosine}."""
-        found = Counter(TERM.findall(" ".join(words).lower()))
-        weights = {t: (1 + math.log(n)) * self.idf(t) for t, n in found.items()}
+        counts = Counter(TERM.findall(" ".join(words).lower()))
+        weights = {t: (1 + math.log(n)) * self.idf(t) for t, n in counts.items()}
         norm = math.sqrt(sum(w * w for w in weights.values()))
         return {t: min(1.0, w / norm) for t, w in weights.items()}
 
@@ -302,17 +302,17 @@ class MiniLM:
     def table(self, words: list[str]) -> dict[str, float]:
         """{word: cosine}; empty for a document without words of two letters."""
         # a document by itself, as a string: of a list of one, KeyBERT's answer is of another shape
-        found = self.keybert.extract_keywords(
+        keywords = self.keybert.extract_keywords(
             " ".join(words),
             keyphrase_ngram_range=(1, 1),
             stop_words=None,
             top_n=max(1, len(words)),
         )
-        return dict(found)
+        return dict(keywords)
 
 
 def encoder(name: str) -> Any:
-    """The sentence encoder `name`, on the CPU. Raises UserError if it cannot be had."""
+    """The sentence encoder `name`, on the CPU. Raises UserError if it is not available."""
     transformers = optional("sentence_transformers", "sentence-transformers")
     try:
         return transformers.SentenceTransformer(name, device="cpu")
@@ -325,7 +325,7 @@ def encoder(name: str) -> Any:
 
 
 def absent_minilm(model: str) -> str:
-    """Why `MiniLM(model)` cannot be had without a download, or ''. Imports nothing large."""
+    """Why `MiniLM(model)` is not available without a download, or ''. Imports nothing large."""
     for name in ("keybert", "sentence_transformers"):
         if importlib.util.find_spec(name) is None:
             return f"{name} is not installed (pip install keybert sentence-transformers)"
@@ -333,9 +333,9 @@ def absent_minilm(model: str) -> str:
         return ""
     hub = optional("huggingface_hub")
     names = (model,) if "/" in model else (f"sentence-transformers/{model}", model)
-    found = (hub.try_to_load_from_cache(n, "config.json") for n in names if "/" in n)
+    paths = (hub.try_to_load_from_cache(n, "config.json") for n in names if "/" in n)
     return (
         ""
-        if any(isinstance(f, str) for f in found)
+        if any(isinstance(f, str) for f in paths)
         else f"{model} is not on this machine (--scorer=minilm fetches it)"
     )

@@ -1,9 +1,9 @@
 """Questions about the standard library of this Python, with their answers.
 
 Signatures and docstrings of the modules written in Python are parsed, never imported. The built-in
-types and a few compiled modules, such as `math`, are asked directly. Only public names with a
-docstring of their own count, under the name that one would import. Equal Pythons give equal pairs
-in the same order: the best known modules first.
+types and a few compiled modules, such as `math`, are imported and inspected. Only public names with
+a docstring of their own count, under the name that one would import. The same Python gives the same
+pairs in the same order: the best known modules first.
 """
 
 import ast
@@ -49,7 +49,7 @@ IMPORTED = ("function", "class")
 
 
 class Thing(NamedTuple):
-    """One public name and what is known about it."""
+    """One public name with its signature and docstring."""
 
     kind: str  # module, class, function, method, property
     module: str
@@ -164,22 +164,22 @@ def parsed_things() -> Iterator[Thing]:
             yield Thing(MODULE, shown, shown, ast.get_docstring(tree) or "")
         listed = _listed(tree)
         for node in _statements(tree.body):
-            own = getattr(node, "name", "_")
-            if not public(own) or (listed is not None and own not in listed):
+            child = getattr(node, "name", "_")
+            if not public(child) or (listed is not None and child not in listed):
                 continue
-            home = exported.get((name, own)) or exported.get((name, "*")) or shown
+            home = exported.get((name, child)) or exported.get((name, "*")) or shown
             if public(home):
                 yield from filter(None, _things(home, node))
 
 
-# ---- compiled modules, asked ---------------------------------------------------------------------
+# ---- compiled modules, imported ------------------------------------------------------------------
 
 
-def _asked(kind: str, module: str, name: str, found: Any, bound: bool = False) -> Thing:
-    doc = inspect.getdoc(found) or ""
+def _asked(kind: str, module: str, name: str, thing: Any, bound: bool = False) -> Thing:
+    doc = inspect.getdoc(thing) or ""
     try:
-        parameters = list(inspect.signature(found).parameters.values())[bound:]
-    except (TypeError, ValueError):  # not told by the compiled code
+        parameters = list(inspect.signature(thing).parameters.values())[bound:]
+    except (TypeError, ValueError):  # compiled code need not have a signature
         return Thing(kind, module, name, doc)
     stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
     args = [stars.get(p.kind, "") + p.name for p in parameters]
@@ -187,14 +187,14 @@ def _asked(kind: str, module: str, name: str, found: Any, bound: bool = False) -
     return Thing(kind, module, name, doc, args, {p.name: repr(p.default) for p in given})
 
 
-def _asked_class(module: str, name: str, found: type) -> Iterator[Thing]:
-    bases = [b.__qualname__ for b in found.__bases__]
-    yield Thing("class", module, name, inspect.getdoc(found) or "", bases=bases)
-    for key, member in vars(found).items():
+def _asked_class(module: str, name: str, cls: type) -> Iterator[Thing]:
+    bases = [b.__qualname__ for b in cls.__bases__]
+    yield Thing("class", module, name, inspect.getdoc(cls) or "", bases=bases)
+    for key, member in vars(cls).items():
         if public(key) and inspect.isroutine(member):
             unbound = (staticmethod, classmethod, types.ClassMethodDescriptorType)
             bound = not isinstance(member, unbound)
-            yield _asked("method", module, f"{name}.{key}", getattr(found, key), bound)
+            yield _asked("method", module, f"{name}.{key}", getattr(cls, key), bound)
 
 
 def _names(loaded: Any) -> list[str]:
@@ -208,12 +208,12 @@ def asked_things() -> Iterator[Thing]:
         loaded = importlib.import_module(module)
         prefix = "" if module == "builtins" else module + "."
         for name in _names(loaded):
-            found = getattr(loaded, name, None)
-            if inspect.isbuiltin(found) or inspect.ismethod(found):  # random.choice is the latter
-                yield _asked("function", module, prefix + name, found)
-            elif isinstance(found, type) and found.__module__.removeprefix("_") == module:
-                if found.__name__ == name:  # no second name, as IOError is of OSError
-                    yield from _asked_class(module, prefix + name, found)
+            value = getattr(loaded, name, None)
+            if inspect.isbuiltin(value) or inspect.ismethod(value):  # random.choice is the latter
+                yield _asked("function", module, prefix + name, value)
+            elif isinstance(value, type) and value.__module__.removeprefix("_") == module:
+                if value.__name__ == name:  # no second name, as IOError is of OSError
+                    yield from _asked_class(module, prefix + name, value)
 
 
 # ---- questions and answers -----------------------------------------------------------------------
@@ -234,7 +234,7 @@ def first_sentence(doc: str) -> str:
 
 
 def _told(thing: Thing) -> Iterator[tuple[str, str]]:
-    """Pairs about one thing alone."""
+    """Question-answer pairs about one thing alone."""
     name, said = thing.name, first_sentence(thing.doc)
     noun = f"the module {name}" if thing.kind == MODULE else name
     yield f"What does {noun} do?" if thing.kind in CALLED else f"What is {noun}?", said
@@ -250,10 +250,10 @@ def _told(thing: Thing) -> Iterator[tuple[str, str]]:
         yield f"What does {name} inherit from?", ", ".join(bases)
 
 
-def distinct(found: Iterable[Thing]) -> list[Thing]:
+def distinct(candidates: Iterable[Thing]) -> list[Thing]:
     """The first documented thing of every name, the best known modules first."""
     things: dict[str, Thing] = {}
-    for thing in found:
+    for thing in candidates:
         if thing.name not in things or not things[thing.name].doc:
             things[thing.name] = thing
     rank = {name: k for k, name in enumerate(KNOWN)}
@@ -262,8 +262,8 @@ def distinct(found: Iterable[Thing]) -> list[Thing]:
 
 def python_pairs() -> list[tuple[str, str]]:
     """(question, answer) about the standard library: what a thing is or does, its arguments, their
-    defaults, what it inherits from, and where a name that occurs once is to be found. A thing
-    without a sentence of its own is left out."""
+    defaults, what it inherits from, and for unique names in which module it is. Things whose
+    docstring has no usable first sentence are left out."""
     collecting = gc.isenabled()
     gc.disable()  # as in sources.python_prose
     try:

@@ -21,12 +21,13 @@ LEAST = 1 << 16  # ids of a shard, so that windows of any length fit into each
 
 
 def partial_of(folder: Path) -> Path:
-    """Where a corpus grows; the same for every run, so that the next one finds it."""
+    """The folder in which a corpus is written; the same for every run, so that the next one can
+    continue."""
     return folder.with_name(f".{folder.name}.unfinished")
 
 
 def progress_of(folder: Path) -> dict[str, Any] | None:
-    """What is known of a corpus that grows, or None."""
+    """progress.json of an unfinished corpus, or None."""
     path = partial_of(folder) / "progress.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
@@ -36,8 +37,8 @@ def kept_tokenizer(kept: dict[str, Any]) -> Tokenizer:
 
 
 def unfinished(folder: Path, options: dict[str, Any]) -> dict[str, Any] | None:
-    """What an interrupted run left, if it completed a shard. Raises UserError if the corpus is
-    finished, or if that run had other options."""
+    """progress.json of an interrupted run that completed a shard, or None. Raises UserError if the
+    corpus is finished, or if that run had other options."""
     if folder.exists():
         raise UserError(f"{folder} exists already; remove it to prepare the corpus anew")
     kept = progress_of(folder)
@@ -56,7 +57,7 @@ def unfinished(folder: Path, options: dict[str, Any]) -> dict[str, Any] | None:
 class ShardWriter(CorpusWriter):
     """A CorpusWriter that takes up where it was interrupted. Ids are appended with `tokens`;
     `complete(mark)` closes a shard, after which `mark` is what a later run finds in `self.mark`.
-    The files are train_000.bin ... and val.bin. `told` is what a later run must be told, too. With
+    The files are train_000.bin ... and val.bin. A later run must have the same `options`. With
     `row_length`, all rows are of that length; without, the corpus is a stream, or consists of
     rows that are appended with `rows`.
     """
@@ -65,18 +66,18 @@ class ShardWriter(CorpusWriter):
         self,
         folder: Path,
         tokenizer: Tokenizer,
-        told: dict[str, Any],
+        options: dict[str, Any],
         row_length: int = 0,
         **info: Any,
     ):
         super().__init__(folder, tokenizer, **info)
-        self.partial, self.told, self.row_length = partial_of(folder), told, row_length
+        self.partial, self.options, self.row_length = partial_of(folder), options, row_length
         self.sizes: dict[str, int] = {}  # bytes of every file, complete ones included
         self.mark: dict[str, Any] = {}
         self.number = 0  # of the shard of training ids that is being written
 
     def __enter__(self) -> "ShardWriter":
-        kept = unfinished(self.folder, self.told)
+        kept = unfinished(self.folder, self.options)
         try:
             self.partial.mkdir(parents=True, exist_ok=True)
         except OSError as e:
@@ -94,7 +95,7 @@ class ShardWriter(CorpusWriter):
         return self
 
     def _clean(self) -> None:
-        """Cut off what is beyond the last complete shard."""
+        """Truncate the files after the last complete shard."""
         for path in self.partial.iterdir():
             if path.name not in (*self.sizes, "progress.json"):
                 path.unlink()
@@ -108,7 +109,7 @@ class ShardWriter(CorpusWriter):
         self.sizes[name] = self.sizes.get(name, 0) + array.nbytes
 
     def rows(self, split: str, ids: np.ndarray, lengths: np.ndarray, prompts: np.ndarray) -> None:
-        """As CorpusWriter.rows; their places are those in the shard."""
+        """As CorpusWriter.rows; starts are relative to the shard."""
         name = self.names.get(split, split)
         start = self.sizes.get(f"{name}.bin", 0) // self.dtype().itemsize
         self.tokens(split, ids)
@@ -119,7 +120,7 @@ class ShardWriter(CorpusWriter):
         count["longest"] = max(count["longest"], int(lengths.max()))
 
     def complete(self, mark: dict[str, Any]) -> None:
-        """Make everything so far last, then begin the next shard."""
+        """Flush everything so far to disk, then begin the next shard."""
         self._close()
         self.mark = mark
         if self.sizes.get(f"train_{self.number:03d}.bin", 0) >= LEAST * self.dtype().itemsize:
@@ -128,9 +129,9 @@ class ShardWriter(CorpusWriter):
         self._save()
 
     def _save(self) -> None:
-        """Write progress.json, whole or not at all."""
+        """Write progress.json atomically."""
         kept = {
-            "options": self.told,
+            "options": self.options,
             "tokenizer": self.tokenizer.spec(),
             "tokenizer_files": self.tokenizer.files,
             "sizes": self.sizes,
@@ -169,8 +170,8 @@ class ShardWriter(CorpusWriter):
                 os.close(self.lock)
 
     def _finish(self) -> None:
-        """Everything that a killed `_finish` changes, the next run can do again: what is no longer
-        needed is removed only when the folder has its name."""
+        """Rename the folder to its final name. Every step can be repeated by the next run if this
+        one is killed: files are removed only after the rename."""
         joined = self._join_last()
         if self.row_length:
             self._index()
@@ -180,8 +181,8 @@ class ShardWriter(CorpusWriter):
             (self.folder / name).unlink(missing_ok=True)
 
     def _join_last(self) -> list[str]:
-        """A last shard that is too short for a window goes to the end of the one before it.
-        Returns the files that are now superfluous."""
+        """Append a last shard that is too short for a window to the one before. Returns the files
+        that are now superfluous."""
         shards = sorted(n for n in self.sizes if n.startswith("train"))
         if any(n.endswith(".idx") for n in shards):
             return []  # rows need no windows
@@ -194,7 +195,7 @@ class ShardWriter(CorpusWriter):
         return shards[-1:]
 
     def _index(self) -> None:
-        """Rows of one length: nothing given, one after another."""
+        """Rows of one length without prompt, one after another."""
         for name in list(self.sizes):
             rows = self.sizes[name] // self.dtype().itemsize // self.row_length
             index = np.zeros((rows, 3), np.int64)  # start, prompt, length

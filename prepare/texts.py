@@ -290,10 +290,10 @@ def as_text(data: bytes) -> str:
     return data.decode("utf-8", "replace")
 
 
-def training_text(found: Iterable[Piece]) -> Iterator[str]:
+def training_text(pieces: Iterable[Piece]) -> Iterator[str]:
     """The first SEEN bytes of the training split."""
     size = 0
-    for piece in found:
+    for piece in pieces:
         if piece.split == "train":
             yield as_text(piece.text)
             size += len(piece.text)
@@ -357,10 +357,10 @@ def json_texts(path: Path) -> Iterator[str]:
             rows = (line for line in file if line.strip())
         for number, row in enumerate(rows, 1):
             try:
-                found = json.loads(row)
+                value = json.loads(row)
             except ValueError as e:
                 raise UserError(f"{path}, row {number}: no JSON: {e}") from None
-            for item in found if isinstance(found, list) else [found]:
+            for item in value if isinstance(value, list) else [value]:
                 yield _text(item, f"{path}, row {number}")
 
 
@@ -394,8 +394,8 @@ def open_dataset(datasets: Any, source: Hub | Path, cache_dir: str | None) -> It
 
 def _text(row: Any, where: str) -> str:
     if not isinstance(row, dict) or "text" not in row:
-        found = list(row) if isinstance(row, dict) else type(row).__name__
-        raise UserError(f"{where}: no field 'text', but {str(found)[:80]}")
+        keys = list(row) if isinstance(row, dict) else type(row).__name__
+        raise UserError(f"{where}: no field 'text', but {str(keys)[:80]}")
     if not isinstance(row["text"] or "", str):
         raise UserError(f"{where}: the field 'text' holds {str(row['text'])[:40]!r}, no string")
     return row["text"] or ""
@@ -414,7 +414,7 @@ def _opened(path: Path) -> Any:
 def source_files(source: str) -> list[Path]:
     """'a.txt,folder,*.jsonl' -> files. A file that is named is taken as it is; from folders and
     patterns only files of a known kind are."""
-    found: dict[Path, bool] = {}  # file -> is it named itself
+    files: dict[Path, bool] = {}  # file -> is it named itself
     for entry in filter(None, source.split(",")):
         itself = Path(entry).expanduser()
         matches = [entry] if itself.exists() else sorted(glob.glob(entry, recursive=True))
@@ -423,10 +423,10 @@ def source_files(source: str) -> list[Path]:
             raise UserError(f"source={entry}: neither one of {names} nor a file, folder or pattern")
         for match in matches:
             for path in local_files(match):
-                found[path] = found.get(path, False) or itself.is_file()
-    kept = [p for p, named in found.items() if named or p.suffix in KNOWN]
-    if len(kept) < len(found):
-        print(f"left out: {len(found) - len(kept)} files that are none of {', '.join(KNOWN)}")
+                files[path] = files.get(path, False) or itself.is_file()
+    kept = [p for p, named in files.items() if named or p.suffix in KNOWN]
+    if len(kept) < len(files):
+        print(f"left out: {len(files) - len(kept)} files that are none of {', '.join(KNOWN)}")
     if not kept:
         raise UserError(f"source={source} has no file of the kinds {', '.join(KNOWN)}")
     return kept
@@ -621,8 +621,8 @@ def find_texts(name: str, mode: str, path: str, separator: str, share: float, ca
         return _local(name, mode, separator, share)
     if re.fullmatch(r"[\w-]+/[\w.-]+", name):
         return _rows(name, mode, _hub(Hub(name), name, mode, cache), "")
-    known = ", ".join([*NAMED, "pydoc"])
-    raise UserError(f"dataset_name={name}: neither one of {known} nor a file, folder or hub id")
+    names = ", ".join([*NAMED, "pydoc"])
+    raise UserError(f"dataset_name={name}: neither one of {names} nor a file, folder or hub id")
 
 
 def _rows(name: str, mode: str, rows: Sequence[str], path: str) -> Texts:

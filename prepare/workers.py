@@ -1,4 +1,4 @@
-"""Processes that work on numbered texts, watched: one that dies or hangs is told with its text.
+"""Processes that work on numbered texts, watched: one that dies or hangs is reported with its text.
 
 They are spawned, not forked, and each has one thread: libraries for tagging and embedding hang in
 forked processes, and their threads would fight for the same cores.
@@ -25,13 +25,13 @@ Work = Callable[[str], Any]
 class Failure(NamedTuple):
     """What a worker sends instead of results."""
 
-    told: str
+    message: str
 
 
 def serve(
     setup: Callable[..., Work], args: tuple, pipe: Connection, clock: Any, timeout: float
 ) -> None:
-    """The worker: `clock` shares the number of its text, and when it should be done with it."""
+    """The loop of a worker; `clock` shares the number of its text and its deadline."""
     number = LOADING
     try:
         work = setup(*args)
@@ -53,7 +53,7 @@ def serve(
 
 
 class Worker:
-    """One process, and the batch that it has."""
+    """One process, and its current batch."""
 
     def __init__(self, setup: Callable[..., Work], args: tuple, timeout: float):
         context = get_context("spawn")
@@ -73,7 +73,7 @@ class Worker:
             self.pipe.send(batch)
 
     def where(self) -> str:
-        """The document that it is at, in words."""
+        """Description of the document at which the worker is."""
         number = int(self.clock[0])
         text = next((t for n, t in self.batch if n == number), None)
         if text is None:
@@ -131,17 +131,17 @@ class Workers:
                 waiting.append(worker)
 
     def _answered(self, busy: list[Worker]) -> list[Worker]:
-        """Wait until some of them have answered or ended, and no longer than one of them may."""
+        """Wait until a worker has answered or ended, but at most until the next deadline."""
         pipes = {w.pipe: w for w in busy}
-        found = wait(pipes, timeout=min(1.0, self.timeout / 4))
+        ready = wait(pipes, timeout=min(1.0, self.timeout / 4))
         for worker in busy:
             late = time.monotonic() > worker.clock[1]
-            if late and worker.pipe not in found:
+            if late and worker.pipe not in ready:
                 raise UserError(
                     f"a worker has not come back in time ({self.timeout:g} s) {worker.where()}, "
                     "--timeout=SECONDS gives it longer"
                 )
-        return [pipes[pipe] for pipe in found]
+        return [pipes[pipe] for pipe in ready]
 
     def _result(self, worker: Worker) -> list:
         try:
@@ -152,5 +152,5 @@ class Workers:
             how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
             raise UserError(f"a worker died ({how}) {worker.where()}") from None
         if isinstance(result, Failure):
-            raise UserError(result.told)
+            raise UserError(result.message)
         return result

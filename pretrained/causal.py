@@ -22,7 +22,7 @@ TOGETHER = (0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11)
 
 
 class Kept:
-    """A `model.Cache` in the shape that attention layers of transformers expect theirs."""
+    """A `model.Cache` with the interface that attention layers of transformers expect."""
 
     is_compileable = False
 
@@ -81,8 +81,8 @@ class CausalLM(MaskedLM):
 
 
 class QueryStream(MaskedLM):
-    """XLNetLMHeadModel: features of queries that know their place and what they may see. There are
-    no segments, so what XLNet knows of them is neither learnt nor saved."""
+    """XLNetLMHeadModel whose features are those of the query stream. Segments are not used, so
+    XLNet's parameters for them are neither trained nor saved."""
 
     def __init__(self, network: nn.Module):
         super().__init__(network)
@@ -106,8 +106,8 @@ class QueryStream(MaskedLM):
 
 
 def build_xlnet(cfg: Config, vocab_size: int) -> QueryStream:
-    """XLNet of the sizes of the config, freshly initialised. It has relative positions of its own,
-    for rows of any length."""
+    """XLNet with the sizes of the config, freshly initialised. Its positions are relative, for rows
+    of any length."""
     if cfg.backbone:
         raise UserError("objective=xlnet has a network of its own: leave --backbone out")
     transformers = optional("transformers")
@@ -127,29 +127,29 @@ def build_xlnet(cfg: Config, vocab_size: int) -> QueryStream:
 
 
 def gptj_from_codegen(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """CodeGen's weights under GPT-J's names, which differ in how queries, keys and values lie: one
-    matrix (3 C, C) of twelve row blocks there, three matrices (C, C) here."""
-    found = {}
+    """CodeGen's weights under GPT-J's names. They differ in queries, keys and values: one matrix (3
+    C, C) of twelve row blocks there, three matrices (C, C) here."""
+    renamed = {}
     for name, value in weights.items():
         if name.endswith("attn.qkv_proj.weight"):
             blocks = value.chunk(12)
             stem = name.removesuffix("qkv_proj.weight")
             q, v, k = torch.cat([blocks[i] for i in TOGETHER]).chunk(3)
             parts = {"q": q, "k": k, "v": v}
-            found |= {f"{stem}{part}_proj.weight": w.clone() for part, w in parts.items()}
+            renamed |= {f"{stem}{part}_proj.weight": w.clone() for part, w in parts.items()}
         elif not CONSTANTS.search(name):
-            found[name] = value
-    return found
+            renamed[name] = value
+    return renamed
 
 
 def convert(source: Path, out: Path) -> None:
-    """A folder with CodeGen's config.json and model.safetensors -> one of GPT-J, which transformers
-    and --init_from read; the files of the tokenizer come along."""
-    files, told = optional("safetensors.torch", "safetensors"), read_json(source / "config.json")
-    if told.get("model_type") != "codegen" or not (source / "model.safetensors").is_file():
+    """Convert a folder with CodeGen's config.json and model.safetensors to GPT-J, which
+    transformers and --init_from read; files of the tokenizer are copied."""
+    files, config = optional("safetensors.torch", "safetensors"), read_json(source / "config.json")
+    if config.get("model_type") != "codegen" or not (source / "model.safetensors").is_file():
         raise UserError(f"codegen={source}: needs config.json of CodeGen and model.safetensors")
-    if told["n_head"] % 4:
-        raise UserError(f"codegen={source}: n_head={told['n_head']} is no multiple of 4")
+    if config["n_head"] % 4:
+        raise UserError(f"codegen={source}: n_head={config['n_head']} is no multiple of 4")
     weights = gptj_from_codegen(files.load_file(source / "model.safetensors"))
     try:
         out.mkdir(parents=True)
@@ -159,13 +159,13 @@ def convert(source: Path, out: Path) -> None:
         if path.suffix in (".json", ".txt") and path.name != "config.json":
             shutil.copy(path, out / path.name)
     files.save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
-    told |= {"model_type": "gptj", "architectures": ["GPTJForCausalLM"]}
-    save_json(told, out / "config.json")
+    config |= {"model_type": "gptj", "architectures": ["GPTJForCausalLM"]}
+    save_json(config, out / "config.json")
 
 
 @dataclass(frozen=True)
 class ConvertConfig:
-    """What this command can be told."""
+    """The options of this command."""
 
     codegen: str = ""  # folder with config.json and model.safetensors
     out: str = ""  # folder to make

@@ -40,15 +40,15 @@ READOUT = {
 
 
 def bare(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors without what training frameworks put in front of their names."""
-    while state and (found := [p for p in PREFIXES if all(n.startswith(p) for n in state)]):
-        state = {name.removeprefix(found[0]): value for name, value in state.items()}
+    """The tensors without the prefixes that training frameworks put before their names."""
+    while state and (prefixes := [p for p in PREFIXES if all(n.startswith(p) for n in state)]):
+        state = {name.removeprefix(prefixes[0]): value for name, value in state.items()}
     return state
 
 
 def from_ilm(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """State dict -> weights under our names, and the fields of Config that they fix. Raises
-    UserError, naming it, for a tensor that is missing or left over."""
+    """State dict -> weights under our names, and the fields of Config that they determine. Raises
+    UserError for a missing or unexpected tensor."""
     state = bare(state)
     layers = sum(name.endswith(".attn_qkv.weight") for name in state)
     readout = "length_output_layer.linear.weight"

@@ -15,8 +15,8 @@ from configurator import UserError
 
 
 class Skipped(nn.Module):
-    """The output layer of a masked language model, left out of its forward: features come out where
-    logits would. Its parameters keep their names and stay tied to what they were tied to."""
+    """The output layer of a masked language model, skipped in its forward pass, so that the model
+    returns features instead of logits. Its parameters keep their names and ties."""
 
     def __init__(self, decoder: nn.Linear):
         super().__init__()
@@ -31,10 +31,8 @@ class Skipped(nn.Module):
 
 class MaskedLM(nn.Module):
     """Any *ForMaskedLM of transformers (ModernBERT, BERT, RoBERTa, DistilBERT) with the interface
-    of `Transformer`: no noise level, both directions. Features are what its output layer reads.
-
-    Every id is a token that it reads and learns: also those that it calls padding.
-    """
+    of `Transformer`: no time input, bidirectional. Features are the inputs of its output layer.
+    Every id is an ordinary token, the model's padding id included."""
 
     causal, time = False, None
 
@@ -92,9 +90,9 @@ class MaskedLM(nn.Module):
         return out.logits.float()
 
     def attention(self, mask: Tensor | None, positions: Tensor | None, ids: Tensor) -> Any:
-        """What transformers is to add to the attention scores, (B or 1, 1, T, T): 0 and -inf,
-        because its eager attention misreads booleans; by kind of layer where there are local ones,
-        because such a mask replaces their window."""
+        """The attention mask for transformers (B or 1, 1, T, T), additive, 0 and -inf, because its
+        eager attention misreads booleans; per kind of layer where there are local layers, because
+        such a mask replaces their window."""
         T = ids.shape[1]
         if positions is None:
             positions = torch.arange(T, device=ids.device)[None]

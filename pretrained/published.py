@@ -1,6 +1,6 @@
 """Weights that others published, under our names: read strictly and exactly, never unpickled.
 
-Whose they are is told by config.json or by the ending of the file:
+The kind of weights follows from config.json or the suffix of the file:
 
     SEDD          folder or hub id with config.json and model.safetensors; a .pth of its training
     MDLM          the same; a .ckpt of its training, by Lightning (both: the averaged weights)
@@ -51,18 +51,18 @@ CONVERT = (
 
 
 class Published(NamedTuple):
-    """Weights under our names, and what came with them."""
+    """Weights under our names, with tokenizer, config and meta.json where they have any."""
 
     weights: dict[str, Tensor]
     config: dict[str, Any]  # the fields of Config that they fix
-    tokens: int | None  # real tokens of their vocabulary, if told
+    tokens: int | None  # size of the vocabulary without MASK, if known
     tokenizer: Tokenizer | None = None
     meta: dict[str, Any] | None = None  # of the corpus, if it was exported by us
 
 
 def read(source: str, backbone: str = "") -> Published:
-    """Read any of the above; `backbone` (JSON) is for weights that have no config.json beside them.
-    Raises UserError if it is none of them, or lacks or exceeds a name."""
+    """Read any of the above; `backbone` (JSON) is for weights without a config.json. Raises
+    UserError if the format is none of them, or if a name is missing or unexpected."""
     path = Path(source)
     if path.suffix == ".pth":
         return _from_pth(path)
@@ -79,7 +79,7 @@ def read(source: str, backbone: str = "") -> Published:
         more = "for weights of a transformers model, add --backbone=its hub id or folder"
         raise UserError(f"{folder}: config.json is missing; {more}")
     given = (folder / "config.json").is_file()
-    told = read_json(folder / "config.json") if given else json.loads(backbone)
+    config = read_json(folder / "config.json") if given else json.loads(backbone)
     try:
         weights = optional("safetensors.torch", "safetensors").load_file(file)
     except Exception as e:  # safetensors raises its own, undocumented types
@@ -87,28 +87,29 @@ def read(source: str, backbone: str = "") -> Published:
             raise
         raise UserError(f"{file}: {e}") from e
     try:
-        return _interpret(told, weights, folder)
+        return _interpret(config, weights, folder)
     except KeyError as e:
         raise UserError(f"{folder}: {e.args[0]} is missing, so this is no such model") from None
     except (TypeError, AttributeError):
         raise UserError(f"{folder / 'config.json'}: not the configuration of a model") from None
 
 
-def _interpret(told: dict[str, Any], weights: dict[str, Tensor], folder: Path) -> Published:
-    """Whose configuration it is. Raises KeyError and TypeError where it is nobody's."""
-    if "anyorder" in told:
-        config, meta, files = (told["anyorder"][k] for k in ("config", "meta", "files"))
+def _interpret(raw: dict[str, Any], weights: dict[str, Tensor], folder: Path) -> Published:
+    """Read weights by the kind of their config.json. Raises KeyError and TypeError for an unknown
+    kind."""
+    if "anyorder" in raw:
+        config, meta, files = (raw["anyorder"][k] for k in ("config", "meta", "files"))
         tokenizer = tokenizer_from(meta["tokenizer"], files)
         if config.get("backbone"):
             weights = {BACKBONE + name: w for name, w in weights.items()}
         return Published(weights, config, tokenizer.vocab_size, tokenizer, meta)
-    if EMBEDDING in bare(weights) and told.get("model_type") not in CAUSAL:
-        return _from_insertion(weights, told)
-    if "n_blocks" in told:
-        return Published(from_sedd(_bare(weights)), *_from_mdlm_config(told))
-    if "model_type" in told:
-        return _from_transformers(told, weights, folder)
-    return Published(from_sedd(weights), *_from_sedd_config(told))
+    if EMBEDDING in bare(weights) and raw.get("model_type") not in CAUSAL:
+        return _from_insertion(weights, raw)
+    if "n_blocks" in raw:
+        return Published(from_sedd(_bare(weights)), *_from_mdlm_config(raw))
+    if "model_type" in raw:
+        return _from_transformers(raw, weights, folder)
+    return Published(from_sedd(weights), *_from_sedd_config(raw))
 
 
 def read_json(path: Path) -> Any:
@@ -126,7 +127,7 @@ DAMAGED += (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error)
 
 
 def read_tensors(path: Path) -> Any:
-    """What torch.save wrote, if it is tensors and plain data, every byte checked by its CRC."""
+    """The content of a file of torch.save, tensors and plain data only, checked by CRC."""
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}")
     spare = path.with_name(f"{path.stem}_prev{path.suffix}")
@@ -160,7 +161,7 @@ def download(source: str, *files: str) -> Path:
 
 
 def usual_tokenizer(tokens: int, source: str) -> Tokenizer:
-    """The published models are on GPT-2's or the byte vocabulary."""
+    """The tokenizer of published models with this number of tokens: bytes, GPT-2, or ILM's."""
     if tokens == Bytes.vocab_size:
         return Bytes()
     if tokens == GPT2.vocab_size:
@@ -173,8 +174,8 @@ def usual_tokenizer(tokens: int, source: str) -> Tokenizer:
 # ---- SEDD and MDLM -----------------------------------------------------------------------------
 
 
-def _from_sedd_config(told: dict[str, Any]) -> tuple[dict[str, Any], int]:
-    model, graph, noise = told["model"], told["graph"]["type"], told["noise"]
+def _from_sedd_config(raw: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    model, graph, noise = raw["model"], raw["graph"]["type"], raw["noise"]
     config = {
         "objective": "sedd",
         "graph": graph,
@@ -188,26 +189,26 @@ def _from_sedd_config(told: dict[str, Any]) -> tuple[dict[str, Any], int]:
     }
     if noise["type"] == "geometric":
         config |= {"sigma_min": noise["sigma_min"], "sigma_max": noise["sigma_max"]}
-    return config, told["tokens"]
+    return config, raw["tokens"]
 
 
 def _mdlm(conditioned: bool) -> dict[str, Any]:
-    """Without time conditioning MDLM keeps the inputs for it, and feeds noise 0."""
+    """Config of MDLM. Without time conditioning it keeps the time input, and its value is 0."""
     fixed = {"objective": "masked", "noise": "loglinear", "time_input": True}
     return {**fixed, "zero_time": not conditioned}
 
 
-def _from_mdlm_config(told: dict[str, Any]) -> tuple[dict[str, Any], int]:
-    if told.get("model_type", "mdlm") != "mdlm":
-        raise UserError(f"model_type {told['model_type']!r} is not read; mdlm is")
-    config = _mdlm(told["time_conditioning"]) | {
-        "n_embd": told["hidden_dim"],
-        "cond_dim": told["cond_dim"],
-        "n_head": told["n_heads"],
-        "n_layer": told["n_blocks"],
-        "block_size": told["model_length"],
+def _from_mdlm_config(raw: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    if raw.get("model_type", "mdlm") != "mdlm":
+        raise UserError(f"model_type {raw['model_type']!r} is not read; mdlm is")
+    config = _mdlm(raw["time_conditioning"]) | {
+        "n_embd": raw["hidden_dim"],
+        "cond_dim": raw["cond_dim"],
+        "n_head": raw["n_heads"],
+        "n_layer": raw["n_blocks"],
+        "block_size": raw["model_length"],
     }
-    return config, told["vocab_size"] - 1  # the last one is MASK
+    return config, raw["vocab_size"] - 1  # the last one is MASK
 
 
 def _bare(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -221,10 +222,9 @@ def _from_pth(path: Path) -> Published:
 
 
 def _from_lightning(path: Path) -> Published:
-    """Training checkpoint of MDLM, or of ILM. MDLM's last token is MASK. Whether it was trained
-    with the noise level is not among its tensors: an entry time_conditioning may tell, as its own
-    default is no.
-    """
+    """Training checkpoint of MDLM, or of ILM. MDLM's last token is MASK. The tensors do not say
+    whether MDLM was trained with time conditioning: an entry time_conditioning may, by default it
+    is off as in MDLM."""
     state = _require(path, "state_dict", "MDLM")
     if EMBEDDING in bare(state["state_dict"]):
         return _from_insertion(state["state_dict"], {})
@@ -233,15 +233,15 @@ def _from_lightning(path: Path) -> Published:
     return Published(weights, config, len(weights["embed.weight"]) - 1)
 
 
-def _from_insertion(weights: dict[str, Tensor], told: dict[str, Any]) -> Published:
-    """ILM's; `told` may name the heads and the longest row."""
-    found, config = from_ilm(weights)
+def _from_insertion(weights: dict[str, Tensor], raw: dict[str, Any]) -> Published:
+    """Weights of ILM; `raw` may have the number of heads and the longest row."""
+    renamed, config = from_ilm(weights)
     names = {"n_head": ("n_head", "nhead", "num_attention_heads"), "block_size": ("max_length",)}
     for key, theirs in names.items():
-        numbers = [told[name] for name in theirs if type(told.get(name)) is int]
+        numbers = [raw[name] for name in theirs if type(raw.get(name)) is int]
         if numbers:
             config[key] = numbers[0]
-    return Published(found, config, len(found["embed.weight"]))
+    return Published(renamed, config, len(renamed["embed.weight"]))
 
 
 def _require(path: Path, entry: str, whose: str) -> dict[str, Any]:
@@ -254,8 +254,8 @@ def _require(path: Path, entry: str, whose: str) -> dict[str, Any]:
 def _averaged(
     path: Path, raw: dict[str, Tensor], ema: dict[str, Any] | None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights under our names, and the sizes read off them. The EMA is a list in the order of the
-    parameters, which is the order of the state dict without its only buffer."""
+    """Averaged weights under our names, and the sizes that follow from them. The EMA is a list in
+    the order of the parameters, which is that of the state dict without its only buffer."""
     names = [n for n in raw if n != "rotary_emb.inv_freq"]
     averaged = (ema or {}).get("shadow_params", [])
     if averaged and len(averaged) != len(names):
@@ -297,26 +297,27 @@ def _names(n_layer: int) -> dict[str, str]:
 
 
 def _modulations(n_layer: int, end: str) -> list[str]:
-    """SEDD keeps a modulation per block and one for the output; ours are stacked in this order."""
+    """Names of SEDD's modulations, one per block and one for the output, in the order in which ours
+    are stacked."""
     blocks = [f"blocks.{i}.adaLN_modulation.{end}" for i in range(n_layer)]
     return [*blocks, f"output_layer.adaLN_modulation.{end}"]
 
 
 def from_sedd(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict under SEDD's (and MDLM's) names -> ours. Raises KeyError naming what is missing
-    and UserError naming what is too much."""
+    """A state dict under SEDD's (and MDLM's) names -> ours. Raises KeyError for a missing name and
+    UserError for an unexpected one."""
     n_layer = sum(name.endswith(".attn_qkv.weight") for name in state)
     pairs = _names(n_layer)
     result = {ours: state[theirs] for theirs, ours in pairs.items()}
-    known = {*pairs, "rotary_emb.inv_freq"}  # a constant, recomputed
+    expected = {*pairs, "rotary_emb.inv_freq"}  # a constant, recomputed
     if lacking := (UNTRAINED & state.keys()) and UNTRAINED - state.keys():
         raise KeyError(min(lacking))
-    known |= UNTRAINED
+    expected |= UNTRAINED
     for end in ("weight", "bias"):
         stack = _modulations(n_layer, end)
         result[f"modulation.{end}"] = torch.cat([state[name] for name in stack])
-        known |= set(stack)
-    excess = [name for name in state if name not in known]
+        expected |= set(stack)
+    excess = [name for name in state if name not in expected]
     if excess:
         raise UserError(f"weights do not fit: unexpected {'; '.join(excess[:6])}")
     return result
@@ -337,48 +338,49 @@ def to_sedd(state: dict[str, Tensor], n_layer: int) -> dict[str, Tensor]:
 
 
 def resolve_backbone(source: str, vocab_size: int, specials: dict[str, int]) -> str:
-    """`modernbert-tiny`, a folder, a hub id, or JSON -> JSON of its configuration for a vocabulary
-    of that size (rows of the network, MASK included), which is all that rebuilds the network. A
-    causal one keeps the rows that it has: published ones have more than their tokenizer tokens."""
+    """`modernbert-tiny`, a folder, a hub id, or JSON -> JSON of the network's configuration for
+    `vocab_size` rows, MASK included; it is enough to rebuild the network. A causal model keeps its
+    number of rows, which may exceed that of its tokenizer."""
     if source.startswith("{"):
         try:
-            told = json.loads(source)
+            config = json.loads(source)
         except ValueError as e:
             raise UserError(f"backbone: not readable as JSON: {e}") from None
     elif source == "modernbert-tiny":
         names = {"pad": "pad", "bos": "bos", "eos": "eos", "cls": "bos", "sep": "eos"}
-        told = TINY | {f"{theirs}_token_id": specials.get(k) for theirs, k in names.items()}
+        config = TINY | {f"{theirs}_token_id": specials.get(k) for theirs, k in names.items()}
     else:
         folder = Path(source) if Path(source).is_dir() else download(source, "config.json")
-        told = read_json(folder / "config.json")
-    return backbone_json(told, vocab_size)
+        config = read_json(folder / "config.json")
+    return backbone_json(config, vocab_size)
 
 
-def backbone_json(told: dict[str, Any], vocab_size: int) -> str:
-    """A config.json of transformers -> the same for another vocabulary, in one canonical form."""
-    transformers, causal = optional("transformers"), told.get("model_type") in CAUSAL
+def backbone_json(fields: dict[str, Any], vocab_size: int) -> str:
+    """A config.json of transformers -> the same for another vocabulary size, in a canonical
+    form."""
+    transformers, causal = optional("transformers"), fields.get("model_type") in CAUSAL
     if causal:
-        vocab_size = max(vocab_size, told.get("vocab_size", 0))
+        vocab_size = max(vocab_size, fields.get("vocab_size", 0))
     drop = "anyorder architectures _name_or_path transformers_version torch_dtype dtype".split()
-    kept = {k: v for k, v in told.items() if k not in (*drop, "gradient_checkpointing")}
+    kept = {k: v for k, v in fields.items() if k not in (*drop, "gradient_checkpointing")}
     try:
         config = transformers.AutoConfig.for_model(**kept | {"vocab_size": vocab_size})
-        known = causal or type(config) in transformers.AutoModelForMaskedLM._model_mapping
+        supported = causal or type(config) in transformers.AutoModelForMaskedLM._model_mapping
     except Exception as e:  # transformers validates by exceptions of many types
         raise UserError(f"backbone: {str(e).splitlines()[0][:200]}") from e
-    if not known:
+    if not supported:
         kinds = f"a masked language model nor among {', '.join(CAUSAL)}"
-        raise UserError(f"backbone: {told['model_type']} is neither {kinds}")
+        raise UserError(f"backbone: {fields['model_type']} is neither {kinds}")
     full = config.to_diff_dict()
     return json.dumps({k: v for k, v in full.items() if k not in drop}, sort_keys=True)
 
 
-def _from_transformers(told: dict[str, Any], weights: dict[str, Tensor], folder: Path) -> Published:
+def _from_transformers(raw: dict[str, Any], weights: dict[str, Tensor], folder: Path) -> Published:
     unused = [name for name in weights if UNUSED.search(name)]
     if unused:
         print(f"not used, of other heads: {', '.join(unused)}")
     kept = {n: w for n, w in weights.items() if n not in unused}
-    causal = told["model_type"] in CAUSAL
+    causal = raw["model_type"] in CAUSAL
     if causal:
         kept = {n: w for n, w in kept.items() if not CONSTANTS.search(n)}
         body = "transformer." if "wte.weight" in kept else ""  # gpt2 is published without it
@@ -387,27 +389,27 @@ def _from_transformers(told: dict[str, Any], weights: dict[str, Tensor], folder:
     old = re.compile(r"\.(gamma|beta)$")
     kept = {BACKBONE + old.sub(lambda m: ends[m[0]], n): w for n, w in kept.items()}
     embedding = [w for n, w in kept.items() if TOKENS.search(n)]
-    rows = len(embedding[0]) if embedding else told["vocab_size"]
+    rows = len(embedding[0]) if embedding else raw["vocab_size"]
     tokenizer = None
     if (folder / "tokenizer.json").is_file():
         tokenizer = HF((folder / "tokenizer.json").read_text(encoding="utf-8"))
     tokens = tokenizer.vocab_size if causal and tokenizer else rows
-    return Published(kept, {"backbone": backbone_json(told, rows)}, tokens, tokenizer)
+    return Published(kept, {"backbone": backbone_json(raw, rows)}, tokens, tokenizer)
 
 
-def require_extension(found: Published, tokenizer: Tokenizer, source: str) -> None:
-    """Refuse a corpus whose ids do not mean what they mean to a published masked LM; it may have
-    more of them."""
-    assert found.tokens is not None, source
-    if tokenizer.vocab_size < found.tokens:
+def require_extension(release: Published, tokenizer: Tokenizer, source: str) -> None:
+    """Raise UserError unless the vocabulary of the corpus is that of a published masked LM, perhaps
+    with more ids."""
+    assert release.tokens is not None, source
+    if tokenizer.vocab_size < release.tokens:
         raise UserError(
-            f"{source} has {found.tokens} tokens, the corpus {tokenizer.vocab_size}: prepare it "
+            f"{source} has {release.tokens} tokens, the corpus {tokenizer.vocab_size}: prepare it "
             "with the tokenizer of that model"
         )
-    if found.tokenizer is None:
+    if release.tokenizer is None:
         print(f"{source} has no tokenizer.json: that the ids mean the same there is not checked")
         return
-    theirs = found.tokenizer.codec.get_vocab(with_added_tokens=True)
+    theirs = release.tokenizer.codec.get_vocab(with_added_tokens=True)
     ours = vocabulary(tokenizer)
     other = [t for t, i in sorted(theirs.items(), key=lambda pair: pair[1]) if ours.get(t) != i]
     if other:

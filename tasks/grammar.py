@@ -29,7 +29,7 @@ WORDS = sorted({w for rules in RULES.values() for rule in rules for w in rule.sp
 DEPTH = 5
 PERCENT = {"train": 70, "val": 10}  # of the shuffled sentences; the rest is a test set, unused
 SEED = 42  # of the shuffle
-SAMPLES = 500  # that evaluate.py scores, unless told otherwise
+SAMPLES = 500  # default number of samples of evaluate.py
 
 
 @functools.lru_cache(None)
@@ -40,25 +40,25 @@ def derived(symbol: str, depth: int) -> tuple[bytes, ...]:
         return ()
     if symbol not in RULES:
         return (bytes([WORDS.index(symbol)]),)
-    found: list[bytes] = []
+    sentences: list[bytes] = []
     for rule in RULES[symbol]:
         begun = [b""]
         for part in rule.split():
             begun = [a + b for a in begun for b in derived(part, depth - 1)]
-        found += begun
-    return tuple(found)
+        sentences += begun
+    return tuple(sentences)
 
 
 def splits() -> dict[str, list[bytes]]:
     """Training and validation sentences of depth 5, shuffled; none is in both."""
     sentences = list(derived("S", DEPTH))
     random.Random(SEED).shuffle(sentences)
-    found, start = {}, 0
+    parts, start = {}, 0
     for split, percent in PERCENT.items():
         end = start + percent * len(sentences) // 100
-        found[split] = sentences[start:end]
+        parts[split] = sentences[start:end]
         start = end
-    return found
+    return parts
 
 
 def is_sentence(words: tuple[str, ...]) -> bool:
@@ -92,15 +92,15 @@ def scores(texts: list[list[str]]) -> dict[str, float]:
     }
 
 
-def describe(found: dict[str, float]) -> str:
+def describe(scores: dict[str, float]) -> str:
     return (
-        f"{found['sentences']:.2%} of the texts are sentences of the grammar, "
-        f"{found['different']:.1%} of these are different; {found['words']:.1f} words per text"
+        f"{scores['sentences']:.2%} of the texts are sentences of the grammar, "
+        f"{scores['different']:.1%} of these are different; {scores['words']:.1f} words per text"
     )
 
 
 def scores_of(model: Any, texts: Any) -> dict[str, float]:
-    """`scores` of the texts that a model has sampled (evaluate.Texts); one without an end counts as
+    """`scores` of the texts that a model has sampled (evaluate.Texts); one without EOS counts as
     empty."""
     eos, decode = model.meta["specials"]["eos"], model.tokenizer.decode
     ended = (ids[:-1] if ids[-1:] == [eos] else [] for ids in texts.found)
@@ -108,7 +108,7 @@ def scores_of(model: Any, texts: Any) -> dict[str, float]:
 
 
 def score(model: Any, texts: Any) -> tuple[str, float]:
-    """What is counted of samples (evaluate.Texts), and its share of them."""
+    """Name of the score, and its value for samples (evaluate.Texts)."""
     return "sentences", scores_of(model, texts)["sentences"]
 
 
@@ -118,9 +118,9 @@ def evaluate(cfg: Any, model: Any, corpus: Any) -> dict[str, Any]:
     from sample import settings
 
     texts = sampled(cfg, model, corpus, cfg.split, SAMPLES)
-    found = scores_of(model, texts)
-    print(describe(found))
+    scores = scores_of(model, texts)
+    print(describe(scores))
     how = settings(cfg, model)
     describe_cost(texts.speed, how)
-    found = {"rows": len(texts.found), **found, "speed": texts.speed, "settings": how}
-    return {"answers": found}
+    scores = {"rows": len(texts.found), **scores, "speed": texts.speed, "settings": how}
+    return {"answers": scores}

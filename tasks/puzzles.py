@@ -19,7 +19,7 @@ from typing import Any, Iterable, Iterator, NamedTuple
 from configurator import UserError
 from tokenizer import Symbols
 
-SAMPLES = 500  # that evaluate.py scores, unless told otherwise
+SAMPLES = 500  # default number of samples of evaluate.py
 ZEBRA = (
     *("0 1 2 3 4 5 nbr left-of inbetween immediate-left ends != = c n".split()),
     *("CLUE_END", "RHS", "LHS"),
@@ -46,7 +46,7 @@ def pairs(rows: Iterable[dict], where: str) -> Iterator[tuple[str, str]]:
 
 
 def row_of(tokenizer: Symbols, prompt: list[int], answer: list[int]) -> tuple[list[int], int]:
-    """Prompt and answer as ids -> (the ids of a row, how many of them are given)."""
+    """Prompt and answer as ids -> (the ids of a row, how many of them are prompt)."""
     special = tokenizer.specials
     return [*prompt, special["bos"], *answer, special["eos"]], len(prompt) + 1
 
@@ -55,7 +55,7 @@ def row_of(tokenizer: Symbols, prompt: list[int], answer: list[int]) -> tuple[li
 
 
 class Pair(NamedTuple):
-    """An answer and the one that was wanted, each up to EOS, which is among it if it is there."""
+    """A sampled and a wanted answer, each up to EOS, inclusive."""
 
     prompt: list[int]
     found: list[int]
@@ -64,8 +64,8 @@ class Pair(NamedTuple):
 
 def scores(task: str, tokenizer: Symbols, answers: list[Pair]) -> dict[str, float]:
     """Means over N >= 1 answers, each between 0 and 1. exact_match: equal to the end, EOS included.
-    token_accuracy: how many of the wanted tokens, without EOS, the answer has at their places; a
-    mean over the places of an answer, then over answers."""
+    token_accuracy: the share of the wanted tokens, without EOS, that the answer has at the same
+    positions; a mean over positions, then over answers."""
     each = [
         {
             "exact_match": pair.found == pair.wanted,
@@ -77,9 +77,10 @@ def scores(task: str, tokenizer: Symbols, answers: list[Pair]) -> dict[str, floa
     return {name: sum(one[name] for one in each) / len(each) for name in each[0]}
 
 
-def right_share(found: list[int], wanted: list[int]) -> float:
-    """The share of the wanted tokens (N,) that stand at their places; 1 if there are none."""
-    right = sum(a == b for a, b in zip(found, wanted, strict=False))
+def right_share(answer: list[int], wanted: list[int]) -> float:
+    """The share of the wanted tokens (N,) that the answer has at the same positions; 1 if there are
+    none."""
+    right = sum(a == b for a, b in zip(answer, wanted, strict=False))
     return right / len(wanted) if wanted else 1.0
 
 
@@ -88,23 +89,23 @@ def _more(task: str, tokenizer: Symbols, pair: Pair) -> dict[str, float]:
     ended = pair.found[-1:] == [tokenizer.specials["eos"]]
     clean = ended and all(i < words for i in pair.found[:-1])
     if task == "zebra":
-        found, wanted = (triples([i for i in ids if i < words]) for ids in pair[1:])
-        share = len(found & wanted) / max(1, len(found | wanted))
-        return {"set_match": clean and found == wanted, "set_iou": share}
+        answer, wanted = (triples([i for i in ids if i < words]) for ids in pair[1:])
+        share = len(answer & wanted) / max(1, len(answer | wanted))
+        return {"set_match": clean and answer == wanted, "set_iou": share}
     if task == "countdown":
-        prompt, found = (tokenizer.decode(ids) for ids in pair[:2])
-        return {"solved": clean and solves(prompt, found)}
+        prompt, answer = (tokenizer.decode(ids) for ids in pair[:2])
+        return {"solved": clean and solves(prompt, answer)}
     return {}
 
 
 def triples(ids: list[int]) -> set[tuple[int, ...]]:
-    """Ids (N,) -> every three of them; what is left over is a shorter one, which equals none."""
+    """Ids (N,) in groups of three; a shorter last group equals no triple."""
     return {tuple(ids[k : k + 3]) for k in range(0, len(ids), 3)}
 
 
 def solves(prompt: str, answer: str) -> bool:
-    """Does the answer, as in "39+66=105,105+33=138", take every number of "39,66,33,138" but the
-    last one once, and come out at that one?"""
+    """Does the answer, as in "39+66=105,105+33=138", use every number of "39,66,33,138" but the
+    last one once, and end with that one?"""
     *numbers, target = map(int, prompt.split(","))
     have = Counter(numbers)
     for text in answer.split(","):
@@ -121,11 +122,11 @@ def solves(prompt: str, answer: str) -> bool:
     return +have == Counter([target])
 
 
-def describe(found: dict[str, float], split: str, rows: int) -> str:
+def describe(scores: dict[str, float], split: str, rows: int) -> str:
     """One line; the error is that of a share of independent answers."""
-    exact = found["exact_match"]
+    exact = scores["exact_match"]
     error = (exact * (1 - exact) / rows) ** 0.5
-    others = {k.replace("_", " "): v for k, v in found.items() if k != "exact_match"}
+    others = {k.replace("_", " "): v for k, v in scores.items() if k != "exact_match"}
     more = "".join(f", {name} {share:.2%}" for name, share in others.items())
     return f"{split}: exact match {exact:.2%} +- {error:.2%} of {rows:,} answers{more}"
 
@@ -137,19 +138,19 @@ def scores_of(model: Any, texts: Any) -> dict[str, float]:
 
 
 def score(model: Any, texts: Any) -> tuple[str, float]:
-    """What is counted of samples (evaluate.Texts), and its share of them."""
+    """Name of the score, and its value for samples (evaluate.Texts)."""
     return "exact answers", scores_of(model, texts)["exact_match"]
 
 
 def evaluate(cfg: Any, model: Any, corpus: Any) -> dict[str, Any]:
-    """How right the sampled answers to the questions of a split are, `cfg` that of evaluate.py."""
+    """The scores of sampled answers to the questions of a split; `cfg` is that of evaluate.py."""
     from evaluate import describe_cost, sampled  # preparing a corpus must not import torch
     from sample import settings
 
     texts = sampled(cfg, model, corpus, cfg.split, SAMPLES)
-    found = scores_of(model, texts)
-    print(describe(found, cfg.split, len(texts.found)))
+    scores = scores_of(model, texts)
+    print(describe(scores, cfg.split, len(texts.found)))
     how = settings(cfg, model)
     describe_cost(texts.speed, how)
-    found = {"rows": len(texts.found), **found, "speed": texts.speed, "settings": how}
-    return {"answers": found}
+    scores = {"rows": len(texts.found), **scores, "speed": texts.speed, "settings": how}
+    return {"answers": scores}

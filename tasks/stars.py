@@ -181,7 +181,7 @@ SHARE, SEED = 0.05, 42  # of validation, where all rows are in one file
 
 @dataclass(frozen=True)
 class StarsConfig:
-    """What `tasks/stars.py` can be told."""
+    """The options of `tasks/stars.py`."""
 
     level: Literal["tiny", "small", "easy", "medium", "hard"] = "easy"  # of star graphs
     task: Literal["star", "grammar", "zebra", "countdown"] = "star"  # what the rows are
@@ -205,7 +205,7 @@ class StarsConfig:
 
 
 def told_rows(cfg: StarsConfig) -> dict[str, Iterator[dict]]:
-    """The rows of --path, or of the usual dataset, of both splits; read when asked for."""
+    """The rows of --path, or of the usual dataset, of both splits; read lazily."""
     path = cfg.path or HUB[cfg.task]
     names = [Path(name).expanduser() for name in path.split(",")]
     if not any(name.exists() for name in names) and path.count("/") == 1 and "," not in path:
@@ -255,8 +255,8 @@ def star_rows(cfg: StarsConfig, tokenizer: Symbols) -> dict[str, Rows]:
     else:
         graphs = ours(cfg.level, OURS[cfg.level])
     return {
-        split: (row_of(tokenizer, graph.prompt(), graph.answer()) for graph in some)
-        for split, some in graphs.items()
+        split: (row_of(tokenizer, graph.prompt(), graph.answer()) for graph in some_graphs)
+        for split, some_graphs in graphs.items()
     }
 
 
@@ -274,22 +274,22 @@ def _told_graph(row: dict) -> Graph:
 
 def sentence_rows(tokenizer: Symbols) -> dict[str, Rows]:
     """Rows BOS sentence EOS; words are numbered as in the grammar."""
-    return {split: (row_of(tokenizer, [], list(s)) for s in some)
-            for split, some in sentences().items()}  # fmt: skip
+    return {split: (row_of(tokenizer, [], list(s)) for s in texts)
+            for split, texts in sentences().items()}  # fmt: skip
 
 
 def puzzle_rows(cfg: StarsConfig, tokenizer: Symbols) -> dict[str, Rows]:
     """Rows of zebra puzzles or of countdown. A symbol that they should not have is refused with
     the number of its row."""
 
-    def rows(split: str, found: Iterator[dict]) -> Iterator[tuple[list[int], int]]:
-        for number, (prompt, answer) in enumerate(pairs(found, f"{split} split"), 1):
+    def rows(split: str, puzzles: Iterator[dict]) -> Iterator[tuple[list[int], int]]:
+        for number, (prompt, answer) in enumerate(pairs(puzzles, f"{split} split"), 1):
             try:
                 yield row_of(tokenizer, tokenizer.encode(prompt), tokenizer.encode(answer))
             except UserError as e:
                 raise UserError(f"{split} split, row {number}: {e}") from None
 
-    return {split: rows(split, found) for split, found in told_rows(cfg).items()}
+    return {split: rows(split, puzzles) for split, puzzles in told_rows(cfg).items()}
 
 
 def task_rows(cfg: StarsConfig) -> tuple[Symbols, dict[str, Rows]]:
@@ -311,17 +311,17 @@ def write(out: CorpusWriter, rows: dict[str, Rows]) -> dict[str, int]:
     """All rows -> facts for meta.json: the longest answer, EOS with it, and how many rows of
     validation are among those of training, prompt and answer."""
     seen: set[bytes] = set()
-    told = {"longest_answer": 0, "val_rows_in_train": 0}
-    for split, some in rows.items():
-        for ids, given in some:
+    counts = {"longest_answer": 0, "val_rows_in_train": 0}
+    for split, split_rows in rows.items():
+        for ids, given in split_rows:
             out.row(split, ids, given)
-            told["longest_answer"] = max(told["longest_answer"], len(ids) - given)
+            counts["longest_answer"] = max(counts["longest_answer"], len(ids) - given)
             key = np.array(ids, np.uint16).tobytes()
             if split == "train":
                 seen.add(key)
             else:
-                told["val_rows_in_train"] += key in seen
-    return told
+                counts["val_rows_in_train"] += key in seen
+    return counts
 
 
 def main(argv: list[str]) -> None:
@@ -334,12 +334,12 @@ def main(argv: list[str]) -> None:
     if cfg.task == "star":
         info["level"] = cfg.level
     with CorpusWriter(folder, tokenizer, **info) as out:
-        told = write(out, rows)
-        out.info |= told
-    print(f"{folder}: {tokenizer.vocab_size} ids, answers of up to {told['longest_answer']}")
+        counts = write(out, rows)
+        out.info |= counts
+    print(f"{folder}: {tokenizer.vocab_size} ids, answers of up to {counts['longest_answer']}")
     for split, count in out.counts.items():
         print(f"  {split}: {count['rows']:,} rows of up to {count['longest']} ids")
-    print(f"  rows of validation that are among those of training: {told['val_rows_in_train']}")
+    print(f"  rows of validation that are among those of training: {counts['val_rows_in_train']}")
 
 
 if __name__ == "__main__":
