@@ -59,13 +59,13 @@ def _run_cli(
     name, *rest = map(str, args)
     file = name.endswith(".py")
     command = [sys.executable, *([str(REPO / name)] if file else ["-m", name]), *rest]
-    found = dict(env or {})
+    got = dict(env or {})
     if not file:
-        found["PYTHONPATH"] = os.pathsep.join([str(REPO), str(found.get("PYTHONPATH", ""))])
+        got["PYTHONPATH"] = os.pathsep.join([str(REPO), str(got.get("PYTHONPATH", ""))])
     return subprocess.run(
         command,
         cwd=cwd,
-        env=clean_env(**found),
+        env=clean_env(**got),
         timeout=timeout,
         capture_output=True,
         text=True,
@@ -74,12 +74,12 @@ def _run_cli(
 
 def _assert_refused(result: subprocess.CompletedProcess, *words: str) -> None:
     """Exit code 2, one line on stderr that holds all the words, no traceback."""
-    told = [line for line in result.stderr.splitlines() if line.strip()]
+    err = [line for line in result.stderr.splitlines() if line.strip()]
     assert result.returncode == 2, (result.returncode, result.stderr)
     assert "Traceback" not in result.stderr
-    assert len(told) == 1, result.stderr
+    assert len(err) == 1, result.stderr
     for word in words:
-        assert str(word) in told[0], (word, told[0])
+        assert str(word) in err[0], (word, err[0])
 
 
 @pytest.fixture(scope="session")

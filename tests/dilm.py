@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def dilm(
-    ids: Tensor, length: Tensor, told: Tensor, heads: int, weight: Callable[[str], Tensor]
+    ids: Tensor, length: Tensor, message: Tensor, heads: int, weight: Callable[[str], Tensor]
 ) -> tuple[Tensor, Tensor]:
     """ids (B, T), rows `length` (B,) long, told (B,) of the time; weight: name -> tensor. Returns
     logits (B, T, V) and those of the number of missing tokens (B, n)."""
@@ -21,7 +21,7 @@ def dilm(
         x = F.layer_norm(x, x.shape[-1:]) * weight(name + ".norm")
         return x * (1 + scale) + shift
 
-    angle = told.float()[:, None] * weight("sigma_map.freqs")
+    angle = message.float()[:, None] * weight("sigma_map.freqs")
     c = F.silu(linear("sigma_map.mlp.0", torch.cat([angle.cos(), angle.sin()], -1)))
     c = F.silu(linear("sigma_map.mlp.2", c))
     x = weight("embed_tokens.weight")[ids]

@@ -76,8 +76,8 @@ class Launched:
         self.folder = tempfile.TemporaryDirectory()
         self.base = f"{self.folder.name}/std"
         env = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **env}
-        told = [str(a) for a in argv], {k: str(v) for k, v in env.items()}, self.base, at
-        self.process = server().Process(target=_body, args=told, daemon=True)
+        values = [str(a) for a in argv], {k: str(v) for k, v in env.items()}, self.base, at
+        self.process = server().Process(target=_body, args=values, daemon=True)
         self.process.start()
         self.pid = self.process.pid
 

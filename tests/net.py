@@ -213,10 +213,10 @@ def sampled(objective: Any, net: Any, name: str, given: dict[str, Any]) -> torch
     """The last frame (ROWS, T + 1) of a sampler, lengths in front."""
     from objective import SampleOptions, generator
 
-    told = {"steps": 6, **given}
+    values = {"steps": 6, **given}
     rows = batch()
     ids, given_places, run = rows.ids, rows[1], objective.sample
-    if told.pop("mirror", None):  # what is given mirrors itself as well
+    if values.pop("mirror", None):  # what is given mirrors itself as well
         mirror = torch.arange(WIDTH - 1, -1, -1).expand(ROWS, -1).contiguous()
         given_places = given_places | given_places.flip(1)
         first = torch.minimum(mirror, mirror.flip(1))
@@ -227,14 +227,14 @@ def sampled(objective: Any, net: Any, name: str, given: dict[str, Any]) -> torch
             def run(net, ids, given, rng, options):
                 return sample(objective, net, ids, given, mirror, rng, options)
         except ImportError:  # 3985a0c
-            told["mirror"] = mirror
-    if told.pop("length", None):
-        told["length"] = rows.length
-    if "gap" in told:
-        told["gap"] = SampleOptions(**told["gap"])
-    if "unmask_schedule" in told and not hasattr(SampleOptions, "unmask_schedule"):  # 3985a0c
-        told["schedule"] = told.pop("unmask_schedule")
-    options = SampleOptions(**told, sampler=name)
+            values["mirror"] = mirror
+    if values.pop("length", None):
+        values["length"] = rows.length
+    if "gap" in values:
+        values["gap"] = SampleOptions(**values["gap"])
+    if "unmask_schedule" in values and not hasattr(SampleOptions, "unmask_schedule"):  # 3985a0c
+        values["schedule"] = values.pop("unmask_schedule")
+    options = SampleOptions(**values, sampler=name)
     *_, last = run(net, ids, given_places, generator(7), options)
     return torch.cat([last.length[:, None], last.ids], 1)
 
@@ -269,30 +269,30 @@ def computed(name: str, options: dict[str, Any]) -> dict[str, Any]:
     cfg = Config(objective=name, **SIZE, **options)
     objective = builders()[0](cfg, {"vocab_size": VOCAB, "specials": SPECIALS})
     net = network(cfg, objective)
-    found: dict[str, Any] = {}
+    got: dict[str, Any] = {}
     for k in range(2):
         torch.manual_seed(k)  # dropout
         net.zero_grad()
         loss = loss_of(objective, net, generator(1, k))
         loss[0].backward()
-        found[f"loss {k}"] = loss[0].detach()
-        found[f"count {k}"] = torch.tensor(loss.count)
+        got[f"loss {k}"] = loss[0].detach()
+        got[f"count {k}"] = torch.tensor(loss.count)
         for metric, value in loss.metrics.items():
-            found[f"metric {metric} {k}"] = value
+            got[f"metric {metric} {k}"] = value
         for parameter, p in net.named_parameters():
             if p.grad is not None:
-                found[f"grad {parameter} {k}"] = p.grad.clone()
+                got[f"grad {parameter} {k}"] = p.grad.clone()
     net.eval()
     if objective.bounded:
         with torch.no_grad():
-            found["bound"] = objective.bound(net, batch(), generator(2), 3)
+            got["bound"] = objective.bound(net, batch(), generator(2), 3)
     tried = SAMPLING[name] if options == OPTIONS[name][0] else SAMPLING[name][:2]
     with torch.no_grad():
         for sampler in objective.samplers:
             for given in tried:
                 key = f"sample {sampler} {label(given)}"
-                found[key] = refused(sampled, objective, net, sampler, given)
-    return found
+                got[key] = refused(sampled, objective, net, sampler, given)
+    return got
 
 
 def tiny_corpus(folder: Path) -> None:
@@ -340,11 +340,11 @@ def cases() -> Iterator[tuple[str, Any]]:
 
 def runs() -> Iterator[tuple[str, Any]]:
     for name, options in RUNS.items():
-        told = {"objective": name, **options}
+        values = {"objective": name, **options}
 
-        def run(told: dict[str, Any] = told) -> dict[str, Any]:
+        def run(values: dict[str, Any] = values) -> dict[str, Any]:
             with tempfile.TemporaryDirectory() as folder:
-                return trained(Path(folder), told["objective"], told)
+                return trained(Path(folder), values["objective"], values)
 
         yield f"train {name}", run
 

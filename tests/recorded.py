@@ -32,8 +32,8 @@ class Recorded:
 
     def cases(self, pattern):
         """Distinct first groups of `pattern` among the names of the arrays."""
-        found = (re.fullmatch(pattern, name) for name in self.arrays)
-        return sorted({m[1] for m in found if m})
+        got = (re.fullmatch(pattern, name) for name in self.arrays)
+        return sorted({m[1] for m in got if m})
 
     def close(self, ours, name, rtol=1e-5, atol=1e-6):
         want = self.gold(name)

@@ -30,7 +30,7 @@ from tokenizer import GPT2, Bytes
 SMALL = Config(n_layer=2, n_head=2, n_embd=16, cond_dim=8, block_size=8)
 
 
-def told(action: Any, *arguments: Any) -> str:
+def error_of(action: Any, *arguments: Any) -> str:
     """The line that refuses."""
     with pytest.raises(UserError) as caught:
         action(*arguments)
@@ -157,7 +157,7 @@ def test_disk_full(path: Path, state: dict, share: float):
     before, (soft, hard) = remains(path), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(path.stat().st_size * share), hard))
     try:
-        message = told(save, state, path)
+        message = error_of(save, state, path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert str(path) in message and "intact" in message
@@ -173,7 +173,7 @@ def test_disk_full_at_the_end(path: Path, state: dict, monkeypatch, call: str):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, call, full)
-    assert "No space left on device" in told(save, state, path)
+    assert "No space left on device" in error_of(save, state, path)
     assert remains(path) == before
 
 
@@ -189,15 +189,15 @@ def test_everything_is_flushed_before_it_is_renamed(path: Path, state: dict, mon
 
 
 def test_save_into_a_missing_folder(tmp_path: Path, state: dict):
-    assert "cannot write" in told(save, state, tmp_path / "no" / "ckpt.pt")
+    assert "cannot write" in error_of(save, state, tmp_path / "no" / "ckpt.pt")
 
 
 # ---- damaged files -----------------------------------------------------------------------------
 
 
 def test_missing(tmp_path: Path):
-    assert f"no checkpoint at {tmp_path / 'ckpt.pt'}" == told(read, tmp_path / "ckpt.pt")
-    assert "no checkpoint at" in told(read, tmp_path)
+    assert f"no checkpoint at {tmp_path / 'ckpt.pt'}" == error_of(read, tmp_path / "ckpt.pt")
+    assert "no checkpoint at" in error_of(read, tmp_path)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
@@ -205,9 +205,9 @@ def test_truncated(path: Path, share: float):
     """Fault 3: no bytes, half, all but the last; the message names the one before, if it exists."""
     data = path.read_bytes()
     path.write_bytes(data[: min(int(len(data) * share), len(data) - 1)])
-    assert "corrupt or incomplete" in told(read, path) and "prev" not in told(read, path)
+    assert "corrupt or incomplete" in error_of(read, path) and "prev" not in error_of(read, path)
     path.with_name("ckpt_prev.pt").write_bytes(data)
-    assert str(path.with_name("ckpt_prev.pt")) in told(read, path)
+    assert str(path.with_name("ckpt_prev.pt")) in error_of(read, path)
 
 
 def test_bit_flips_in_tensors(path: Path, state: dict):
@@ -219,7 +219,7 @@ def test_bit_flips_in_tensors(path: Path, state: dict):
         assert begin >= 0
         at = begin + rng.randrange(len(raw))
         path.write_bytes(data[:at] + bytes([data[at] ^ (1 << rng.randrange(8))]) + data[at + 1 :])
-        assert "corrupt" in told(read, path)
+        assert "corrupt" in error_of(read, path)
 
 
 @pytest.mark.parametrize("method", [8, 9, 12, 14, 93, 99])
@@ -230,7 +230,7 @@ def test_compression_that_is_not_there(path: Path, method: int):
         at = data.find(sign)
         data[at + place] = method
     path.write_bytes(data)
-    assert "corrupt" in told(checkpoint.read, path)
+    assert "corrupt" in error_of(checkpoint.read, path)
 
 
 def test_bit_flips_anywhere(path: Path, state: dict):
@@ -240,10 +240,10 @@ def test_bit_flips_anywhere(path: Path, state: dict):
         at = rng.randrange(len(data))
         path.write_bytes(data[:at] + bytes([data[at] ^ (1 << rng.randrange(8))]) + data[at + 1 :])
         try:
-            found = read(path)
+            got = read(path)
         except UserError:
             continue
-        assert same(found, state)
+        assert same(got, state)
 
 
 class Evil:
@@ -266,9 +266,9 @@ def test_nothing_in_a_file_is_executed(path: Path, state: dict, kind: str):
     else:
         torch.save(content, path, _use_new_zipfile_serialization=kind == "zip")
     for action in (read, load):
-        assert str(path) in told(action, str(path))
+        assert str(path) in error_of(action, str(path))
         assert not marker.exists()
-    assert str(path) in told(published.read, str(path.rename(path.with_suffix(".pth"))))
+    assert str(path) in error_of(published.read, str(path.rename(path.with_suffix(".pth"))))
     assert not marker.exists()
     pickle.loads(pickle.dumps(Evil(marker)))
     assert marker.exists()  # the payload is real
@@ -277,28 +277,28 @@ def test_nothing_in_a_file_is_executed(path: Path, state: dict, kind: str):
 @pytest.mark.parametrize("key", list(checkpoint.FIELDS))
 def test_fields(path: Path, state: dict, key: str):
     torch.save({k: v for k, v in state.items() if k != key}, path)
-    assert f"{key} is missing" in told(read, path)
+    assert f"{key} is missing" in error_of(read, path)
     torch.save({**state, key: "text"}, path)
-    assert f"{key} is a str" in told(read, path)
+    assert f"{key} is a str" in error_of(read, path)
 
 
 @pytest.mark.parametrize("content", [[1, 2], torch.zeros(3), {}, "text", None])
 def test_not_a_checkpoint(path: Path, content: Any):
     torch.save(content, path)
-    assert "not a checkpoint of this project" in told(read, path)
+    assert "not a checkpoint of this project" in error_of(read, path)
 
 
 def test_other_formats(path: Path, state: dict):
     """Fault 16: both versions are named."""
     for version in (0, 2):
         torch.save({**state, "format": version}, path)
-        assert f"format {version}" in told(read, path) and "format 1" in told(read, path)
+        assert f"format {version}" in error_of(read, path) and "format 1" in error_of(read, path)
 
 
 def test_unknown_config_keys(path: Path, state: dict):
     """A checkpoint of a later version: no option that it was trained with is ignored."""
     torch.save({**state, "config": {**state["config"], "new_option": 1}}, path)
-    message = told(load, str(path))
+    message = error_of(load, str(path))
     assert str(path) in message and "new_option" in message
 
 
@@ -337,13 +337,13 @@ def test_names_and_shapes_are_strict(small: Model):
     """Fault 13: strict=False would train a network that is half random."""
     good = {k: v.clone() for k, v in small.net.state_dict().items()}
     less = {k: v for k, v in good.items() if k != "blocks.1.attn.qkv.weight"}
-    assert "x.pt" in told(load_weights, small.net, less, "x.pt")
-    assert "missing blocks.1.attn.qkv.weight" in told(load_weights, small.net, less, "x.pt")
+    assert "x.pt" in error_of(load_weights, small.net, less, "x.pt")
+    assert "missing blocks.1.attn.qkv.weight" in error_of(load_weights, small.net, less, "x.pt")
     more = {**good, "module.head.bias": good["head.bias"]}
-    assert "unexpected module.head.bias" in told(load_weights, small.net, more, "x.pt")
+    assert "unexpected module.head.bias" in error_of(load_weights, small.net, more, "x.pt")
     other = {**good, "head.bias": torch.zeros(3)}
-    assert "head.bias is (3,) instead of (260,)" in told(load_weights, small.net, other, "x.pt")
-    message = told(load_weights, small.net, {}, "x.pt")
+    assert "head.bias is (3,) instead of (260,)" in error_of(load_weights, small.net, other, "x.pt")
+    message = error_of(load_weights, small.net, {}, "x.pt")
     assert "more" in message and len(message) < 400  # a list, but not a page
     assert all(torch.equal(v, good[k]) for k, v in small.net.state_dict().items())  # untouched
 
@@ -364,26 +364,26 @@ def test_a_noise_schedule_is_a_class_and_a_name(monkeypatch: pytest.MonkeyPatch)
         cfg = replace(SMALL, objective=name, noise="mine", time_input=name != "mlm")
         assert build_objective(cfg, meta).noise == diffusion.Power(3.0)
     cfg = replace(SMALL, objective="masked", noise="mine", importance=True)
-    assert "noise" in told(build_objective, cfg, meta)  # it has no inverse
-    assert "mine" in told(build_objective, replace(cfg, noise="pink"), meta)
+    assert "noise" in error_of(build_objective, cfg, meta)  # it has no inverse
+    assert "mine" in error_of(build_objective, replace(cfg, noise="pink"), meta)
 
 
 def test_a_noise_level_needs_the_final_norm_that_it_shifts():
     meta = {"vocab_size": 5, "specials": {}}
     cfg = replace(SMALL, objective="masked", final_norm=False)
-    assert "time_input=False" in told(build_network, cfg, build_objective(cfg, meta))
+    assert "time_input=False" in error_of(build_network, cfg, build_objective(cfg, meta))
     cfg = replace(cfg, time_input=False)
     build_network(cfg, build_objective(cfg, meta))
 
 
 def test_averaged_weights_are_loaded_unless_refused(path: Path, state: dict):
     for use, key in ((True, "ema"), (False, "model")):
-        found = load(str(path), use_ema=use).net.state_dict()
-        assert all(torch.equal(found[k], v) for k, v in state[key].items())
+        got = load(str(path), use_ema=use).net.state_dict()
+        assert all(torch.equal(got[k], v) for k, v in state[key].items())
     assert not same(state["ema"], state["model"])
     torch.save({**state, "ema": None}, path)
-    found = load(str(path)).net.state_dict()
-    assert all(torch.equal(found[k], v) for k, v in state["model"].items())
+    got = load(str(path)).net.state_dict()
+    assert all(torch.equal(got[k], v) for k, v in state["model"].items())
 
 
 def test_loaded_model_is_complete(path: Path):
@@ -419,8 +419,8 @@ def test_published_names_and_shapes():
         counts = (d.rstrip("CDV") for d in shape.split(","))
         pairs = zip(dims, counts, strict=True)
         expected[name] = tuple(int(c or 1) * size.get(d, 1) for d, c in pairs)
-    found = to_sedd(model.net.state_dict(), 1)
-    assert {k: tuple(v.shape) for k, v in found.items()} == expected
+    got = to_sedd(model.net.state_dict(), 1)
+    assert {k: tuple(v.shape) for k, v in got.items()} == expected
 
 
 def test_modulations_keep_their_places(small: Model):
@@ -435,7 +435,7 @@ def sedd_folder(folder: Path, model: Model, **noise: Any) -> Path:
     """config.json and model.safetensors as on the hub, with the buffer that we recompute."""
     save_file = pytest.importorskip("safetensors.torch").save_file
     cfg = model.config
-    told = {
+    options = {
         "ngpus": 1,
         "tokens": 259,
         "graph": {"type": cfg.graph, "file": "data", "report_all": False},
@@ -453,7 +453,7 @@ def sedd_folder(folder: Path, model: Model, **noise: Any) -> Path:
         },
     }
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(told))
+    (folder / "config.json").write_text(json.dumps(options))
     weights = to_sedd(model.net.state_dict(), cfg.n_layer)
     save_file(weights | {"rotary_emb.inv_freq": torch.ones(4)}, folder / "model.safetensors")
     return folder
@@ -471,15 +471,15 @@ VARIANTS = {
 def test_published_folder(tmp_path: Path, name: str):
     """Same logits under SEDD's names, and the graph and noise that its config.json tells."""
     model = random_model(VARIANTS[name])
-    found = load(str(sedd_folder(tmp_path / "sedd", model)))
+    got = load(str(sedd_folder(tmp_path / "sedd", model)))
     keys = "graph noise scale_by_sigma n_layer n_head n_embd cond_dim block_size".split()
     for key in keys:
-        assert getattr(found.config, key) == getattr(model.config, key)
-    assert found.objective.noise == model.objective.noise
+        assert getattr(got.config, key) == getattr(model.config, key)
+    assert got.objective.noise == model.objective.noise
     ids = torch.randint(0, 259, (3, 8), generator=torch.Generator().manual_seed(2))
-    a, b = (logits(m.net, m.objective, ids) for m in (model, found))
+    a, b = (logits(m.net, m.objective, ids) for m in (model, got))
     assert torch.equal(a, b) and a.std() > 0.1
-    assert isinstance(found.tokenizer, Bytes)
+    assert isinstance(got.tokenizer, Bytes)
 
 
 def test_published_folder_with_other_names(tmp_path: Path, small: Model):
@@ -488,15 +488,15 @@ def test_published_folder_with_other_names(tmp_path: Path, small: Model):
     folder = sedd_folder(tmp_path / "sedd", small)
     file, weights = folder / "model.safetensors", to_sedd(small.net.state_dict(), 2)
     save_file({**weights, "extra.weight": torch.zeros(2)}, file)
-    assert "unexpected extra.weight" in told(load, str(folder))
+    assert "unexpected extra.weight" in error_of(load, str(folder))
     missing = "blocks.1.mlp.2.bias"
     save_file({k: v for k, v in weights.items() if k != missing}, file)
-    assert missing in told(load, str(folder))
+    assert missing in error_of(load, str(folder))
     for name in ("model.safetensors", "config.json"):
         (folder / name).write_bytes(b"{")
-        assert name in told(load, str(folder))
+        assert name in error_of(load, str(folder))
         (folder / name).unlink()
-        assert f"{name} is missing" in told(load, str(folder))
+        assert f"{name} is missing" in error_of(load, str(folder))
         sedd_folder(tmp_path / f"again-{name}", small)
         (folder / name).write_bytes((tmp_path / f"again-{name}" / name).read_bytes())
 
@@ -505,7 +505,7 @@ def test_published_folder_with_other_names(tmp_path: Path, small: Model):
 def test_published_folder_with_another_config(tmp_path: Path, small: Model, text: str):
     folder = sedd_folder(tmp_path / "sedd", small)
     (folder / "config.json").write_text(text)
-    assert str(folder) in told(load, str(folder))
+    assert str(folder) in error_of(load, str(folder))
 
 
 @pytest.mark.parametrize("averaged", [True, False])
@@ -521,10 +521,10 @@ def test_training_checkpoint_of_sedd(tmp_path: Path, small: Model, averaged: boo
     if averaged:
         content["ema"] = {"decay": 0.999, "num_updates": 7, "shadow_params": shadow}
     torch.save(content, tmp_path / "checkpoint.pth")
-    found = published.read(str(tmp_path / "checkpoint.pth"))
-    assert found.config == {"n_embd": 16, "cond_dim": 8, "n_head": 2, "n_layer": 2}
+    got = published.read(str(tmp_path / "checkpoint.pth"))
+    assert got.config == {"n_embd": 16, "cond_dim": 8, "n_head": 2, "n_layer": 2}
     net = build_network(SMALL, small.objective)
-    load_weights(net, found.weights, "x.pth")
+    load_weights(net, got.weights, "x.pth")
     ids = torch.randint(0, 259, (2, 8), generator=torch.Generator().manual_seed(3))
     wanted = small.net if averaged else other
     assert torch.equal(logits(net, small.objective, ids), logits(wanted, small.objective, ids))
@@ -535,13 +535,13 @@ def test_training_checkpoint_with_a_short_average(tmp_path: Path, small: Model):
     shadow = list(raw.values())[:-2]
     path = tmp_path / "checkpoint.pth"
     torch.save({"model": raw, "ema": {"shadow_params": shadow}}, path)
-    assert "the EMA has" in told(published.read, str(path))
+    assert "the EMA has" in error_of(published.read, str(path))
     del raw["rotary_emb.inv_freq"], raw["sigma_map.mlp.0.weight"]
     torch.save({"model": raw}, path)
-    assert "sigma_map.mlp.0.weight is missing" in told(published.read, str(path))
+    assert "sigma_map.mlp.0.weight is missing" in error_of(published.read, str(path))
     torch.save({"weights": raw}, path)
-    assert "no entry model" in told(published.read, str(path))
-    assert str(path) in told(load, str(path))  # it has no tokenizer: only for --init_from
+    assert "no entry model" in error_of(published.read, str(path))
+    assert str(path) in error_of(load, str(path))  # it has no tokenizer: only for --init_from
 
 
 def test_round_trip_of_names(small: Model):
@@ -573,13 +573,13 @@ def test_hub_unreachable(monkeypatch):
 
     fake = types.SimpleNamespace(snapshot_download=offline)
     monkeypatch.setitem(sys.modules, "huggingface_hub", fake)
-    message = told(load, "louaaron/sedd-small")
+    message = error_of(load, "louaaron/sedd-small")
     assert "louaaron/sedd-small" in message and "config.json and model.safetensors" in message
 
 
 def test_hub_library_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    assert "pip install huggingface_hub" in told(load, "louaaron/sedd-small")
+    assert "pip install huggingface_hub" in error_of(load, "louaaron/sedd-small")
 
 
 def test_hub_download(monkeypatch, tmp_path: Path, small: Model):
@@ -602,7 +602,7 @@ def test_hub_download(monkeypatch, tmp_path: Path, small: Model):
 @pytest.mark.parametrize("source", ["nowhere", "./no/where", "/no/where", "a/b/c", "out/x/ckpt.pt"])
 def test_what_is_no_hub_id(source: str):
     """A misspelt path is never looked up in the network."""
-    assert source in told(load, source)
+    assert source in error_of(load, source)
 
 
 # ---- export ------------------------------------------------------------------------------------
@@ -641,16 +641,16 @@ def test_exported_model_samples_the_same(exported: tuple[Model, Model]):
 
 def test_export_to_a_file_is_refused(path: Path):
     pytest.importorskip("safetensors")
-    assert str(path) in told(checkpoint.export, load(str(path)), path)
+    assert str(path) in error_of(checkpoint.export, load(str(path)), path)
 
 
 @pytest.mark.parametrize("corpus", [{}, {"meta": None, "files": {}}, {"meta": {}, "files": 3}])
 def test_a_checkpoint_without_its_corpus_is_refused(trained: Any, tmp_path: Path, corpus: dict):
     state = checkpoint.read(trained() / "ckpt.pt")
     torch.save({**state, "corpus": corpus}, tmp_path / "ckpt.pt")
-    assert "corpus" in told(load, str(tmp_path / "ckpt.pt"))
+    assert "corpus" in error_of(load, str(tmp_path / "ckpt.pt"))
 
 
 def test_a_pth_is_no_model_to_sample_from(tmp_path: Path):
     (tmp_path / "x.pth").write_bytes(b"")
-    assert "start a run" in told(load, str(tmp_path / "x.pth"))
+    assert "start a run" in error_of(load, str(tmp_path / "x.pth"))

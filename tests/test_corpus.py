@@ -34,7 +34,7 @@ class Wide(Symbols):
         self.vocab_size = 70000
 
 
-def told(folder: Path, **how: Any) -> str:
+def error_of(folder: Path, **how: Any) -> str:
     """The line that refuses this corpus."""
     with pytest.raises(UserError) as caught:
         Corpus(folder, **how)
@@ -95,12 +95,12 @@ def test_rows_round_trip(tmp_path_factory: Any, tokenizer: Any):
         folder = tmp_path_factory.mktemp("c") / "x"
         meta_only_tokenizer = Symbols(["a"]) if isinstance(tokenizer, Wide) else tokenizer
         write(folder, train, val, tokenizer)
-        found = open_with(folder, tokenizer, meta_only_tokenizer)
+        got = open_with(folder, tokenizer, meta_only_tokenizer)
         for split, rows in (("train", train), ("val", val)):
-            assert found.rows(split) == found.windows(split, 9) == len(rows)
-            batch = found.batch(split, np.arange(len(rows)), 9)
+            assert got.rows(split) == got.windows(split, 9) == len(rows)
+            batch = got.batch(split, np.arange(len(rows)), 9)
             for i, (ids, prompt) in enumerate(rows):
-                filled = ids + [found.pad_id] * (9 - len(ids))
+                filled = ids + [got.pad_id] * (9 - len(ids))
                 assert batch.ids[i].tolist() == filled
                 assert batch.prompt_mask[i].tolist() == [j < prompt for j in range(9)]
             assert batch.length.tolist() == [len(ids) for ids, _ in rows]
@@ -155,9 +155,9 @@ def test_rows_at_once_equal_rows_one_by_one(tmp_path: Path):
 def test_texts(tmp_path: Path):
     tok = Bytes()
     rows = [([257, *tok.encode(t), 258], 1) for t in ("first", "", "zweite é")]
-    found = Corpus(write(tmp_path / "x", rows))
-    assert list(found.texts("train")) == ["first", "", "zweite é"]
-    assert found.identity()["meta"]["splits"]["train"] == {"tokens": 20, "rows": 3, "longest": 11}
+    got = Corpus(write(tmp_path / "x", rows))
+    assert list(got.texts("train")) == ["first", "", "zweite é"]
+    assert got.identity()["meta"]["splits"]["train"] == {"tokens": 20, "rows": 3, "longest": 11}
 
 
 def shard(folder: Path, split: str, parts: list[list[tuple]], stream: bool = False) -> None:
@@ -180,32 +180,32 @@ def test_shards_are_read_as_one(folder: Path):
     """Global numbers, local starts: mixing them up reads the wrong rows from the second on."""
     parts = [[([1, 2], 0), ([3], 1)], [([4, 5, 6], 1)], [([7], 0), ([8, 9], 2), ([10], 0)]]
     shard(folder, "train", parts)
-    found = Corpus(folder)
+    got = Corpus(folder)
     flat = [row for part in parts for row in part]
-    assert found.rows("train") == len(flat) == 6
+    assert got.rows("train") == len(flat) == 6
     order = np.array([5, 0, 2, 3, 1, 4, 2])
-    batch = found.batch("train", order, 4)
+    batch = got.batch("train", order, 4)
     assert [ids[:n].tolist() for ids, n in zip(batch.ids, batch.length, strict=True)] == [
         flat[i][0] for i in order
     ]
-    assert found.lengths("train", order).tolist() == batch.length.tolist()
+    assert got.lengths("train", order).tolist() == batch.length.tolist()
     assert batch.prompt_mask.sum(1).tolist() == [flat[i][1] for i in order]
-    assert found.rows("val") == 4  # untouched
+    assert got.rows("val") == 4  # untouched
 
 
 def test_batches_are_read_ahead(folder: Path):
     """In order or not, what is got is what was asked for; what comes next has been read already,
     in one other thread; and an error in it is told when it is asked for."""
-    found, reads = Corpus(folder), []
+    got, reads = Corpus(folder), []
 
     def read(number: int) -> Any:
         reads.append((number, threading.get_ident()))
-        return found.batch("train", np.array([number]), 12)
+        return got.batch("train", np.array([number]), 12)
 
     ahead = Prefetcher(read)
     for number in (0, 1, 2, 1, 2):
         batch = ahead.get(number, number + 1)
-        assert torch.equal(batch.ids, found.batch("train", np.array([number]), 12).ids)
+        assert torch.equal(batch.ids, got.batch("train", np.array([number]), 12).ids)
     with pytest.raises(IndexError):
         ahead.get(4, 5)  # there are four rows
     assert [number for number, _ in reads] == [0, 1, 2, 3, 1, 2, 3, 4]
@@ -217,24 +217,24 @@ def test_batches_are_read_ahead(folder: Path):
 
 def test_windows_of_a_stream(tmp_path: Path):
     """All offsets and no more: one too many reads past the end, one too few loses the last id."""
-    found = Corpus(write(tmp_path / "x", [np.arange(20)], [np.arange(30, 41)]))
-    assert found.rows("train") == 0
+    got = Corpus(write(tmp_path / "x", [np.arange(20)], [np.arange(30, 41)]))
+    assert got.rows("train") == 0
     for block in (1, 4, 10):
-        assert found.windows("train", block) == 20 - block + 1
-        assert found.windows("val", block) == 11 - block + 1
-        every = np.arange(found.windows("train", block))
-        batch = found.batch("train", every, block)
+        assert got.windows("train", block) == 20 - block + 1
+        assert got.windows("val", block) == 11 - block + 1
+        every = np.arange(got.windows("train", block))
+        batch = got.batch("train", every, block)
         assert batch.ids.tolist() == [[i + j for j in range(block)] for i in every]
         assert batch.length.tolist() == [block] * len(every) and not batch.prompt_mask.any()
-    assert found.batch("val", np.array([7]), 4).ids.tolist() == [[37, 38, 39, 40]]
+    assert got.batch("val", np.array([7]), 4).ids.tolist() == [[37, 38, 39, 40]]
 
 
 def test_windows_stay_inside_their_shard(folder: Path):
     """Two shards of a stream are different texts: no window straddles them."""
     shard(folder, "train", [[(list(range(0, 6)), 0)], [(list(range(50, 57)), 0)]], stream=True)
-    found = Corpus(folder)
-    assert found.windows("train", 4) == 3 + 4
-    batch = found.batch("train", np.arange(7), 4)
+    got = Corpus(folder)
+    assert got.windows("train", 4) == 3 + 4
+    batch = got.batch("train", np.arange(7), 4)
     assert batch.ids[:, 0].tolist() == [0, 1, 2, 50, 51, 52, 53]
     assert (batch.ids.diff() == 1).all()
 
@@ -258,13 +258,13 @@ def test_block_size_must_fit(tmp_path: Path, folder: Path):
 def test_missing_files(folder: Path, name: str):
     """Fault 35."""
     (folder / name).unlink()
-    assert name in told(folder) and "missing" in told(folder)
+    assert name in error_of(folder) and "missing" in error_of(folder)
 
 
 def test_no_corpus_at_all(tmp_path: Path):
-    assert str(tmp_path / "nothing") in told(tmp_path / "nothing")
+    assert str(tmp_path / "nothing") in error_of(tmp_path / "nothing")
     (tmp_path / "file").write_text("")
-    assert str(tmp_path / "file") in told(tmp_path / "file")
+    assert str(tmp_path / "file") in error_of(tmp_path / "file")
 
 
 @pytest.mark.parametrize("name", ["train.bin", "val.idx"])
@@ -272,25 +272,25 @@ def test_sizes(folder: Path, name: str):
     """Fault 36 and plain truncation; also when meta.json agrees that the file is empty."""
     whole = (folder / name).read_bytes()
     (folder / name).write_bytes(whole[:-1])
-    message = told(folder)
+    message = error_of(folder)
     assert name in message and str(len(whole)) in message and str(len(whole) - 1) in message
     (folder / name).write_bytes(whole + b"\0")
-    assert name in told(folder)
+    assert name in error_of(folder)
     replace_file(folder, name, b"")
-    assert name in told(folder) and "empty" in told(folder)
+    assert name in error_of(folder) and "empty" in error_of(folder)
 
 
 def test_odd_byte_count(folder: Path):
     """Fault 37: half an id at the end."""
     replace_file(folder, "train.bin", (folder / "train.bin").read_bytes() + b"\0")
-    assert "train.bin" in told(folder) and "41 bytes" in told(folder)
+    assert "train.bin" in error_of(folder) and "41 bytes" in error_of(folder)
 
 
 @pytest.mark.parametrize("size", [1, 23, 25, 95])
 def test_odd_index(folder: Path, size: int):
     """No whole rows. Below 24 bytes there is no row at all, yet the file is not a stream's."""
     replace_file(folder, "train.idx", (folder / "train.idx").read_bytes()[:size])
-    assert "train.idx" in told(folder)
+    assert "train.idx" in error_of(folder)
 
 
 @pytest.mark.parametrize(
@@ -302,7 +302,7 @@ def test_rows_that_point_outside(folder: Path, row: list[int]):
     index = np.frombuffer((folder / "train.idx").read_bytes(), np.int64).reshape(-1, 3).copy()
     index[1] = row
     replace_file(folder, "train.idx", index.tobytes())
-    assert "train.idx" in told(folder) and "outside" in told(folder)
+    assert "train.idx" in error_of(folder) and "outside" in error_of(folder)
 
 
 def test_ids_outside_the_vocabulary(folder: Path, monkeypatch):
@@ -310,12 +310,12 @@ def test_ids_outside_the_vocabulary(folder: Path, monkeypatch):
     ids = np.arange(20, dtype=np.uint16)
     ids[12] = 259
     replace_file(folder, "train.bin", ids.tobytes())
-    assert "train.bin: id 259 >= vocab_size 259" in told(folder)
+    assert "train.bin: id 259 >= vocab_size 259" in error_of(folder)
     monkeypatch.setattr(corpus_module, "_check_shard", lambda *_: None)
-    found = Corpus(folder)
-    found.batch("train", np.array([0, 1]), 10)
+    got = Corpus(folder)
+    got.batch("train", np.array([0, 1]), 10)
     with pytest.raises(UserError, match="id 259 >= vocab_size 259"):
-        found.batch("train", np.array([1, 2]), 10)
+        got.batch("train", np.array([1, 2]), 10)
 
 
 @pytest.mark.parametrize("name", ["train.bin", "val.bin", "train.idx", "val.idx"])
@@ -323,7 +323,7 @@ def test_any_flipped_byte_is_found(folder: Path, name: str):
     whole = (folder / name).read_bytes()
     for i in range(len(whole)):
         (folder / name).write_bytes(whole[:i] + bytes([whole[i] ^ (1 << i % 8)]) + whole[i + 1 :])
-        assert f"{name} is damaged" in told(folder)
+        assert f"{name} is damaged" in error_of(folder)
     (folder / name).write_bytes(whole)
     Corpus(folder)
 
@@ -334,14 +334,14 @@ def test_large_files_are_verified_on_demand(folder: Path, monkeypatch):
     data[0] ^= 1
     (folder / "train.bin").write_bytes(data)
     Corpus(folder)
-    assert "damaged" in told(folder, verify=True)
+    assert "damaged" in error_of(folder, verify=True)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1, 2]", "null", "3", '{"format": 1', "\xff"])
 def test_meta_that_is_no_json_object(folder: Path, text: str):
     """Fault 41."""
     (folder / "meta.json").write_bytes(text.encode("latin-1"))
-    assert str(folder / "meta.json") in told(folder)
+    assert str(folder / "meta.json") in error_of(folder)
 
 
 @pytest.mark.parametrize(
@@ -356,7 +356,7 @@ def test_meta_with_a_bad_entry(folder: Path, key: str, value: Any):
         del meta[key]
     (folder / "meta.json").write_text(json.dumps(meta))
     if key not in ("splits", "task"):  # what the ids mean hangs on all the others
-        message = told(folder)
+        message = error_of(folder)
         assert str(folder / "meta.json") in message or key == "tokenizer"
         return
     try:
@@ -367,13 +367,13 @@ def test_meta_with_a_bad_entry(folder: Path, key: str, value: Any):
 
 def test_meta_that_does_not_fit_the_files(folder: Path):
     edit_meta(folder, vocab_size=300)
-    assert "300" in told(folder) and "259" in told(folder)
+    assert "300" in error_of(folder) and "259" in error_of(folder)
     edit_meta(folder, vocab_size=5)  # less than the special ids
-    assert "pad=256" in told(folder)
+    assert "pad=256" in error_of(folder)
     edit_meta(folder, vocab_size=259, format=2)
-    assert "format" in told(folder) and "2" in told(folder)
+    assert "format" in error_of(folder) and "2" in error_of(folder)
     edit_meta(folder, format=1, dtype="float32")
-    assert "dtype" in told(folder) and "float32" in told(folder)
+    assert "dtype" in error_of(folder) and "float32" in error_of(folder)
 
 
 def test_split_of_rows_and_streams_is_refused(folder: Path):
@@ -381,7 +381,7 @@ def test_split_of_rows_and_streams_is_refused(folder: Path):
     files = json.loads((folder / "meta.json").read_text())["files"]
     del files["train_001.idx"]
     edit_meta(folder, files=files)
-    assert "meta.json" in told(folder) and "train" in told(folder)
+    assert "meta.json" in error_of(folder) and "train" in error_of(folder)
 
 
 def test_special_ids():

@@ -98,8 +98,8 @@ def test_cells():
     """Rows of blocks; what fills up the last one counts as given, so it is never written."""
     ids = torch.arange(1, 15).view(2, 7)
     batch = Batch(ids, ids < 3, torch.tensor([7, 4]))
-    found = cells(batch, 3)
-    assert found.ids.tolist() == [
+    got = cells(batch, 3)
+    assert got.ids.tolist() == [
         [1, 2, 3],
         [4, 5, 6],
         [7, 0, 0],
@@ -107,10 +107,12 @@ def test_cells():
         [11, 12, 13],
         [14, 0, 0],
     ]
-    assert found.prompt_mask.int().tolist()[0] == [1, 1, 0] and found.prompt_mask.int().tolist()[
-        2
-    ] == [0, 1, 1]
-    assert found.length.tolist() == [3, 3, 1, 3, 1, 0]
+    assert got.prompt_mask.int().tolist()[0] == [1, 1, 0] and got.prompt_mask.int().tolist()[2] == [
+        0,
+        1,
+        1,
+    ]
+    assert got.length.tolist() == [3, 3, 1, 3, 1, 0]
     for length in (0, 7, 100):
         assert torch.equal(cells(batch, length).ids, ids)
 
@@ -135,11 +137,11 @@ def test_cached_logits_are_those_of_training(time, T, length, begin, positions, 
     x0 = torch.randint(V, (3, T), generator=generator(seed))
     xt, batch = noised(x0, 0.5, seed), cells(full(x0), length)
     sigma = torch.rand(len(batch.ids), generator=generator(seed)) * 3
-    told = objective.condition(net, sigma, torch.device("cpu"))
+    values = objective.condition(net, sigma, torch.device("cpu"))
     with torch.no_grad():
         shown = cells(full(xt), length).ids
         beside = NoisyAndClean(net, x0, objective.still(net), objective.zero_time)
-        h = beside.features(shown, told)
+        h = beside.features(shown, values)
         want = net.logits(h.view(3, -1, h.shape[-1])[:, :T])
         walk = decoder(objective, net, x0.clone())
         for block in range(min(begin, walk.blocks - 1), walk.blocks):
@@ -147,7 +149,7 @@ def test_cached_logits_are_those_of_training(time, T, length, begin, positions, 
             here = slice(block * walk.size, min((block + 1) * walk.size, T))
             walk.x[:, here] = xt[:, here]
             for rows in (torch.tensor([0, 2]), torch.tensor([1]), torch.arange(3)):
-                level = None if told is None else told.view(3, -1)[rows, block]
+                level = None if values is None else values.view(3, -1)[rows, block]
                 h, start = walk.features(rows, level)
                 assert start == here.start
                 torch.testing.assert_close(net.logits(h), want[rows, here], rtol=0, atol=1e-5)
@@ -183,18 +185,18 @@ def test_prefix_and_dual_cache(cond_dim, positions):
             cache = Cache(4, 12)
             assert torch.equal(net.features(ids, time, cache=cache), want)
             cache.at, cache.rows = part, torch.tensor([3, 1])
-            told = None if time is None else time[cache.rows]
-            again = net.features(ids[cache.rows, part], told, cache=cache)
+            values = None if time is None else time[cache.rows]
+            again = net.features(ids[cache.rows, part], values, cache=cache)
             torch.testing.assert_close(again, want[cache.rows, part], rtol=0, atol=1e-5)
             if n_layer == 1:
                 mixed = ids.clone()
                 mixed[:, part] = other[:, part]
-                changed = net.features(mixed[cache.rows, part], told, cache=cache)
+                changed = net.features(mixed[cache.rows, part], values, cache=cache)
                 expected = net.features(mixed, time)[cache.rows, part]
                 torch.testing.assert_close(changed, expected, rtol=0, atol=1e-5)
                 # ... and it was kept: the rest of the row sees it
                 cache.at, cache.visible = slice(0, 2), 12
-                rest = net.features(mixed[cache.rows, :2], told, cache=cache)
+                rest = net.features(mixed[cache.rows, :2], values, cache=cache)
                 expected = net.features(mixed, time)[cache.rows, :2]
                 torch.testing.assert_close(rest, expected, rtol=0, atol=1e-5)
 
@@ -206,12 +208,12 @@ def test_cache_of_a_causal_network():
     ids = torch.randint(V, (2, 7))
     want = net.features(ids)
     for ends in ([1, 2, 3, 4, 5, 6, 7], [3, 7], [2, 3, 7]):
-        cache, start, found = Cache(2, 7), 0, []
+        cache, start, got = Cache(2, 7), 0, []
         for end in ends:
             cache.at, cache.visible = slice(start, end), end
-            found.append(net.features(ids[:, start:end], cache=cache))
+            got.append(net.features(ids[:, start:end], cache=cache))
             start = end
-        torch.testing.assert_close(torch.cat(found, 1), want, rtol=0, atol=1e-5)
+        torch.testing.assert_close(torch.cat(got, 1), want, rtol=0, atol=1e-5)
 
 
 # ---- the bound and the loss ----------------------------------------------------------------------
@@ -306,14 +308,14 @@ def test_clip_search_finds_the_spread_of_a_guess():
     L, objective = 4, process(4, noise=Power())
     net = Transformer(V + 1, 1, 2, 16)  # as built: all logits are 0
     batches = [full(torch.randint(V, (1000, 16))) for _ in range(20)]
-    found = objective.clip_search(net, batches, generator(0))
-    assert len(found) == 1 + 11 + 9 + 7 + 5 + 3
-    assert found == sorted(found)
-    for variance, low, high in found:
+    got = objective.clip_search(net, batches, generator(0))
+    assert len(got) == 1 + 11 + 9 + 7 + 5 + 3
+    assert got == sorted(got)
+    for variance, low, high in got:
         if low >= 0.1:
             want = (math.log(high / low) / (high - low) - 1) / L * math.log(V) ** 2
             assert variance == pytest.approx(want, rel=0.08), (low, high)
-    assert found[0][1:] == (0.5, 1.0) and found[-1][1:] in [(0.001, 1.0), (0.0, 0.5)]
+    assert got[0][1:] == (0.5, 1.0) and got[-1][1:] in [(0.001, 1.0), (0.0, 0.5)]
 
 
 # ---- sampling ------------------------------------------------------------------------------------
@@ -331,8 +333,8 @@ def test_samplers_of_the_exact_network_reproduce_the_distribution(length):
     ids[::2, 0] = 1
     x = run(objective, net, ids, ids > 0)[-1].ids
     want = data.p.view(2, 4)[1] / data.p.view(2, 4)[1].sum()
-    found = torch.bincount(data.index(x[::2]) - 4, minlength=4) / 4000
-    assert (found - want).abs().sum() / 2 < 0.03
+    got = torch.bincount(data.index(x[::2]) - 4, minlength=4) / 4000
+    assert (got - want).abs().sum() / 2 < 0.03
     assert total_variation(x[1::2], data) < 0.035
 
 
@@ -442,8 +444,8 @@ def test_commands(trained, capsys):
     """Trained, evaluated and sampled like any other objective; evaluate.py names the clipping."""
     out = trained(objective="bd3", block_length=3, t_low=0.3, t_high=0.8)
     evaluate.main([f"--ckpt={out / 'ckpt.pt'}", "--rows=10", "--samples=0"])
-    told = capsys.readouterr().out
-    assert "nats per token" in told and "--t_low=" in told
+    text = capsys.readouterr().out
+    assert "nats per token" in text and "--t_low=" in text
     sample.main([f"--ckpt={out / 'ckpt.pt'}", "--num_samples=3"])
     assert len(capsys.readouterr().out.splitlines()) >= 3
     config, _ = load(Config, ["config/bd3_pydoc.py"])

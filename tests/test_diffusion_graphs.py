@@ -85,10 +85,10 @@ def test_corruption(graph, noise):
         sigma = noise.total(torch.tensor(t))
         xt = process.perturb(x0, given, sigma.expand(len(x0)), generator(1))
         for column, token in enumerate(tokens):
-            found = torch.bincount(xt[:, column], minlength=graph.states) / len(xt)
+            got = torch.bincount(xt[:, column], minlength=graph.states) / len(xt)
             want = graph.transition(torch.tensor(token), sigma).float()
             error = 5 * (want * (1 - want) / len(xt)).sqrt() + 1e-9
-            assert ((found - want).abs() <= error).all(), (t, token)
+            assert ((got - want).abs() <= error).all(), (t, token)
     kept = process.perturb(x0, torch.ones_like(given), torch.full((len(x0),), 9.0), generator(2))
     assert torch.equal(kept, x0)
 
@@ -275,15 +275,15 @@ def test_exact_score_gives_the_data(graph, sampler, steps, off):
     """One token of five, 200,000 draws with the closed-form score: analytic steps are exact for any
     number of them (deviation of a probability 0.0007 to 0.0018 measured, all of it sampling
     noise); Euler steps when there are enough."""
-    found, p = draw_one_token(graph, sampler, steps)
-    assert (found - p).abs().max() < 0.0045 + off
+    got, p = draw_one_token(graph, sampler, steps)
+    assert (got - p).abs().max() < 0.0045 + off
 
 
 def test_euler_steps_are_known_to_be_wrong_when_few():
     """On the uniform graph one Euler step leaves noise: off by 0.248 (measured), four by 0.006."""
     for steps, off in ((1, 0.248), (4, 0.006)):
-        found, p = draw_one_token("uniform", "euler", steps)
-        assert (found - p).abs().max() == pytest.approx(off, abs=0.0045)
+        got, p = draw_one_token("uniform", "euler", steps)
+        assert (got - p).abs().max() == pytest.approx(off, abs=0.0045)
 
 
 def draw_one_token(graph, sampler, steps):

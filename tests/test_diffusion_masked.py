@@ -85,12 +85,12 @@ def test_bounds_by_enumeration(seed):
     assert limit == pytest.approx(enumerated(net, text, 2000), rel=2e-3)
     for steps in (0, 1, 2, 5, 40):
         if steps:
-            found = process.discrete_bound(net, many, generator(steps), steps, samples=2)
+            got = process.discrete_bound(net, many, generator(steps), steps, samples=2)
             want = enumerated(net, text, steps)
         else:
-            found, want = process.bound(net, many, generator(0), samples=2), limit
-        error = float(found.std()) / math.sqrt(rows)
-        assert abs(float(found.mean()) - want) < 4 * error + 1e-6, steps
+            got, want = process.bound(net, many, generator(0), samples=2), limit
+        error = float(got.std()) / math.sqrt(rows)
+        assert abs(float(got.mean()) - want) < 4 * error + 1e-6, steps
     if seed == 0:
         assert limit == pytest.approx(-math.log(data.p[7]), rel=1e-6)
 
@@ -113,11 +113,11 @@ def test_likelihood_is_the_bound():
     data, process = Distribution(3, T), Masked(3, None, LogLinear())
     net, text = ExactNetwork(Distribution(3, T, 5), process), data.texts[11]
     given, rng = torch.tensor([True, False, False]), generator(1)
-    found = [process.likelihood(net, text, given, rng, 64, 2) for _ in range(49)]
+    got = [process.likelihood(net, text, given, rng, 64, 2) for _ in range(49)]
     many = batch_of(text.expand(4000, -1), 1)
-    want, found = process.bound(net, many, rng, samples=2), torch.tensor(found)
-    error = math.hypot(float(found.std()) / 7, float(want.std()) / math.sqrt(4000))
-    assert abs(float(found.mean() + want.mean())) < 3 * error
+    want, got = process.bound(net, many, rng, samples=2), torch.tensor(got)
+    error = math.hypot(float(got.std()) / 7, float(want.std()) / math.sqrt(4000))
+    assert abs(float(got.mean() + want.mean())) < 3 * error
     for n, copies in ((5, 3), (6, 9), (7, 7), (2, 2)):
         every = torch.cat([answer_counts(n, copies, k) for k in range(1, n + 1)])
         assert torch.equal(torch.bincount(every)[1:], torch.full((n,), copies))
@@ -130,12 +130,12 @@ def test_likelihood_is_the_bound():
 def expected(process, ids, prompts, repeats=300):
     """Mean of the loss over many draws, and its standard error. Each row has its own stratum of t,
     so the rows come in either order."""
-    net, rng, found = Constant(torch.tensor([0.0, 1.0, 2.0, 0.0])), generator(2), []
+    net, rng, got = Constant(torch.tensor([0.0, 1.0, 2.0, 0.0])), generator(2), []
     for order in ([0, 1], [1, 0]):
         batch = batch_of(ids[order], torch.tensor(prompts)[order])
         losses = [process.loss(net, process.corrupt(batch, rng)) for _ in range(repeats)]
-        found += [float(loss.sum.detach()) / loss.count for loss in losses]
-    values = torch.tensor(found)
+        got += [float(loss.sum.detach()) / loss.count for loss in losses]
+    values = torch.tensor(got)
     return float(values.mean()), float(values.std()) / math.sqrt(len(values))
 
 
@@ -165,8 +165,8 @@ def test_mean_of_the_loss(kind, noise):
 def test_importance_has_the_same_mean_and_a_constant_weight():
     process = Masked(3, None, LogLinear(), by_importance=True)
     plain = expected(Masked(3, None, LogLinear()), TEXTS, [0, 0])
-    found = expected(process, TEXTS, [0, 0])
-    assert abs(plain[0] - found[0]) < 4 * math.hypot(plain[1], found[1])
+    got = expected(process, TEXTS, [0, 0])
+    assert abs(plain[0] - got[0]) < 4 * math.hypot(plain[1], got[1])
     assert process.times(9, generator(0))[1].unique().numel() == 1
 
 
@@ -280,17 +280,17 @@ def test_what_is_told_of_the_noise(block_length):
     given = torch.arange(8) < torch.tensor([[1], [3]])
     options = SampleOptions(sampler="confidence", steps=99, block_length=block_length)
     *frames, _ = process.sample(net, ids, given, generator(0), options)
-    for frame, told in zip(frames, process.shares, strict=True):
+    for frame, values in zip(frames, process.shares, strict=True):
         left = (frame.ids == 3).sum(1)
         share = (left / (~given).sum(1))[left > 0].double()
-        torch.testing.assert_close(told, share, rtol=0, atol=1.1e-3)
+        torch.testing.assert_close(values, share, rtol=0, atol=1.1e-3)
     process.shares, one = [], torch.zeros(1, 1, dtype=torch.int64)
     for seed in range(40):
         options = SampleOptions(sampler="ancestral", steps=4)
         deque(process.sample(net, one, one > 0, generator(seed), options), 0)
     grid = LogLinear().mask_prob(torch.linspace(1, 1e-5, 5).double())[:-1]
-    found = torch.cat(process.shares)
-    assert ((found[:, None] - grid).abs().amin(1) < 1e-6).all() and len(found.unique()) == 4
+    got = torch.cat(process.shares)
+    assert ((got[:, None] - grid).abs().amin(1) < 1e-6).all() and len(got.unique()) == 4
 
 
 def test_a_clipped_weight_is_one_edit(monkeypatch):

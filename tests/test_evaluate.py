@@ -59,7 +59,7 @@ OBJECTIVES = [
 MASKED = OBJECTIVES[2]
 
 
-def told(action: Any, *arguments: Any, **named: Any) -> str:
+def error_of(action: Any, *arguments: Any, **named: Any) -> str:
     """The line that refuses."""
     with pytest.raises(UserError) as caught:
         action(*arguments, **named)
@@ -135,18 +135,18 @@ def test_bound_of_a_uniform_guess_of_answers(padding: str, batch_size: int):
     meta = {"splits": {"train": {"rows": 3, "longest": 9}}}
     model = model_of(Numbers(), 12, meta, objective="masked", padding=padding, time_input=False)
     cfg = EvaluateConfig(batch_size=batch_size, t_samples=2, discrete_steps=5)
-    found = bound(cfg, uncropped(model), corpus_of(model, ROWS))
+    got = bound(cfg, uncropped(model), corpus_of(model, ROWS))
     own = [len(ids) - prompt for ids, prompt in ROWS]
     end = {"learn": 12, "crop": 9}.get(padding)
     written = sum(own) if end is None else sum(end - prompt for _, prompt in ROWS)
     nats = written * math.log(13)
-    assert found["rows"] == 3 and found["tokens"] == sum(own) == 9 and found["bytes"] == 6
-    assert found["nats_per_row"] == pytest.approx(nats / 3)
-    assert found["nats_per_token"] == pytest.approx(nats / 9)
-    assert found["bits_per_byte"] == pytest.approx(nats / 6 / math.log(2))
+    assert got["rows"] == 3 and got["tokens"] == sum(own) == 9 and got["bytes"] == 6
+    assert got["nats_per_row"] == pytest.approx(nats / 3)
+    assert got["nats_per_token"] == pytest.approx(nats / 9)
+    assert got["bits_per_byte"] == pytest.approx(nats / 6 / math.log(2))
     exact = [n if end is None else end - prompt for n, (_, prompt) in zip(own, ROWS, strict=True)]
     error = ratio(torch.tensor(exact) * math.log(13), torch.tensor(own).double())[1]
-    assert found["nats_per_token_error"] == pytest.approx(error, abs=1e-6)
+    assert got["nats_per_token_error"] == pytest.approx(error, abs=1e-6)
 
 
 @pytest.mark.parametrize("padding", ["learn", "crop", "ignore"])
@@ -167,18 +167,18 @@ def test_bound_of_a_stream_counts_the_text_behind_an_eos(tmp_path: Path):
         for split in ("train", "val"):
             out.tokens(split, text * 9)
     model = model_of(Bytes(), 10, {}, objective="masked", time_input=False)
-    found = bound(EvaluateConfig(rows=90), model, Corpus(tmp_path / "stream"))
-    assert found["rows"] == 81 and found["tokens"] == 810  # 90 - 10 + 1 windows
-    assert found["bytes"] == 81 * 8  # each window has two EOS, and letters that begin before it
-    assert found["nats_per_token"] == pytest.approx(math.log(259))
+    got = bound(EvaluateConfig(rows=90), model, Corpus(tmp_path / "stream"))
+    assert got["rows"] == 81 and got["tokens"] == 810  # 90 - 10 + 1 windows
+    assert got["bytes"] == 81 * 8  # each window has two EOS, and letters that begin before it
+    assert got["nats_per_token"] == pytest.approx(math.log(259))
 
 
 def test_standard_error_of_a_ratio_is_that_of_repeated_samples():
     rng = torch.Generator().manual_seed(0)
     size = 1 + torch.poisson(torch.full((4000, 50), 6.0), generator=rng).double()
     nats = size * (2 + torch.rand(size.shape, generator=rng)) + torch.randn(size.shape)
-    found = [ratio(a, b) for a, b in zip(nats, size, strict=True)]
-    rates, errors = torch.tensor(found).T
+    got = [ratio(a, b) for a, b in zip(nats, size, strict=True)]
+    rates, errors = torch.tensor(got).T
     assert float(errors.mean()) == pytest.approx(float(rates.std()), rel=0.1)
 
 
@@ -188,9 +188,9 @@ def test_discrete_bound_is_above_the_continuous_one():
     model = exact_model(MASKED, data)
     rows = [(text.tolist(), 0) for text in data.draw(2000, torch.Generator().manual_seed(0))]
     cfg = EvaluateConfig(t_samples=2, discrete_steps=1)
-    found = bound(cfg, model, corpus_of(model, rows))
+    got = bound(cfg, model, corpus_of(model, rows))
     few = bound(dataclasses.replace(cfg, discrete_steps=200), model, corpus_of(model, rows))
-    assert found["discrete_nats_per_token"] > found["nats_per_token"] + 0.005
+    assert got["discrete_nats_per_token"] > got["nats_per_token"] + 0.005
     error = few["discrete_nats_per_token_error"] + few["nats_per_token_error"]
     assert abs(few["discrete_nats_per_token"] - few["nats_per_token"]) < 4 * error
 
@@ -227,9 +227,9 @@ def test_likelihood_of_an_answer_is_the_true_conditional_one(options: dict, prom
     model = exact_model(options, data, len(prompt))
     rest = ["".join(t) for t in itertools.product("abc", repeat=3 - len(prompt))][:9]
     cfg = SamplerConfig()
-    found = score_answers(cfg, model, [(prompt, text) for text in rest], 1024, 4)
+    got = score_answers(cfg, model, [(prompt, text) for text in rest], 1024, 4)
     table = data.p.view(3, 3, 3)
-    for one, text in zip(found, rest, strict=True):
+    for one, text in zip(got, rest, strict=True):
         place = tuple("abc".index(c) for c in prompt)
         joint = table[tuple("abc".index(c) for c in prompt + text)]
         exact = float((joint / table[place].sum()).log())
@@ -255,8 +255,8 @@ def test_standard_error_of_a_likelihood_is_that_of_repeated_estimates():
     """Of the same answer, with other noise each time."""
     model = exact_model(MASKED, Distribution(3, 3))
     model = model._replace(net=ExactNetwork(Distribution(3, 3, seed=4), model.objective))
-    found = score_answers(SamplerConfig(), model, [("", "cab")] * 80, 160, 80)
-    nats, errors = (torch.tensor([one[k] for one in found]) for k in ("nats", "nats_error"))
+    got = score_answers(SamplerConfig(), model, [("", "cab")] * 80, 160, 80)
+    nats, errors = (torch.tensor([one[k] for one in got]) for k in ("nats", "nats_error"))
     assert 0.7 < float(errors.square().mean().sqrt() / nats.std()) < 1.4
 
 
@@ -325,13 +325,13 @@ def test_answer_row(tmp_path: Path):
 
 def test_answers_that_do_not_fit_are_refused():
     model = exact_model(MASKED, Distribution(3, 3))
-    assert "4 of answer in a block of 3" in told(
+    assert "4 of answer in a block of 3" in error_of(
         score_answers, SamplerConfig(), model, [("", "aaaa")], 32, 1
     )
-    assert "0 of answer" in told(score_answers, SamplerConfig(), model, [("ab", "")], 32, 1)
+    assert "0 of answer" in error_of(score_answers, SamplerConfig(), model, [("ab", "")], 32, 1)
     sedd = exact_model(OBJECTIVES[0], Distribution(3, 3))
     guided = SamplerConfig(cfg=0.5)
-    assert "cfg" in told(score_answers, guided, sedd, [("a", "b")], 32, 1)
+    assert "cfg" in error_of(score_answers, guided, sedd, [("a", "b")], 32, 1)
 
 
 def test_compare():
@@ -345,10 +345,10 @@ def test_compare():
         ([0], [0], 1, 0),
         ([], [5, 0], 0, 0),
     ]
-    for found, wanted, exact, right in cases:
-        one = compare([found], [wanted], 0)
-        assert (one.exact, one.right) == (exact, right), (found, wanted)
-        assert one.tokens == len([t for t in wanted if t]) and one.written == sum(map(bool, found))
+    for got, wanted, exact, right in cases:
+        one = compare([got], [wanted], 0)
+        assert (one.exact, one.right) == (exact, right), (got, wanted)
+        assert one.tokens == len([t for t in wanted if t]) and one.written == sum(map(bool, got))
     both = compare(*zip(*[(f, w) for f, w, _, _ in cases], strict=True), 0)
     assert both == (7, 2, 7, 11, 11)
     assert "2 of 7 answers exact (28.6%); 7 of 11 tokens" in evaluate.describe_answers(both, "val")
@@ -384,8 +384,8 @@ def judge_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=codec, eos_token=end, bos_token=end
     )
-    told = {"vocab_size": 257, "n_positions": 24, "n_embd": 16, "n_layer": 2, "n_head": 2}
-    config = transformers.GPT2Config(**told, bos_token_id=256, eos_token_id=256)
+    options = {"vocab_size": 257, "n_positions": 24, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    config = transformers.GPT2Config(**options, bos_token_id=256, eos_token_id=256)
     torch.manual_seed(1)
     net = transformers.GPT2LMHeadModel(config)
     with torch.no_grad():
@@ -441,14 +441,14 @@ def test_generative_perplexity_of_a_uniform_judge(judge: Judge, monkeypatch: pyt
     nats = judge.nats
     monkeypatch.setattr(judge, "nats", lambda texts: seen.extend(texts) or nats(texts))
     texts = [[*b"abc", 258], [*b"a" * 40], [*b"d", 258, *b"e", 258]]
-    found = judged(texts, ours, judge)
-    assert found["generative_perplexity"] == pytest.approx(257)
-    assert found["generative_perplexity_error"] == pytest.approx(0, abs=1e-9)
-    assert found["judge_tokens"] == 3 + 23 + 2 and found["judge_cut"] == 1
+    got = judged(texts, ours, judge)
+    assert got["generative_perplexity"] == pytest.approx(257)
+    assert got["generative_perplexity_error"] == pytest.approx(0, abs=1e-9)
+    assert got["judge_tokens"] == 3 + 23 + 2 and got["judge_cut"] == 1
     assert [len(ids) for ids in seen] == [4, 24, 4] and [ids[-1] for ids in seen][::2] == [256, 256]
     entropy = [math.log(4), 0, 1.5 * math.log(2)]
-    assert found["unigram_entropy"] == pytest.approx(np.mean(entropy))
-    assert found["tokens_per_text"] == pytest.approx(48 / 3)
+    assert got["unigram_entropy"] == pytest.approx(np.mean(entropy))
+    assert got["tokens_per_text"] == pytest.approx(48 / 3)
     nothing = judged([[97], []], ours, judge)
     assert nothing["judge_tokens"] == 0 and "generative_perplexity" not in nothing
     variety = {"unigram_entropy", "distinct_1", "distinct_2", "distinct_3"}
@@ -458,8 +458,8 @@ def test_generative_perplexity_of_a_uniform_judge(judge: Judge, monkeypatch: pyt
 def test_generative_perplexity_weighs_tokens_alike(judge: Judge, monkeypatch: pytest.MonkeyPatch):
     cost = torch.tensor([2.0, 30.0]).double(), torch.tensor([2.0, 10.0]).double()
     monkeypatch.setattr(judge, "nats", lambda _: cost)
-    found = judged([[97] * 3, [98] * 11], Bytes(), judge)
-    assert found["generative_perplexity"] == pytest.approx(math.exp(32 / 12))
+    got = judged([[97] * 3, [98] * 11], Bytes(), judge)
+    assert got["generative_perplexity"] == pytest.approx(math.exp(32 / 12))
 
 
 def test_judge_with_a_bos_of_its_own(judge_folder: Path, tmp_path: Path):
@@ -484,22 +484,24 @@ def test_judge_with_a_bos_of_its_own(judge_folder: Path, tmp_path: Path):
 def test_judges_that_are_refused(judge_folder: Path, tmp_path: Path, monkeypatch: Any):
     transformers = pytest.importorskip("transformers")
     cpu = torch.device("cpu")
-    assert "judge=/no/such" in told(Judge, "/no/such", cpu)
+    assert "judge=/no/such" in error_of(Judge, "/no/such", cpu)
     (tmp_path / "empty").mkdir()
-    assert str(tmp_path / "empty") in told(Judge, str(tmp_path / "empty"), cpu)
+    assert str(tmp_path / "empty") in error_of(Judge, str(tmp_path / "empty"), cpu)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = transformers.BertConfig(vocab_size=257, intermediate_size=16, **sizes)
     transformers.BertLMHeadModel(config).save_pretrained(tmp_path / "bert")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / "bert" / name).write_bytes((judge_folder / name).read_bytes())
-    assert "looks ahead" in told(Judge, str(tmp_path / "bert"), cpu)
+    assert "looks ahead" in error_of(Judge, str(tmp_path / "bert"), cpu)
     weights = pytest.importorskip("safetensors.torch")
     for path in judge_folder.iterdir():
         (tmp_path / "empty" / path.name).write_bytes(path.read_bytes())
     few = weights.load_file(judge_folder / "model.safetensors")
     few.pop("transformer.ln_f.weight")
     weights.save_file(few, tmp_path / "empty" / "model.safetensors", metadata={"format": "pt"})
-    assert "lacks 1 weights, transformer.ln_f.weight" in told(Judge, str(tmp_path / "empty"), cpu)
+    assert "lacks 1 weights, transformer.ln_f.weight" in error_of(
+        Judge, str(tmp_path / "empty"), cpu
+    )
 
 
 # ---- samples of a corpus -----------------------------------------------------------------------
@@ -551,12 +553,12 @@ def test_every_setting_of_a_sampler_can_be_told_and_is_reported():
         assert not shared & set(kind.__annotations__)
     cfg = EvaluateConfig(steps=3, sampler="margin", cache="prefix", device="cpu", eta=0.5)
     model = model_of(Numbers(), 6, {}, **MASKED)
-    found = settings(cfg, model)
-    assert set(found) == own | {"network", "draws"} and found["draws"] == "float64"
+    got = settings(cfg, model)
+    assert set(got) == own | {"network", "draws"} and got["draws"] == "float64"
     grows = model._replace(objective=Insertion(6, {"pad": 5}))
     found_there = settings(EvaluateConfig(device="cpu"), grows)
     assert set(INSERTION) < set(found_there) and "cache" not in found_there
-    assert (found["steps"], found["sampler"], found["cache"], found["eta"]) == (
+    assert (got["steps"], got["sampler"], got["cache"], got["eta"]) == (
         3,
         "margin",
         "prefix",
@@ -567,8 +569,8 @@ def test_every_setting_of_a_sampler_can_be_told_and_is_reported():
 
 
 def test_defaults_of_answers_leave_what_was_told():
-    known, told = ("first_hitting", "confidence"), {"temperature": "command line"}
-    cfg = answer_defaults(EvaluateConfig(temperature=0.7), told, known)
+    known, values = ("first_hitting", "confidence"), {"temperature": "command line"}
+    cfg = answer_defaults(EvaluateConfig(temperature=0.7), values, known)
     assert (cfg.sampler, cfg.temperature) == ("confidence", 0.7)
     few = answer_defaults(SampleConfig(), {}, ("left_to_right",))
     assert (few.num_samples, few.temperature, few.sampler) == (1, 0.0, "auto")
@@ -577,7 +579,7 @@ def test_defaults_of_answers_leave_what_was_told():
 @pytest.mark.parametrize("option", ["--rows=-1", "--samples=-1", "--maskings=24", "--maskings=0"])
 def test_refused_options(option: str):
     key = option[2:].partition("=")[0]
-    assert key in told(evaluate.main, [option])
+    assert key in error_of(evaluate.main, [option])
 
 
 # ---- the command -------------------------------------------------------------------------------
@@ -592,10 +594,10 @@ def test_masked_objective_on_palindromes(trained: Any, tmp_path: Path, capsys: A
     for name in ("random order (first_hitting)", "confidence order (confidence)", "mirrored ("):
         assert name in printed
     assert "exact palindromes 100.0%" in printed and "  in 7 steps: " in printed
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert found["bound"]["rows"] == 6 and found["config"]["samples"] == 5
-    assert found["checkpoint"] == {"objective": "masked", "step": 4}
-    assert found["palindromes"]["mirrored"]["exact"] == 1.0
+    got = json.loads((tmp_path / "found.json").read_text())
+    assert got["bound"]["rows"] == 6 and got["config"]["samples"] == 5
+    assert got["checkpoint"] == {"objective": "masked", "step": 4}
+    assert got["palindromes"]["mirrored"]["exact"] == 1.0
     evaluate.main([f"--ckpt={ckpt}", "--rows=0", "--samples=5", "--sampler=margin", "--steps=2"])
     printed = capsys.readouterr().out
     assert "samples (margin)" in printed and "confidence order" not in printed
@@ -621,10 +623,10 @@ def test_generative_perplexity_by_command(trained: Any, judge_folder: Path, tmp_
     ):
         assert words in printed
     assert "network calls per sample" in printed and "draws=float64" in printed
-    found = json.loads((tmp_path / "g.json").read_text())["samples"]
-    assert found["settings"]["top_p"] == 0.9 and found["val"]["speed"]["nfe"] == 3
+    got = json.loads((tmp_path / "g.json").read_text())["samples"]
+    assert got["settings"]["top_p"] == 0.9 and got["val"]["speed"]["nfe"] == 3
     for name in ("samples", "corpus"):
-        assert found["val"][name]["texts"] == 6 and found["val"][name]["judge_tokens"] > 0
+        assert got["val"][name]["texts"] == 6 and got["val"][name]["judge_tokens"] > 0
 
 
 def test_answers_by_command(trained: Any, tmp_path: Path, capsys: Any):
@@ -635,22 +637,24 @@ def test_answers_by_command(trained: Any, tmp_path: Path, capsys: Any):
     pairs = [{"prompt": "ab", "answer": text} for text in ("ba", "cd")]
     (tmp_path / "two.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     evaluate.main([ckpt, f"--answers={tmp_path / 'two.jsonl'}", f"--json={tmp_path / 'a.json'}"])
-    found = json.loads((tmp_path / "a.json").read_text())["likelihood"]
-    assert [one["answer"] for one in found["each"]] == ["ba", "cd"] and found["tokens"] == 6
-    assert found["nats"] == pytest.approx(sum(one["nats"] for one in found["each"]))
+    got = json.loads((tmp_path / "a.json").read_text())["likelihood"]
+    assert [one["answer"] for one in got["each"]] == ["ba", "cd"] and got["tokens"] == 6
+    assert got["nats"] == pytest.approx(sum(one["nats"] for one in got["each"]))
     assert "2 answers" in capsys.readouterr().out
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}')
     (tmp_path / "none.jsonl").write_text("\n")
     for name in ("bad.jsonl", "none.jsonl", "absent.jsonl"):
-        assert name in told(evaluate.main, [ckpt, f"--answers={tmp_path / name}"])
+        assert name in error_of(evaluate.main, [ckpt, f"--answers={tmp_path / name}"])
 
 
 def test_command_refusals(trained: Any, tmp_path: Path):
     ckpt = f"--ckpt={trained() / 'ckpt.pt'}"
-    assert "discrete_steps" in told(evaluate.main, [ckpt, "--discrete_steps=10"])
-    assert "chat" in told(evaluate.main, [ckpt, "--chat"])
-    assert "no start, end, eot" in told(evaluate.main, [ckpt, "--chat", "--prompt=a", "--answer=b"])
-    assert "json" in told(evaluate.main, [ckpt, f"--json={tmp_path / 'no' / 'a.json'}"])
-    assert "judge=/no/such" in told(evaluate.main, [ckpt, "--judge=/no/such"])
-    assert "sampler" in told(evaluate.main, [ckpt, "--sampler=bogus", "--rows=0"])
+    assert "discrete_steps" in error_of(evaluate.main, [ckpt, "--discrete_steps=10"])
+    assert "chat" in error_of(evaluate.main, [ckpt, "--chat"])
+    assert "no start, end, eot" in error_of(
+        evaluate.main, [ckpt, "--chat", "--prompt=a", "--answer=b"]
+    )
+    assert "json" in error_of(evaluate.main, [ckpt, f"--json={tmp_path / 'no' / 'a.json'}"])
+    assert "judge=/no/such" in error_of(evaluate.main, [ckpt, "--judge=/no/such"])
+    assert "sampler" in error_of(evaluate.main, [ckpt, "--sampler=bogus", "--rows=0"])
     assert load(ckpt.partition("=")[2]).step == 4  # nothing was changed

@@ -66,19 +66,19 @@ def replaced(value: Any, rng: random.Random) -> Any:
 
 def hammer(step: Callable[[random.Random], Any], least: int = 20) -> Counter:
     """Call `step` for some seconds with seeds 0, 1, ...; the seed of a failure is in its report."""
-    end, found, seed = time.monotonic() + SECONDS, Counter(), 0
+    end, got, seed = time.monotonic() + SECONDS, Counter(), 0
     while time.monotonic() < end or seed < least:
         try:
             step(random.Random(seed))
-            found["taken"] += 1
+            got["taken"] += 1
         except UserError as e:
             assert str(e) and "\n" not in str(e), (seed, str(e))
-            found["refused"] += 1
+            got["refused"] += 1
         except Exception as e:
             raise AssertionError(f"seed {seed}") from e
         seed += 1
-    assert found["refused"] > 0, found
-    return found
+    assert got["refused"] > 0, got
+    return got
 
 
 # ---- corpora -----------------------------------------------------------------------------------
@@ -86,12 +86,12 @@ def hammer(step: Callable[[random.Random], Any], least: int = 20) -> Counter:
 
 def use(folder: Path) -> None:
     """What training does first with a corpus."""
-    found = Corpus(folder)
-    found.require_block(8)
+    got = Corpus(folder)
+    got.require_block(8)
     for split in ("train", "val"):
-        rows = torch.arange(min(4, found.windows(split, 8))).numpy()
-        found.batch(split, rows, 8)
-    next(found.texts("val"))
+        rows = torch.arange(min(4, got.windows(split, 8))).numpy()
+        got.batch(split, rows, 8)
+    next(got.texts("val"))
 
 
 @pytest.fixture
@@ -228,7 +228,7 @@ def test_logs_of_any_bytes(tmp_path: Path, trained: Any):
     path = tmp_path / "log.jsonl"
     for seed in range(300):
         path.write_bytes(changed(whole, random.Random(seed)))
-        assert all(isinstance(told["step"], int) for told in log_lines(path))
+        assert all(isinstance(values["step"], int) for values in log_lines(path))
 
 
 ROWS = [
@@ -244,10 +244,10 @@ def test_chat_rows_of_any_bytes(tmp_path: Path, name: str, row: dict, monkeypatc
     path, rows = tmp_path / name, [row] * 3
 
     def step(rng: random.Random) -> None:
-        found = replaced(rows, rng) if rng.random() < 0.5 else rows
-        found = found if isinstance(found, list) else [found]
-        text = json.dumps(found) if name == "rows.json" else "\n".join(map(json.dumps, found))
-        path.write_bytes(changed(text.encode(), rng) if found is rows else text.encode())
+        got = replaced(rows, rng) if rng.random() < 0.5 else rows
+        got = got if isinstance(got, list) else [got]
+        text = json.dumps(got) if name == "rows.json" else "\n".join(map(json.dumps, got))
+        path.write_bytes(changed(text.encode(), rng) if got is rows else text.encode())
         for talk in conversations(SftConfig(source=str(path)), Counter()):
             assert all(isinstance(part, str) for message in talk for part in message)
 

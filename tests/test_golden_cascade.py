@@ -84,8 +84,8 @@ def document(ids, kind, values):
 def chunks_of(name):
     kind = KINDS[name]
     documents = [document(d["ids"], kind, d[kind]) for d in fact("docs")]
-    (found,) = first_chunks(documents, LENGTHS[-1])
-    return found
+    (got,) = first_chunks(documents, LENGTHS[-1])
+    return got
 
 
 def kept_ids(chunks, lengths):
@@ -96,11 +96,11 @@ def kept_ids(chunks, lengths):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_chunks(name):
-    found, recorded = chunks_of(name), fact(f"chunks_{name}")
-    assert found.ids.tolist() == recorded["input_ids"]
-    wanted = np.array(recorded[KINDS[name]], found.importance.dtype)
-    np.testing.assert_array_equal(found.importance, wanted)
-    assert {len(row) for row in found.ids} == set(fact("chunks_constituency_keep_last_lengths"))
+    got, recorded = chunks_of(name), fact(f"chunks_{name}")
+    assert got.ids.tolist() == recorded["input_ids"]
+    wanted = np.array(recorded[KINDS[name]], got.importance.dtype)
+    np.testing.assert_array_equal(got.importance, wanted)
+    assert {len(row) for row in got.ids} == set(fact("chunks_constituency_keep_last_lengths"))
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -128,12 +128,12 @@ def test_edge_cases_of_stages(kind):
         one = document(case["ids"], kind, case[kind])
         value = one.label if one.score is None else one.score
         chunks = Chunks(*(np.asarray(a)[None] for a in (one.ids, value, one.word, one.key)))
-        found, kept = kept_ids(chunks, [case["stage1"], case["stage2"], len(case["ids"])])
+        got, kept = kept_ids(chunks, [case["stage1"], case["stage2"], len(case["ids"])])
         assert kept.tolist() == [case["kept"]], case
         if case["kept"]:
-            told = case.get("out", {})
-            wanted = [told.get(f"input_ids_stage{k}") or [case[f"stage{k}_ids"]] for k in (1, 2)]
-            assert found[:2] == wanted, case
+            values = case.get("out", {})
+            wanted = [values.get(f"input_ids_stage{k}") or [case[f"stage{k}_ids"]] for k in (1, 2)]
+            assert got[:2] == wanted, case
 
 
 # ---- network and loss ----------------------------------------------------------------------------
@@ -263,8 +263,8 @@ def test_sensitivity():
     }
     recorded = fact("sensitivity")
     assert set(recorded) == set(wrong)
-    for name, found in wrong.items():
-        change = (found - right).abs().max().item()
+    for name, got in wrong.items():
+        change = (got - right).abs().max().item()
         assert change == pytest.approx(recorded[name], abs=2e-5), name
 
 

@@ -49,12 +49,12 @@ def network(final_norm=False):
     if final_norm:
         state["output_layer.norm_final.weight"] = SET.gold("ilm_norm_w")
         state["output_layer.norm_final.bias"] = SET.gold("ilm_norm_b")
-    found, told = ilm.from_ilm(state)
-    told.pop("objective"), told.pop("time_input")
-    kind = told.pop("stop")
-    heads = {kind: len(found[f"heads.{kind}.linear.weight"])}
-    net = Transformer(V, n_head=HEADS, heads=heads, **told)
-    missing = net.load_state_dict(found, strict=True)
+    got, values = ilm.from_ilm(state)
+    values.pop("objective"), values.pop("time_input")
+    kind = values.pop("stop")
+    heads = {kind: len(got[f"heads.{kind}.linear.weight"])}
+    net = Transformer(V, n_head=HEADS, heads=heads, **values)
+    missing = net.load_state_dict(got, strict=True)
     assert not missing.missing_keys
     return net.eval()
 
@@ -72,8 +72,8 @@ def recorded_rows(drop_name="drop"):
 
 def counts(rows):
     """(row, column, token) -> how often, as the recordings list it."""
-    found = torch.stack([rows.row, rows.col, rows.token], 1)
-    places, times = found.unique(dim=0, return_counts=True)
+    got = torch.stack([rows.row, rows.col, rows.token], 1)
+    places, times = got.unique(dim=0, return_counts=True)
     return torch.cat([places, times[:, None]], 1)
 
 
@@ -98,8 +98,8 @@ def test_the_in_place_layout_drops_the_same():
     rows = recorded_rows()
     kept = (~dropped).nonzero()
     original = [kept[kept[:, 0] == b][:, 1] for b in range(len(dropped))]
-    found = [[r, int(original[r][c]), v] for r, c, v, _ in counts(rows).tolist()]
-    assert found == SET.gold("paper_target_idx").tolist()
+    got = [[r, int(original[r][c]), v] for r, c, v, _ in counts(rows).tolist()]
+    assert got == SET.gold("paper_target_idx").tolist()
     assert torch.equal(dropped[:, 2 : 2 + SET.gold("drop").shape[1]], SET.gold("drop"))
 
 
@@ -109,8 +109,8 @@ def test_network(final_norm):
     inside = torch.arange(ids.shape[1]) < recorded_rows().length[:, None]
     h = net.features(ids, None, inside[:, None])
     want = "ilm_logits_with_final_norm" if final_norm else "ilm_logits"
-    got, told = net.logits(h)[inside], SET.gold(want)[inside]
-    torch.testing.assert_close(got, told, rtol=1e-5, atol=2e-5)
+    got, values = net.logits(h)[inside], SET.gold(want)[inside]
+    torch.testing.assert_close(got, values, rtol=1e-5, atol=2e-5)
     if not final_norm:
         SET.close(net.heads["stop"](h[:, 0]), "ilm_stop_logits", atol=1e-5)
 
@@ -191,12 +191,12 @@ def test_insertion_transformer_targets_and_logits():
     place = kept.clone()
     place[:, 0] = False
     place = place.nonzero()  # of the scored gaps, in the original columns
-    found = torch.cat([place[at], token[:, None]], 1)
-    found, times = found.unique(dim=0, return_counts=True)
+    got = torch.cat([place[at], token[:, None]], 1)
+    got, times = got.unique(dim=0, return_counts=True)
     want = SET.gold("it_target_coo").long()
     want = want[kept[want[:, 0], want[:, 1]] & (want[:, 1] > 0)]
     want = want[want[:, :3].unique(dim=0, return_inverse=True)[1].argsort()]
-    assert torch.equal(found, want[:, :3]) and torch.equal(times, want[:, 3])
+    assert torch.equal(got, want[:, :3]) and torch.equal(times, want[:, 3])
     missing = torch.zeros_like(ids).index_put_(
         tuple(place[at][token != 3].T), torch.ones(int((token != 3).sum()), dtype=torch.int64), True
     )
@@ -294,11 +294,11 @@ def test_finished_slots():
 
 def schedules():
     """The recorded schedules, their numbers read from the file's own description."""
-    told = json.dumps(SET.facts["keys"]["idlm_rate_*"])
+    values = json.dumps(SET.facts["keys"]["idlm_rate_*"])
     number = r"([\d.]+)"
-    sigma, c = map(float, re.search(rf"Poisson\(sigma={number},c={number}\)", told).groups())
-    low, high = map(float, re.search(rf"LogLinear\(min {number},max {number}\)", told).groups())
-    a, b = map(float, re.search(rf"Geometric\(min {number},max {number}\)", told).groups())
+    sigma, c = map(float, re.search(rf"Poisson\(sigma={number},c={number}\)", values).groups())
+    low, high = map(float, re.search(rf"LogLinear\(min {number},max {number}\)", values).groups())
+    a, b = map(float, re.search(rf"Geometric\(min {number},max {number}\)", values).groups())
     return {
         "poisson": Linear(c, c + sigma),
         "loglinear": Exponential(low, high),
@@ -315,8 +315,8 @@ def idlm(noise, longest, **flags):
     """The reference's defaults are the plain loss; `flags` as recorded."""
     keys = "use_diffusion_weight_for_ce use_diffusion_weight_for_length_loss use_n_drops_for_ce "
     plain = dict.fromkeys((keys + "use_incomplete_gamma_factor").split(), False)
-    told = {**plain, **flags}
-    return IDLM(V, SPECIALS, noise, longest=longest, upstream_rules=True, **told)
+    options = {**plain, **flags}
+    return IDLM(V, SPECIALS, noise, longest=longest, upstream_rules=True, **options)
 
 
 @pytest.mark.parametrize("name", schedules())
@@ -347,11 +347,11 @@ def recorded_weight(name):
     return SET.gold(f"idlm_w.{name}")
 
 
-def recording(told=None):
+def recording(message=None):
     """The published network on the recorded rows, told the recorded times or what is said."""
-    told = SET.gold("idlm_batch_t") if told is None else told
+    message = SET.gold("idlm_batch_t") if message is None else message
     ids, length = SET.gold("ilm_input_ids"), recorded_rows().length
-    return Recording(*dilm(ids, length, told, HEADS, recorded_weight))
+    return Recording(*dilm(ids, length, message, HEADS, recorded_weight))
 
 
 def test_published_diffusion_network():
@@ -367,9 +367,9 @@ def test_published_diffusion_network():
 @pytest.mark.parametrize("flags", flag_sets())
 def test_idlm_losses(schedule, flags):
     time, rows = SET.gold("idlm_batch_t").double(), recorded_rows()
-    noise, told = schedules()[schedule], flag_sets()[flags]
-    net = recording(time if told["send_t_to_model"] else noise.total(time))
-    process = idlm(noise, net.heads["length"](None).shape[1], **told)
+    noise, values = schedules()[schedule], flag_sets()[flags]
+    net = recording(time if values["send_t_to_model"] else noise.total(time))
+    process = idlm(noise, net.heads["length"](None).shape[1], **values)
     every = torch.ones(len(time), dtype=torch.bool)
     loss = process.loss(net, rows._replace(time=time, has_target=every))
     SET.close(loss.sum / loss.count, f"idlm_loss_{schedule}_{flags}")
@@ -402,9 +402,9 @@ def test_factors(schedule):
 def test_insertion_probabilities(schedule):
     """p = dt rate lambda / total; lambda is read off the first of them, all others must follow."""
     names = [k for k in SET.facts["keys"] if k.startswith(f"idlm_pred_p_{schedule}_T")]
-    told = SET.facts["keys"][names[0]]  # the times are in its words
-    told = [float(t) for t in re.search(r"t=\[([\d., ]+)\]", told)[1].split(",")]
-    noise, time = schedules()[schedule], torch.tensor(told, dtype=torch.float64)
+    values = SET.facts["keys"][names[0]]  # the times are in its words
+    values = [float(t) for t in re.search(r"t=\[([\d., ]+)\]", values)[1].split(",")]
+    noise, time = schedules()[schedule], torch.tensor(values, dtype=torch.float64)
     process = idlm(noise, 24)
     steps = [int(n) for n in SET.cases(rf"idlm_pred_p_{schedule}_T(\d+)")]
     first = SET.gold(f"idlm_pred_p_{schedule}_T{steps[0]}").double()

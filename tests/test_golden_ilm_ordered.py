@@ -61,9 +61,9 @@ def test_left_to_right(network):
     GOLD.close(each, "arlm_nlls")
     assert loss.count == len(each) == int((~GOLD.gold("arlm_ignore").bool()).sum())
     want = torch.zeros(len(batch.ids)).double().index_add_(0, row, GOLD.gold("arlm_nlls").double())
-    found = objective.bound(net, batch, generator(0))
-    assert found.dtype == torch.float64
-    torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-5)
+    got = objective.bound(net, batch, generator(0))
+    assert got.dtype == torch.float64
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
 
 
 # ---- XLNet -------------------------------------------------------------------------------------
@@ -106,13 +106,13 @@ def test_the_network_is_shown_these_masks():
     move = lambda x: x.gather(1, shift)  # noqa: E731
     inside = torch.arange(T) < length[:, None]
     batch = Batch(move(ids), inside & ~move(scored), length)
-    told = {}
+    options = {}
 
     class Spy(torch.nn.Module):
         head = torch.nn.Linear(3, 16)
 
         def features(self, ids, time, mask, columns):
-            told.update(ids=ids, mask=mask, columns=columns)
+            options.update(ids=ids, mask=mask, columns=columns)
             return torch.zeros(*columns.shape, 3)
 
     cfg = Config(objective="xlnet")
@@ -120,12 +120,12 @@ def test_the_network_is_shown_these_masks():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "rand", lambda size, **_: move(u)[:, : size[1]].double())
         objective.loss(Spy(), objective.corrupt(batch, generator(0)))
-    width = told["mask"].shape[-1]
+    width = options["mask"].shape[-1]
     place, shift, inside = torch.arange(B)[:, None, None], shift[:, :width], inside[:, :width]
     want = ~GOLD.gold("xlnet_perm_mask")[place, shift[:, :, None], shift[:, None]]
     want &= inside[:, None] & inside[:, :, None]
-    assert torch.equal(told["mask"] & inside[:, :, None], want)
-    assert torch.equal(told["ids"], batch.ids[:, :width])
+    assert torch.equal(options["mask"] & inside[:, :, None], want)
+    assert torch.equal(options["ids"], batch.ids[:, :width])
     labels = GOLD.gold("xlnet_labels")
-    found = batch.ids.gather(1, told["columns"])
-    assert torch.equal(found[labels >= 0], labels[labels >= 0])
+    got = batch.ids.gather(1, options["columns"])
+    assert torch.equal(got[labels >= 0], labels[labels >= 0])

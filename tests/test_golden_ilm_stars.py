@@ -16,16 +16,18 @@ STARS = Recorded("ilm").facts["star_graphs"]
 
 @pytest.mark.parametrize("level", STARS)
 def test_star_strings(level):
-    told = STARS[level]
-    wanted = told["examples"]
+    values = STARS[level]
+    wanted = values["examples"]
     assert wanted
-    for found, want in zip(graphs(told["seed"], (told["args"], len(wanted))), wanted, strict=True):
-        assert " ".join(map(str, found.prompt())) == want["prompt"]
-        assert " ".join(map(str, found.answer())) == want["target"]
+    for got, want in zip(
+        graphs(values["seed"], (values["args"], len(wanted))), wanted, strict=True
+    ):
+        assert " ".join(map(str, got.prompt())) == want["prompt"]
+        assert " ".join(map(str, got.answer())) == want["target"]
 
 
 def test_the_global_generators_are_left_alone():
     before = random.getstate(), np.random.get_state()[1].copy()
-    for told in STARS.values():
-        list(graphs(told["seed"], (told["args"], 3)))
+    for values in STARS.values():
+        list(graphs(values["seed"], (values["args"], 3)))
     assert random.getstate() == before[0] and np.array_equal(np.random.get_state()[1], before[1])

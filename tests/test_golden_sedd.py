@@ -38,14 +38,14 @@ GRAPHS = [g for g in ("absorb", "uniform") if f"{g}.sd.vocab_embed.embedding" in
 
 def cases(graph, pattern):
     """Distinct first groups of `pattern` among the names below `graph`."""
-    found = (re.match(rf"{graph}\.{pattern}", name) for name in ARRAYS)
-    return sorted({m[1] for m in found if m})
+    got = (re.match(rf"{graph}\.{pattern}", name) for name in ARRAYS)
+    return sorted({m[1] for m in got if m})
 
 
 def schedule(name):
     sizes = FACTS["arrays"].get("noise.geometric_cfg.sigma", {}).get("desc", "")
-    found = re.search(r"sigma_min=(\S+) sigma_max=(\S+)", sizes)
-    low, high = map(float, found.groups()) if found else (1e-4, 20.0)
+    got = re.search(r"sigma_min=(\S+) sigma_max=(\S+)", sizes)
+    low, high = map(float, got.groups()) if got else (1e-4, 20.0)
     return Geometric(low, high) if name == "geometric" else LogLinear()
 
 

@@ -29,14 +29,14 @@ def modules() -> dict[str, Path]:
 
 def imports(path: Path, known: dict[str, Path]) -> set[str]:
     """The modules of ours that a file imports, in functions as well as at its head."""
-    found = set()
+    got = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            got |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             inside = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= inside & known.keys() or {node.module}
-    return found & known.keys()
+            got |= inside & known.keys() or {node.module}
+    return got & known.keys()
 
 
 GRAPH = {name: imports(path, modules()) for name, path in modules().items()}

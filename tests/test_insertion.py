@@ -105,16 +105,16 @@ class Exact(nn.Module):
 def ways_to(state):
     """(n, L) -> of the texts of L tokens that leave the state without n of them, over all subsets:
     the probability of the text, and how often each (gap, token) is missing times that."""
-    found = {}
+    got = {}
     for text, p in zip(TEXTS, P.tolist(), strict=True):
         for kept, pairs in subsets(text, len(state)):
             if kept == state:
                 zero = torch.zeros(len(state) + 1, VOCAB + 1, dtype=torch.float64)
-                mass, table = found.get((len(pairs), len(text)), (0.0, zero))
+                mass, table = got.get((len(pairs), len(text)), (0.0, zero))
                 for gap, token in pairs:
                     table[gap, token] += p
-                found[len(pairs), len(text)] = (mass + p, table)
-    return found
+                got[len(pairs), len(text)] = (mass + p, table)
+    return got
 
 
 def exact_ilm():
@@ -232,13 +232,13 @@ def test_bound_is_the_sum_over_all_orders_and_above_the_likelihood(exact):
         net.table = lambda state, t: random_table(state)
     process = Insertion(VOCAB, SPECIALS)
     ids = [t for t in TEXTS for _ in range(400)]
-    found = process.bound(net, batch_of(ids), generator(2), samples=3).view(len(TEXTS), 400)
+    got = process.bound(net, batch_of(ids), generator(2), samples=3).view(len(TEXTS), 400)
 
     def stop(state):
         return float(net.table(state, None)[1][:2].softmax(0)[0])
 
     law = law_of_samples(net, stop)
-    for text, some in zip(TEXTS, found, strict=True):
+    for text, some in zip(TEXTS, got, strict=True):
         want = -math.log(stop(tuple(text)))
         for n in range(1, len(text) + 1):
             ways = list(subsets(text, len(text) - n))
@@ -266,14 +266,14 @@ def test_bound_counts_ties_once():
 
     net.table = table
     process = Insertion(VOCAB, SPECIALS)
-    found = process.bound(net, batch_of([[0, 0, 0]] * 3000), generator(0), samples=3)
+    got = process.bound(net, batch_of([[0, 0, 0]] * 3000), generator(0), samples=3)
     stop = math.log(2)  # at the whole text; going on before it is free
     # n = 3: one gap, m = 3. n = 2: kept first, middle or last: both missing in one gap of two, or
     # one in each. n = 1: any gap of three
     by_hand = {3: 0.0 + math.log(3), 2: 0.0, 1: math.log(3)}
     by_hand[2] = (2 * (math.log(2) + math.log(2)) + math.log(2)) / 3
     want = stop + sum(cost - math.log(n) for n, cost in by_hand.items())
-    assert float(found.mean()) == pytest.approx(want, abs=0.02)
+    assert float(got.mean()) == pytest.approx(want, abs=0.02)
     assert want >= stop
 
 
@@ -314,11 +314,11 @@ def canvas(count, width=6):
 
 def texts_of(frame):
     """The texts of a frame: between BOS and EOS, padding behind."""
-    found = []
+    got = []
     for row, n in zip(frame.ids.tolist(), frame.length.tolist(), strict=True):
         assert row[0] == 3 and row[n - 1] == 4 and set(row[n:]) <= {5}, (row, n)
-        found.append(tuple(row[1 : n - 1]))
-    return found
+        got.append(tuple(row[1 : n - 1]))
+    return got
 
 
 def test_ancestral_sampling_follows_the_law_of_the_network():
@@ -328,10 +328,10 @@ def test_ancestral_sampling_follows_the_law_of_the_network():
     want = law_of_samples(net, stop_law(net))
     for gap in (None, SampleOptions()):
         frames = run(process, net, *canvas(8000), sampler="ancestral", gap=gap)
-        found = texts_of(frames[-1])
-        distance = sum(abs(found.count(t) / len(found) - p) for t, p in want.items()) / 2
+        got = texts_of(frames[-1])
+        distance = sum(abs(got.count(t) / len(got) - p) for t, p in want.items()) / 2
         assert distance < 0.03
-        assert set(found) <= set(map(tuple, TEXTS))
+        assert set(got) <= set(map(tuple, TEXTS))
 
 
 def test_threshold_stops_when_sure():
@@ -422,8 +422,8 @@ def test_parallel_needs_fewer_calls_and_respects_the_room():
     for threshold in (1.0, 0.0):
         seen = []
         hook = net.norm.register_forward_hook(lambda m, a, out, seen=seen: seen.append(len(out)))
-        told = {"sampler": "parallel", "threshold": threshold, "stop_threshold": 1.1}
-        last = run(process, net, *canvas(6, 17), **told)[-1]
+        options = {"sampler": "parallel", "threshold": threshold, "stop_threshold": 1.1}
+        last = run(process, net, *canvas(6, 17), **options)[-1]
         hook.remove()
         assert (last.length == 17).all()
         calls[threshold] = sum(seen)
@@ -517,9 +517,9 @@ def test_bound_of_the_exact_reverse_process_is_the_likelihood(noise):
     net.features, process.insertion_rate = features, rate
     repeat = 400
     ids = [t for t in TEXTS for _ in range(repeat)]
-    found = process.bound(net, batch_of(ids), generator(0), samples=4).view(len(TEXTS), repeat)
-    error = (found.mean(1) + P.log()).abs()
-    assert (error < 4.5 * found.std(1) / math.sqrt(repeat) + 0.02).all(), (error, found.std(1))
+    got = process.bound(net, batch_of(ids), generator(0), samples=4).view(len(TEXTS), repeat)
+    error = (got.mean(1) + P.log()).abs()
+    assert (error < 4.5 * got.std(1) / math.sqrt(repeat) + 0.02).all(), (error, got.std(1))
 
 
 def test_idlm_samples_follow_the_exact_process():
@@ -527,12 +527,9 @@ def test_idlm_samples_follow_the_exact_process():
     noise = Exponential(1.0, 40.0)
     net, process = exact_idlm(noise), IDLM(VOCAB, SPECIALS, noise, longest=3)
     frames = run(process, net, *canvas(1000, 6), steps=250)
-    found = texts_of(frames[-1])
+    got = texts_of(frames[-1])
     distance = (
-        sum(
-            abs(found.count(tuple(t)) / len(found) - p)
-            for t, p in zip(TEXTS, P.tolist(), strict=True)
-        )
+        sum(abs(got.count(tuple(t)) / len(got) - p) for t, p in zip(TEXTS, P.tolist(), strict=True))
         / 2
     )
     assert distance < 0.09, distance
@@ -546,8 +543,8 @@ def test_idlm_drops_as_many_as_poisson_says():
     x = float(noise.total(time[:1]))
     want = [poisson(k, x) for k in range(3)]
     want.append(1 - sum(want))
-    found = torch.bincount(rows.n, minlength=4) / len(rows.n)
-    assert (found - torch.tensor(want)).abs().max() < 0.015
+    got = torch.bincount(rows.n, minlength=4) / len(rows.n)
+    assert (got - torch.tensor(want)).abs().max() < 0.015
 
 
 def test_missing_before_the_end_is_the_conditioned_poisson():
@@ -563,8 +560,8 @@ def test_missing_before_the_end_is_the_conditioned_poisson():
         for k in range(40)
     ]
     want = torch.tensor([*joint[:3], sum(joint[3:])])
-    found = torch.bincount(n, minlength=4) / len(n)
-    assert (found - want / want.sum()).abs().max() < 0.01
+    got = torch.bincount(n, minlength=4) / len(n)
+    assert (got - want / want.sum()).abs().max() < 0.01
 
 
 @pytest.mark.parametrize("name", ["ilm", "it", "idlm"])
@@ -655,12 +652,12 @@ def test_published_weights_load_strictly(tmp_path):
     theirs |= {f"length_output_layer.{a}": own[f"heads.stop.{b}"] for a, b in READOUT.items()}
     for file in ("w.ckpt", "w.pth"):
         torch.save({"state_dict": {f"model.{k}": v for k, v in theirs.items()}}, tmp_path / file)
-    found = published.read(str(tmp_path / "w.ckpt"))
-    told = {**cfg, **look, "objective": "ilm", "stop": "stop"}
-    del told["n_head"]  # no tensor tells it
-    assert found.config == told
-    assert found.weights.keys() == own.keys()
-    assert all(torch.equal(found.weights[k], own[k]) for k in own)
+    got = published.read(str(tmp_path / "w.ckpt"))
+    options = {**cfg, **look, "objective": "ilm", "stop": "stop"}
+    del options["n_head"]  # no tensor tells it
+    assert got.config == options
+    assert got.weights.keys() == own.keys()
+    assert all(torch.equal(got.weights[k], own[k]) for k in own)
     for name, change in (("encoder.1.mlp.0.bias", "lack"), ("extra.weight", "have")):
         bad = {k: v for k, v in theirs.items() if k != name}
         bad |= {name: torch.zeros(1)} if change == "have" else {}

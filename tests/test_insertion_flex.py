@@ -203,11 +203,11 @@ def test_times_have_the_law_of_the_schedule():
     rows = FlexRows(torch.zeros(1, n, dtype=torch.int64), None, None, None)
     insert, unmask = process.times(rows, generator(0))
     for t in (0.1, 0.5, 0.9):
-        for found, p in (
+        for got, p in (
             ((insert > t), 1 - t),
             ((insert <= t) & (t < unmask), -(1 - t) * math.log(1 - t)),
         ):
-            assert abs(float(found.double().mean()) - p) < 4 * math.sqrt(p * (1 - p) / n)
+            assert abs(float(got.double().mean()) - p) < 4 * math.sqrt(p * (1 - p) / n)
     assert unmask.max() < 1 and (unmask >= insert).all()
 
 
@@ -303,9 +303,9 @@ def test_bound_of_the_exact_network_is_the_likelihood(lengths):
     which = torch.arange(len(world.texts)).repeat_interleave(repeat)
     for prompt in range(LETTERS):
         batch = world.batch(which, torch.full_like(which, prompt))
-        found = process.bound(net, batch, generator(prompt), samples=3).view(-1, repeat)
-        error = found.mean(1) + world.p[prompt].log()
-        noise = found.std(1) / math.sqrt(repeat)
+        got = process.bound(net, batch, generator(prompt), samples=3).view(-1, repeat)
+        error = got.mean(1) + world.p[prompt].log()
+        noise = got.std(1) / math.sqrt(repeat)
         assert (error.abs() < 4.5 * noise + 4e-3).all(), (error, noise)
         mean, spread = float(error.mean()), float(noise.square().sum().sqrt()) / len(error)
         assert abs(mean) < 4 * spread + 3e-3 and spread < 0.05, (mean, spread)
@@ -316,8 +316,8 @@ def test_bound_of_a_wrong_network_is_larger():
     which = categorical(world.p[0].expand(6000, -1), torch.rand(6000, generator=generator(4)))
     batch = world.batch(which, torch.zeros_like(which))
     wrong = ExactNetwork(World(range(3), seed=7), process)
-    found = process.bound(wrong, batch, generator(1), samples=2).mean()
-    assert found > -(world.p[0] * world.p[0].log()).sum() + 0.05
+    got = process.bound(wrong, batch, generator(1), samples=2).mean()
+    assert got > -(world.p[0] * world.p[0].log()).sum() + 0.05
 
 
 @pytest.mark.parametrize("mean", [0.3, 2.0])
@@ -328,7 +328,7 @@ def test_bound_of_a_flat_network_in_closed_form(mean, L):
     process, repeat = flex(), 20000 if L else 40000
     batch = rows_of([[A, B, A][:L]], [1], LONGEST)
     many = Batch(*(x.expand(repeat, *x.shape[1:]) for x in batch))
-    found = process.bound(Flat(mean), many, generator(1), samples=3)
+    got = process.bound(Flat(mean), many, generator(1), samples=3)
     v = torch.linspace(0, 45, 90001, dtype=torch.float64)  # 1 - s = e^-v
     late = (-v).exp()
     ours = 1 / (END * late + 1 - END)
@@ -339,8 +339,8 @@ def test_bound_of_a_flat_network_in_closed_form(mean, L):
     inside = (slope + cost / late) * late  # d s = e^-v d v
     simpson = inside[0] + inside[-1] + 4 * inside[1:-1:2].sum() + 2 * inside[2:-1:2].sum()
     want = float(simpson * v[1] / 3)
-    error = float(found.std()) / math.sqrt(repeat)
-    assert abs(float(found.mean()) - want) < 4 * error + 1e-6, (found.mean(), want, error)
+    error = float(got.std()) / math.sqrt(repeat)
+    assert abs(float(got.mean()) - want) < 4 * error + 1e-6, (got.mean(), want, error)
 
 
 def test_rates_near_the_end():
@@ -352,10 +352,10 @@ def test_rates_near_the_end():
     left = torch.tensor([1 - END], dtype=torch.float64)
     x = noised(rows, insert, unmask, END - left, MASK, PAD)
     assert x.ids[:, :4].tolist() == [[BOS, A, MASK, EOS]]  # two are missing; three gaps
-    found, rate, mean = process.slope(Flat(0.7), x, left), 1 / (1 - END), 0.7
+    got, rate, mean = process.slope(Flat(0.7), x, left), 1 / (1 - END), 0.7
     want = rate / 2 * (3 * mean + 1) - 3 * rate
     want += rate * (2 * math.log(2 / mean) + math.log(2 * LETTERS))
-    assert float(found.detach()) == pytest.approx(want, rel=1e-5)
+    assert float(got.detach()) == pytest.approx(want, rel=1e-5)
 
 
 # ---- samplers ------------------------------------------------------------------------------------
@@ -377,8 +377,8 @@ def run(process, net, ids, given, seed=0, **options):
     return list(process.sample(net, ids, given, rng, SampleOptions(**options)))
 
 
-def distance(found, p):
-    count = torch.bincount(found, minlength=len(p) + 1).double() / len(found)
+def distance(got, p):
+    count = torch.bincount(got, minlength=len(p) + 1).double() / len(got)
     return float((count - F.pad(p, (0, 1))).abs().sum() / 2)
 
 
@@ -394,9 +394,9 @@ def test_law_of_the_samplers(sampler):
     prompts = torch.arange(6000) % 2
     ids, given = canvas(prompts, 8)
     last = run(process, ExactNetwork(world, process), ids, given, sampler=sampler, steps=100)[-1]
-    found = world.index(last.ids)
+    got = world.index(last.ids)
     for prompt in range(LETTERS):
-        assert distance(found[prompts == prompt], world.p[prompt]) < 0.04
+        assert distance(got[prompts == prompt], world.p[prompt]) < 0.04
     coarse = run(process, ExactNetwork(world, process), ids, given, sampler=sampler, steps=2)[-1]
     assert (coarse.length - 3).double().mean() == pytest.approx(
         sum(float(world.p[:, i].mean()) * len(t) for i, t in enumerate(world.texts)), rel=0.15
@@ -512,8 +512,8 @@ def test_insertions_are_poisson_and_all_or_nothing():
     assert not more[:, 0].any()  # in front of BOS there is no hole
     p = [math.exp(-2) * 2**k / math.factorial(k) for k in range(5)]
     want = torch.tensor([p[0] + 1 - sum(p), *p[1:]])  # too many count as none
-    found = torch.bincount(more[:, 1], minlength=5).double() / len(more)
-    assert (found - want).abs().max() < 0.03 and len(found) == 5
+    got = torch.bincount(more[:, 1], minlength=5).double() / len(more)
+    assert (got - want).abs().max() < 0.03 and len(got) == 5
 
 
 def test_insertions_where_the_number_is_known():
@@ -523,8 +523,8 @@ def test_insertions_where_the_number_is_known():
     leaper.insert(w.rows, torch.tensor([0, 1]).expand(len(w.rows), -1), leaper.objective.mask_id)
     h = torch.tensor([0.0, 1.0, 3.0]).expand(len(w.rows), -1)[..., None]
     more = leaper.num_insertions(w.rows, h, 0.25, False)
-    for found, p in ((more.sum(1), 0.25), (more[:, 2], 0.25 * 3 / 4)):
-        assert float(found.double().mean()) == pytest.approx(3 * p, rel=0.06)
+    for got, p in ((more.sum(1), 0.25), (more[:, 2], 0.25 * 3 / 4)):
+        assert float(got.double().mean()) == pytest.approx(3 * p, rel=0.06)
     more = leaper.num_insertions(w.rows, h, 0.25, True)
     assert (more.sum(1) == 3).all() and float(more[:, 1].double().mean()) == pytest.approx(
         0.75, 0.06

@@ -146,9 +146,9 @@ def test_categorical_by_blocks_is_the_running_sum(V, dtype):
     weights[:, ::7] = 0
     u = torch.rand(300, generator=generator(1), dtype=torch.float64)
     sums = weights.double().cumsum(-1)
-    found = categorical(weights, u)
+    got = categorical(weights, u)
     level = u * sums[:, -1]
-    after, width = (x.gather(1, found[:, None])[:, 0] for x in (sums, weights.double()))
+    after, width = (x.gather(1, got[:, None])[:, 0] for x in (sums, weights.double()))
     slack = 1e-6 * sums[:, -1] if dtype == torch.float32 else 1e-12
     assert (width > 0).all() and (level < after + slack).all()
     assert (level >= after - width - slack).all()
@@ -159,10 +159,10 @@ def test_frequencies(draw):
     p = torch.tensor([0.5, 0.3, 0.15, 0.05, 0.0], dtype=torch.float64)
     N, rng = 100_000, generator(3)
     if draw == "race":
-        found = gumbel_argmax(p.expand(N, 5), torch.rand(N, 5, generator=rng, dtype=torch.float64))
+        got = gumbel_argmax(p.expand(N, 5), torch.rand(N, 5, generator=rng, dtype=torch.float64))
     else:
-        found = categorical(p.expand(N, 5), torch.rand(N, generator=rng, dtype=torch.float64))
-    share = torch.bincount(found, minlength=5) / N
+        got = categorical(p.expand(N, 5), torch.rand(N, generator=rng, dtype=torch.float64))
+    share = torch.bincount(got, minlength=5) / N
     assert (share - p).abs().max() < 0.008 and share[4] == 0
 
 

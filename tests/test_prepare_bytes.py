@@ -77,8 +77,8 @@ CHECKS = {  # list in the file -> (ours, theirs) of one of its cases
 
 
 def cases() -> list:
-    told = json.loads(FILE.read_text(encoding="utf-8"))
-    return [pytest.param(n, c, id=f"{n}-{i}") for n in CHECKS for i, c in enumerate(told[n])]
+    data = json.loads(FILE.read_text(encoding="utf-8"))
+    return [pytest.param(n, c, id=f"{n}-{i}") for n in CHECKS for i, c in enumerate(data[n])]
 
 
 @pytest.mark.parametrize("name, case", cases())
@@ -88,11 +88,11 @@ def test_golden(name, case):
 
 
 def test_golden_is_complete():
-    told = json.loads(FILE.read_text(encoding="utf-8"))
-    assert set(told) == {"vocab", *CHECKS}
-    assert told["vocab"] == {"PAD": PAD, "BOS": BOS, "EOS": EOS, "size": Bytes.vocab_size}
+    data = json.loads(FILE.read_text(encoding="utf-8"))
+    assert set(data) == {"vocab", *CHECKS}
+    assert data["vocab"] == {"PAD": PAD, "BOS": BOS, "EOS": EOS, "size": Bytes.vocab_size}
     for name in set(CHECKS) - {"byte_data_chunks"}:
-        assert told[name], f"{name} holds no case"
+        assert data[name], f"{name} holds no case"
 
 
 def test_on_the_fly_rule():
@@ -184,15 +184,15 @@ def test_committed_list():
 
 def test_report():
     texts = ["abba", "abba", "level", "Level", "no on", "ab", "aa", "", "abc", "l\u00e9l"]
-    found = report(texts, seen={"abba"})
+    got = report(texts, seen={"abba"})
     assert [t for t in texts if is_exact(t)] == ["abba", "abba", "level"]
-    assert found["samples"] == 10 and found["exact"] == 0.3
-    assert found["normalised"] == sum(map(counted_valid, texts)) / 10
-    assert found["distinct"] == pytest.approx(2 / 3) and found["new"] == pytest.approx(1 / 3)
-    assert found["length"] == pytest.approx(13 / 3)
-    assert found["frequent"] == [("abba", 2), ("level", 1)]
-    assert "30.0%" in describe(found) and "abba (2)" in describe(found)
-    json.dumps(found)
+    assert got["samples"] == 10 and got["exact"] == 0.3
+    assert got["normalised"] == sum(map(counted_valid, texts)) / 10
+    assert got["distinct"] == pytest.approx(2 / 3) and got["new"] == pytest.approx(1 / 3)
+    assert got["length"] == pytest.approx(13 / 3)
+    assert got["frequent"] == [("abba", 2), ("level", 1)]
+    assert "30.0%" in describe(got) and "abba (2)" in describe(got)
+    json.dumps(got)
 
 
 def test_report_of_nothing():
@@ -344,14 +344,14 @@ def test_phrases_by_upstream_rules(make, tmp_path):
 
 def whole(corpus: Corpus) -> dict[str, list[bytes]]:
     """The documents of each split, put together again from their rows."""
-    found = {}
+    got = {}
     for split in ("train", "val"):
         flat = [i for r in rows_in(corpus, split) for i in r]
         ends = [i for i, x in enumerate(flat) if x == EOS]
         starts = [0, *(e + 1 for e in ends[:-1])]
         assert all(flat[s] == BOS for s in starts) and ends[-1] == len(flat) - 1
-        found[split] = [bytes(flat[s + 1 : e]) for s, e in zip(starts, ends, strict=True)]
-    return found
+        got[split] = [bytes(flat[s + 1 : e]) for s, e in zip(starts, ends, strict=True)]
+    return got
 
 
 def test_text_round_trips_to_the_byte(make, tmp_path):
@@ -360,10 +360,10 @@ def test_text_round_trips_to_the_byte(make, tmp_path):
         (tmp_path / "in" / name).write_bytes(data + b"\n" * number)
     (tmp_path / "in" / "empty").write_bytes(b"")
     options = "--source=text", "--path=in", "--val_split_ratio=.3"
-    found = whole(make("raw", *options, "--fold_whitespace=false"))
+    got = whole(make("raw", *options, "--fold_whitespace=false"))
     expected = sorted(d + b"\n" * n for n, d in enumerate(ODD.values()))
-    assert sorted(found["train"] + found["val"]) == expected
-    assert len(found["val"]) == 2
+    assert sorted(got["train"] + got["val"]) == expected
+    assert len(got["val"]) == 2
     folded = whole(make("folded", *options))
     assert sorted(folded["train"] + folded["val"]) == sorted(fold(d) for d in ODD.values())
 
@@ -372,9 +372,9 @@ def test_a_single_file_gives_its_end_to_validation(make, tmp_path):
     data = b"".join(b"Sentence number %d. " % n for n in range(500)).strip()
     (tmp_path / "a.txt").write_bytes(data)
     corpus = make("one", "--source=text", "--path=a.txt")
-    found = whole(corpus)
-    assert b" ".join(found["train"] + found["val"]) == data
-    assert 0.03 < len(found["val"][0]) / len(data) < 0.07
+    got = whole(corpus)
+    assert b" ".join(got["train"] + got["val"]) == data
+    assert 0.03 < len(got["val"][0]) / len(data) < 0.07
     assert corpus.meta["held_out"] == "the end of every document"
 
 
@@ -450,9 +450,9 @@ def hub(monkeypatch):
 
 def test_wikipedia(make, hub):
     corpus = make("w", "--source=wikipedia", "--dataset_percent=25", "--val_split_ratio=.2")
-    found = whole(corpus)
+    got = whole(corpus)
     expected = [r["text"].encode() for r in hub.answer[:10]]
-    assert sorted(found["train"] + found["val"]) == sorted(expected) and len(found["val"]) == 2
+    assert sorted(got["train"] + got["val"]) == sorted(expected) and len(got["val"]) == 2
     (args, kwargs) = hub.asked[0]
     assert args == ("wikimedia/wikipedia",) and kwargs["name"] == "20231101.en"
 
@@ -531,10 +531,10 @@ def test_refusals(make, tmp_path, options, message):
 
 def test_existing_folder(make):
     corpus = make("p", "--source=phrases")
-    told = (corpus.folder / "meta.json").read_bytes()
+    values = (corpus.folder / "meta.json").read_bytes()
     with pytest.raises(UserError, match="exists already"):
         make("p", "--source=phrases", "--repeat=9")
-    assert (corpus.folder / "meta.json").read_bytes() == told
+    assert (corpus.folder / "meta.json").read_bytes() == values
 
 
 def test_writer_refuses_ids_beyond_the_vocabulary(tmp_path):

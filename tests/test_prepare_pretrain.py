@@ -65,24 +65,24 @@ def documents(corpus: Corpus, split: str) -> list[str]:
     """Texts of a stream of bytes, by its EOS."""
     ids = ids_of(corpus, split)
     assert ids[-1] == EOS
-    found = np.split(ids, np.flatnonzero(ids == EOS) + 1)[:-1]
-    return [bytes(d[:-1].tolist()).decode() for d in found]
+    got = np.split(ids, np.flatnonzero(ids == EOS) + 1)[:-1]
+    return [bytes(d[:-1].tolist()).decode() for d in got]
 
 
 # ---- pieces ------------------------------------------------------------------------------------
 
 
 @given(st.lists(st.lists(st.binary(max_size=60), max_size=5), max_size=6), st.integers(8, 50))
-def test_pieces_are_the_documents(found: list[list[bytes]], size: int):
+def test_pieces_are_the_documents(got: list[list[bytes]], size: int):
     """Whatever the chunks are: nothing lost, nothing joined, none too long."""
-    stream = chain.from_iterable([*document, END] for document in found)
+    stream = chain.from_iterable([*document, END] for document in got)
     rebuilt = [b""]
     for text, last in pieces(stream, size):
         assert len(text) <= size
         rebuilt[-1] += text
         if last:
             rebuilt.append(b"")
-    assert rebuilt == [*(b"".join(document) for document in found), b""]
+    assert rebuilt == [*(b"".join(document) for document in got), b""]
 
 
 def test_a_text_without_an_end_has_no_last_piece():
@@ -137,9 +137,9 @@ def test_splits_follow_share_and_seed():
 def test_a_document_is_in_one_split():
     """Also where its later pieces would fall on the other side."""
     long = b"a" * 100_000 + b"".join(b"%d " % i for i in range(300_000))
-    found = list(labelled([long, END, b"b", END], lambda t: "val" if t[:1] == b"a" else "train"))
-    assert [p.split for p in found] == ["val"] * (len(found) - 1) + ["train"] and len(found) > 2
-    assert [p.first for p in found] == [True] + [False] * (len(found) - 2) + [True]
+    got = list(labelled([long, END, b"b", END], lambda t: "val" if t[:1] == b"a" else "train"))
+    assert [p.split for p in got] == ["val"] * (len(got) - 1) + ["train"] and len(got) > 2
+    assert [p.first for p in got] == [True] + [False] * (len(got) - 2) + [True]
 
 
 def test_equal_documents_are_on_one_side(tmp_path: Path):
@@ -158,17 +158,17 @@ def test_equal_documents_are_on_one_side(tmp_path: Path):
 
 
 @given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=12), max_size=6), st.data())
-def test_padded_rows(found: list[list[int]], data: Any):
+def test_padded_rows(got: list[list[int]], data: Any):
     length, tail = data.draw(st.integers(2, 6)), data.draw(st.lists(st.integers(0, 9), max_size=9))
     want = []
-    for document in found:
+    for document in got:
         for a in range(0, len(document), length):
             row = document[a : a + length]
             want.append(row + [77] * (length - len(row)))
     full = len(tail) // length
     want += [tail[i * length : (i + 1) * length] for i in range(full)]
-    flat = np.array([*chain(*found), *tail], np.int64)
-    rows, rest = padded_rows(flat, np.cumsum([len(d) for d in found], dtype=np.int64), length, 77)
+    flat = np.array([*chain(*got), *tail], np.int64)
+    rows, rest = padded_rows(flat, np.cumsum([len(d) for d in got], dtype=np.int64), length, 77)
     assert rows.tolist() == want and rest.tolist() == tail[full * length :]
 
 
@@ -227,10 +227,10 @@ def test_every_kind_of_file(tmp_path: Path):
         tmp_path / "c", source=folder, tokenizer="bytes", test_split_pct=0.2,
         huggingface_cache_dir=tmp_path / "cache",
     )  # fmt: skip
-    told = ["one\u2028two", *map(str, range(50)), "é <EOS>", "whole\r\nfile"]
-    told += [f"row {i}" for i in range(40)]
+    values = ["one\u2028two", *map(str, range(50)), "é <EOS>", "whole\r\nfile"]
+    values += [f"row {i}" for i in range(40)]
     for split in ("train", "val"):
-        mine = [t for t in told if split_of(t.encode(), 0.2, 42) == split]
+        mine = [t for t in values if split_of(t.encode(), 0.2, 42) == split]
         assert documents(corpus, split) == mine
         count = corpus.meta["splits"][split]
         assert count["documents"] == len(mine)
@@ -249,16 +249,16 @@ def test_patterns_and_separator(tmp_path: Path):
         tmp_path / "c", source=f"{tmp_path}/a*.txt", tokenizer="bytes", separator="<|sep|>",
         test_split_pct=0.5,
     )  # fmt: skip
-    found = documents(corpus, "train") + documents(corpus, "val")
-    assert set(found) == {story, f"x <|sep|>\n{story}", "x <|sep|>\n", "last"}
+    got = documents(corpus, "train") + documents(corpus, "val")
+    assert set(got) == {story, f"x <|sep|>\n{story}", "x <|sep|>\n", "last"}
 
 
 def test_the_end_of_a_long_line_is_no_separator(tmp_path: Path, monkeypatch):
     """Where a line is read in parts, only its first part can be one."""
     monkeypatch.setattr(text_module, "PIECE", 5)
     (tmp_path / "a.txt").write_bytes(b"12345sep\nsep\n12345\nsep")
-    found = list(text_module.separated(tmp_path / "a.txt", b"sep"))
-    assert b"".join(c or b"|" for c in found) == b"12345sep\n|12345\n|"
+    got = list(text_module.separated(tmp_path / "a.txt", b"sep"))
+    assert b"".join(c or b"|" for c in got) == b"12345sep\n|12345\n|"
 
 
 def test_one_file_gives_its_end_to_validation(tmp_path: Path):
@@ -370,8 +370,8 @@ def test_trained_tokenizer_and_specials_in_the_text(tmp_path: Path):
         special = ids[(ids < 5) | (ids >= 315)]
         assert (special == 316).all() and len(special) == corpus.meta["splits"][split]["documents"]
         ends = np.flatnonzero(ids == 316)
-        found = [tok.decode(d.tolist()) for d in np.split(ids, ends + 1)[:-1]]
-        assert found == [t for t in texts if split_of(t.encode(), 0.2, 42) == split]
+        got = [tok.decode(d.tolist()) for d in np.split(ids, ends + 1)[:-1]]
+        assert got == [t for t in texts if split_of(t.encode(), 0.2, 42) == split]
     again = prepare(tmp_path / "d", source=file, tokenizer=tmp_path / "c", test_split_pct=0.2)
     assert again.tokenizer.spec() == tok.spec() and again.tokenizer.files == tok.files
     assert np.array_equal(ids_of(again, "train"), ids_of(corpus, "train"))
@@ -641,15 +641,15 @@ def test_pydoc_as_a_user_runs_it(tmp_path: Path, run_cli):
 
 def row_texts(corpus: Corpus, split: str) -> list[str]:
     """The text of every row, which is framed as it should be."""
-    special, found = corpus.specials, []
+    special, got = corpus.specials, []
     for shard in corpus.splits[split]:
         data = shard.data()
         for start, prompt, length in shard.index():
             ids = data[start : start + length].tolist()
             assert prompt == 1 and ids[0] == special["bos"] and ids[-1] == special["eos"]
             assert not {special["bos"], special["eos"], special["pad"]} & set(ids[1:-1])
-            found.append(corpus.tokenizer.decode(ids[1:]))
-    return found
+            got.append(corpus.tokenizer.decode(ids[1:]))
+    return got
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -661,13 +661,13 @@ def test_a_row_for_each_document(tmp_path: Path, workers: int, capsys: Any):
         tmp_path / "c", source=file, tokenizer="bytes", packing="rows", context_length=20,
         test_split_pct=0.3, num_workers=workers, shard_mb=1e-4,
     )  # fmt: skip
-    found = [t for split in ("train", "val") for t in row_texts(corpus, split)]
-    assert sorted(found) == sorted(t for t in texts if 1 <= len(t) <= 18)
+    got = [t for split in ("train", "val") for t in row_texts(corpus, split)]
+    assert sorted(got) == sorted(t for t in texts if 1 <= len(t) <= 18)
     assert not set(row_texts(corpus, "train")) & set(row_texts(corpus, "val"))
     counts = corpus.meta["splits"]
     assert max(counts[s]["longest"] for s in counts) == 20
-    assert sum(counts[s]["rows"] for s in counts) == len(found)
-    assert sum(counts[s]["bytes"] for s in counts) == sum(map(len, found))
+    assert sum(counts[s]["rows"] for s in counts) == len(got)
+    assert sum(counts[s]["bytes"] for s in counts) == sum(map(len, got))
     notes = corpus.meta["notes"]
     assert notes["documents of more than 20 ids, left out"] == 3 * 21 + 1
     assert notes["empty documents, left out"] == 1
@@ -680,8 +680,8 @@ def test_a_row_for_each_document(tmp_path: Path, workers: int, capsys: Any):
 def test_rows_in_shards_are_those_of_one(tmp_path: Path):
     """The index of every shard begins anew."""
     file = write_jsonl(tmp_path / "a.jsonl", [f"{i} {'x' * 800}" for i in range(5000)])
-    told = {"source": file, "tokenizer": "bytes", "packing": "rows"}
-    one, more = (prepare(tmp_path / f"c{mb}", **told, shard_mb=mb) for mb in (256, 0.1))
+    options = {"source": file, "tokenizer": "bytes", "packing": "rows"}
+    one, more = (prepare(tmp_path / f"c{mb}", **options, shard_mb=mb) for mb in (256, 0.1))
     assert len(one.splits["train"]) == 1 < len(more.splits["train"])
     for split in ("train", "val"):
         assert row_texts(one, split) == row_texts(more, split)
@@ -689,8 +689,8 @@ def test_rows_in_shards_are_those_of_one(tmp_path: Path):
 
 def test_interrupted_rows_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     file = write_jsonl(tmp_path / "a.jsonl", [f"{i} {'x' * 800}" for i in range(5000)])
-    told = {"source": file, "tokenizer": "bytes", "packing": "rows", "shard_mb": 0.1}
-    whole, complete = prepare(tmp_path / "whole", **told), ShardWriter.complete
+    options = {"source": file, "tokenizer": "bytes", "packing": "rows", "shard_mb": 0.1}
+    whole, complete = prepare(tmp_path / "whole", **options), ShardWriter.complete
 
     def stop(self: ShardWriter, mark: dict) -> None:
         complete(self, mark)
@@ -699,8 +699,8 @@ def test_interrupted_rows_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(ShardWriter, "complete", stop)
-        prepare(tmp_path / "c", **told)
-    again = prepare(tmp_path / "c", **told)
+        prepare(tmp_path / "c", **options)
+    again = prepare(tmp_path / "c", **options)
     assert row_texts(again, "train") == row_texts(whole, "train")
     assert row_texts(again, "val") == row_texts(whole, "val")
 
@@ -711,8 +711,8 @@ def test_lines_as_documents(tmp_path: Path):
         tmp_path / "c", source=tmp_path / "a.txt", separator="\\n", tokenizer="bytes",
         packing="rows", test_split_pct=0.5,
     )  # fmt: skip
-    found = {t for split in ("train", "val") for t in row_texts(corpus, split)}
-    assert found == {"one", "two two", "three", "more", "last"}
+    got = {t for split in ("train", "val") for t in row_texts(corpus, split)}
+    assert got == {"one", "two two", "three", "more", "last"}
 
 
 def test_sentences_of_a_word_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -725,8 +725,8 @@ def test_sentences_of_a_word_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     hub = types.SimpleNamespace(load_dataset=load_dataset)
     monkeypatch.setitem(sys.modules, "datasets", hub)
-    told = {"source": "lm1b", "tokenizer": "bytes", "packing": "rows", "context_length": 40}
-    corpus = prepare(tmp_path / "c", **told, detokenize="lm1b")
+    options = {"source": "lm1b", "tokenizer": "bytes", "packing": "rows", "context_length": 40}
+    corpus = prepare(tmp_path / "c", **options, detokenize="lm1b")
     assert set(asked) == {("billion-word-benchmark/lm1b", s) for s in ("train", "test")}
     assert row_texts(corpus, "val")[1] == row_texts(corpus, "train")[1] == "It's $5 (or 6)."
     assert row_texts(corpus, "val")[0].startswith("He said, test")

@@ -88,15 +88,15 @@ def texts(corpus, split):
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
 def test_every_format_is_the_same_conversation(record, name, tmp_path):
     path, dropped = saved(tmp_path / name, [record, *ROWS[:1]]), Counter()
-    found = conversations(config(source=path), dropped)
-    assert found == [SPOKEN, [("user", "Question 0?"), ("assistant", ROWS[0]["output"])]]
+    got = conversations(config(source=path), dropped)
+    assert got == [SPOKEN, [("user", "Question 0?"), ("assistant", ROWS[0]["output"])]]
     assert not dropped
 
 
 def test_several_instances_are_several_questions(tmp_path):
     task = {"instruction": "Add.", "instances": [{"input": f"{i}+1", "output": i} for i in "12"]}
-    found = conversations(config(source=saved(tmp_path / "a.json", [task])), Counter())
-    assert [m[0][1] for m in found] == ["Add: 1+1", "Add: 2+1"]
+    got = conversations(config(source=saved(tmp_path / "a.json", [task])), Counter())
+    assert [m[0][1] for m in got] == ["Add: 1+1", "Add: 2+1"]
 
 
 def test_what_is_left_out_is_counted_by_reason(tmp_path):
@@ -140,13 +140,13 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize("name, content, told", BROKEN)
-def test_a_broken_file_is_one_line(name, content, told, tmp_path):
+@pytest.mark.parametrize("name, content, message", BROKEN)
+def test_a_broken_file_is_one_line(name, content, message, tmp_path):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=name) as error:
         conversations(config(source=tmp_path / name), Counter())
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 # ---- splits --------------------------------------------------------------------------------------
@@ -158,17 +158,17 @@ def test_a_broken_file_is_one_line(name, content, told, tmp_path):
     st.integers(0, 5),
 )
 def test_no_question_is_in_both_splits(asked, share, seed):
-    found = [[("user", q), ("assistant", str(i))] for i, q in enumerate(asked)]
-    distinct = len({question(m) for m in found})
+    got = [[("user", q), ("assistant", str(i))] for i, q in enumerate(asked)]
+    distinct = len({question(m) for m in got})
     if distinct < 2:
         with pytest.raises(UserError, match="two different questions"):
-            divided(found, share, seed)
+            divided(got, share, seed)
         return
-    splits = divided(found, share, seed)
-    sides = {s: {question(m) for m, x in zip(found, splits, strict=True) if x == s} for s in splits}
+    splits = divided(got, share, seed)
+    sides = {s: {question(m) for m, x in zip(got, splits, strict=True) if x == s} for s in splits}
     assert not sides["val"] & sides.get("train", set())
     assert len(sides["val"]) == max(1, round(distinct * share))
-    assert splits == divided(found, share, seed)
+    assert splits == divided(got, share, seed)
 
 
 def test_rows_of_a_corpus(prepared, tokenizer):
@@ -199,9 +199,9 @@ def test_the_longest_row_that_fits(prepared):
     first = prepared(ROWS)
     longest = max(first.meta["splits"][s]["longest"] for s in ("train", "val"))
     assert not prepared(ROWS, context_length=longest).meta["dropped"]
-    told = f"longer than context_length={longest - 1}"
+    values = f"longer than context_length={longest - 1}"
     shorter = prepared(ROWS, context_length=longest - 1, test_split_pct=0.5).meta["dropped"]
-    assert 1 <= shorter[told] < len(ROWS)
+    assert 1 <= shorter[values] < len(ROWS)
     with pytest.raises(UserError, match=r"one of the two splits \(longer than .*=8: 40\)"):
         prepared(ROWS, context_length=8)
 
@@ -243,7 +243,7 @@ def test_the_tokenizer_of_another_corpus(prepared, tmp_path, helpers):
 
 
 @pytest.mark.parametrize(
-    "words, told",
+    "words, message",
     [
         (["--source=pydocs"], "FILE.jsonl"),
         (["--test_split_pct=1"], "test_split_pct must be above 0 and below 1"),
@@ -252,8 +252,8 @@ def test_the_tokenizer_of_another_corpus(prepared, tmp_path, helpers):
         (["--max_rows=-1"], "at least 0"),
     ],
 )
-def test_bad_options(words, told):
-    with pytest.raises(UserError, match=told):
+def test_bad_options(words, message):
+    with pytest.raises(UserError, match=message):
         load(SftConfig, words)
 
 

@@ -61,9 +61,9 @@ def contents(folder):
 
 
 def refused(argv, match):
-    with pytest.raises(UserError, match=match) as found:
+    with pytest.raises(UserError, match=match) as got:
         main(argv)
-    assert "\n" not in str(found.value)
+    assert "\n" not in str(got.value)
 
 
 # ---- tokens and words ----------------------------------------------------------------------------
@@ -109,14 +109,14 @@ def test_spans_of_the_other_tokenizers():
 
 def naive_words(text, spans, tokens):
     """Word of each token, character by character."""
-    found = []
+    got = []
     for start, end in tokens:
         place = next((i for i in range(start, end) if not text[i].isspace()), start)
         word = next((k for k, (a, b) in enumerate(spans) if a <= place < b), -1)
         if word < 0 and text[place].isspace():
             word = next((k for k, (a, _) in enumerate(spans) if a == place + 1), -1)
-        found.append(word)
-    return found
+        got.append(word)
+    return got
 
 
 def test_tokens_have_their_word(bpe):
@@ -130,8 +130,8 @@ def test_tokens_have_their_word(bpe):
 
 def test_one_white_space_goes_with_the_word_after_it():
     text = " a  b\n\nc \n"
-    found = word_of_tokens(text, TextBlob()(text).spans, encode_spans(Bytes(), text)[1])
-    assert found.tolist() == [0, 0, -1, 1, 1, -1, 2, 2, -1, -1]
+    got = word_of_tokens(text, TextBlob()(text).spans, encode_spans(Bytes(), text)[1])
+    assert got.tolist() == [0, 0, -1, 1, 1, -1, 2, 2, -1, -1]
     spaces = word_of_tokens(
         "a \n\n b", [(0, 1), (1, 5), (5, 6)], encode_spans(Bytes(), "a \n\n b")[1]
     )
@@ -152,8 +152,8 @@ def read(name, mode="constituency", root=None):
 
 def told_texts(share=0.2):
     """The documents of both splits, as the command divides them."""
-    found = [find_texts("in", m, "", "", share, "") for m in ("train", "validation")]
-    return [list(t.read(0, t.count)) for t in found]
+    got = [find_texts("in", m, "", "", share, "") for m in ("train", "validation")]
+    return [list(t.read(0, t.count)) for t in got]
 
 
 def test_documents_hold_the_exact_text_and_the_labels_of_its_words(texts):
@@ -165,9 +165,9 @@ def test_documents_hold_the_exact_text_and_the_labels_of_its_words(texts):
         assert len(documents) == len(expected)
         for document, text in zip(documents, expected, strict=True):
             assert bytes(document.ids.tolist()).decode() == text
-            found = TextBlob()(text)
-            spans = found.spans
-            labels = [*priorities(found.tags, found.stops), 7]
+            got = TextBlob()(text)
+            spans = got.spans
+            labels = [*priorities(got.tags, got.stops), 7]
             words = naive_words(text, spans, encode_spans(Bytes(), text)[1].tolist())
             assert document.word.tolist() == words
             assert document.label.tolist() == [labels[w] for w in words]
@@ -182,9 +182,9 @@ def test_scores_are_those_of_the_document_and_of_an_idf_of_the_training_split(te
     scorer = TfIdf.fit(train)
     documents = read("text_validation", "keybert_no_stopword")
     for document, text in zip(documents, val, strict=True):
-        found = TextBlob()(text)
-        words = [text[a:b] for a, b in found.spans]
-        scores = word_scores(words, found.points, scorer.table(words), demote=True)
+        got = TextBlob()(text)
+        words = [text[a:b] for a, b in got.spans]
+        scores = word_scores(words, got.points, scorer.table(words), demote=True)
         expected = np.array([*scores, -1.2], np.float32)[document.word]
         assert document.label is None and np.array_equal(document.score, expected)
     main([*BASE, "--mode=keybert", "--scorer=tfidf", "--dataset_mode=val", "--num_shards=1"])
@@ -241,9 +241,9 @@ def test_auto_is_announced(texts, capsys, monkeypatch):
     monkeypatch.setattr(preprocess_prefix, "absent_minilm", lambda _: "no encoder")
     cfg = PrefixConfig(mode="keybert")
     assert preprocess_prefix.choose(cfg) == ("textblob", "tfidf")
-    told = capsys.readouterr().out
-    assert "tagger=textblob, because no model" in told
-    assert "scorer=tfidf, because no encoder" in told
+    out = capsys.readouterr().out
+    assert "tagger=textblob, because no model" in out
+    assert "scorer=tfidf, because no encoder" in out
     assert preprocess_prefix.choose(PrefixConfig(tagger="textblob")) == ("textblob", "")
     old_name = PrefixConfig(tagger="rules")
     assert preprocess_prefix.choose(old_name) == ("textblob", "")
@@ -394,10 +394,10 @@ def test_shards_divide_the_documents(count, parts):
 
 def wait_for(condition, seconds=60):
     end = time.monotonic() + seconds
-    while not (found := condition()):
+    while not (got := condition()):
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.005)
-    return found
+    return got
 
 
 def is_running(pid):
@@ -441,14 +441,14 @@ def batches(count, size, special=None):
 
 def test_workers_keep_the_order():
     with Workers(3, 60, obedient) as workers:
-        found = [x for batch in workers.map(batches(100, 3)) for x in batch]
-        assert found == [f"T{n}" for n in range(100)]
+        got = [x for batch in workers.map(batches(100, 3)) for x in batch]
+        assert got == [f"T{n}" for n in range(100)]
         assert list(workers.map([])) == []
         assert list(workers.map(batches(2, 1))) == [["T0"], ["T1"]]
 
 
 @pytest.mark.parametrize(
-    "word, told",
+    "word, message",
     [
         ("die", r"killed by signal 9\) at document 7, 'die'; --skip=7"),
         ("leave", r"exit code 3\) at document 7, 'leave'"),
@@ -457,8 +457,8 @@ def test_workers_keep_the_order():
         ("user", "document 7: a told mistake"),
     ],
 )
-def test_what_happens_to_a_worker_is_told_with_its_document(word, told):
-    with pytest.raises(UserError, match=told), Workers(2, 1.5, obedient) as workers:
+def test_what_happens_to_a_worker_is_told_with_its_document(word, message):
+    with pytest.raises(UserError, match=message), Workers(2, 1.5, obedient) as workers:
         list(workers.map(batches(20, 4, {7: word})))
     assert not any(w.process.is_alive() for w in workers.all)
 
@@ -571,7 +571,7 @@ def test_pydoc_needs_one_command(texts, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "argv, told",
+    "argv, message",
     [
         (["--shard_idx=3"], "shard_idx must be from 0 to num_shards - 1 = 2"),
         (["--num_shards=0"], "num_shards must be at least 1"),
@@ -584,8 +584,8 @@ def test_pydoc_needs_one_command(texts, monkeypatch):
         (["--tokenizer=train:x"], "write train:N"),
     ],
 )
-def test_mistakes_are_one_line_and_write_nothing(texts, argv, told):
-    refused([*FEW, *argv], told)
+def test_mistakes_are_one_line_and_write_nothing(texts, argv, message):
+    refused([*FEW, *argv], message)
     assert not list(Path("data").rglob("shard_*")) if Path("data").exists() else True
 
 
@@ -607,5 +607,5 @@ def test_preprocessor_alone():
         idf=None,
         tokenizer=(Bytes().spec(), {}),
     )
-    found = Preprocessor(parts)("The ship.")
-    assert found.label.tolist() == [7] * 3 + [3] * 5 + [7]
+    got = Preprocessor(parts)("The ship.")
+    assert got.label.tolist() == [7] * 3 + [3] * 5 + [7]

@@ -63,7 +63,7 @@ TOY = {
 }
 
 
-def told(action: Any, *arguments: Any) -> str:
+def error_of(action: Any, *arguments: Any) -> str:
     """The line that refuses."""
     with pytest.raises(UserError) as caught:
         action(*arguments)
@@ -80,8 +80,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, run_cli: Any) -> Path:
     root = tmp_path_factory.mktemp("chat")
     rows = [{"prompt": q, "response": a} for q, a in PAIRS]
     (root / "asked.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    told = "--source=asked.jsonl --tokenizer=train:290 --context_length=64 --test_split_pct=0.25"
-    done = run_cli("prepare_sft.py", *told.split(), "--dataset=asked", cwd=root)
+    argv = "--source=asked.jsonl --tokenizer=train:290 --context_length=64 --test_split_pct=0.25"
+    done = run_cli("prepare_sft.py", *argv.split(), "--dataset=asked", cwd=root)
     assert done.returncode == 0 and "6 rows" in done.stdout, done.stdout + done.stderr
     flags = [f"--{k}={v}" for k, v in {**TOY, "dataset": "asked"}.items()]
     done = run_cli("train.py", *flags, cwd=root)
@@ -155,13 +155,13 @@ def test_evaluation(ckpt: str, folder: Path, monkeypatch: Any, capsys: Any):
     for split, rows in (("train", 6), ("val", 2)):
         assert re.search(rf"{split}: \d of {rows} answers exact .* tokens right", printed)
     assert "sampler=confidence temperature=0.0" in printed
-    found = json.loads((folder / "found.json").read_text())
+    got = json.loads((folder / "found.json").read_text())
     model = load(str(folder / "out" / "ckpt.pt"))
     wanted = [len(model.tokenizer.encode("\n" + a)) for _, a in PAIRS]
-    counts = [found["samples"][s]["answers"] for s in ("train", "val")]
+    counts = [got["samples"][s]["answers"] for s in ("train", "val")]
     assert sum(c["tokens"] for c in counts) == sum(wanted)
-    assert found["bound"]["tokens"] == counts[1]["tokens"] + 2  # each with EOS
-    assert found["bound"]["bytes"] in {
+    assert got["bound"]["tokens"] == counts[1]["tokens"] + 2  # each with EOS
+    assert got["bound"]["bytes"] in {
         len(f"\n{a}\n{b}") for _, a in PAIRS for _, b in PAIRS if a != b
     }
 
@@ -207,14 +207,14 @@ def test_options_of_the_sampler(ckpt: str, folder: Path, options: str, capsys: A
     ],
 )
 def test_refusals(ckpt: str, options: str, words: list[str]):
-    message = told(sample.main, [ckpt, "--chat", *options.split()])
+    message = error_of(sample.main, [ckpt, "--chat", *options.split()])
     for word in words:
         assert word in message
 
 
 def test_a_tokenizer_without_a_chat_is_refused(trained: Any):
     ckpt = f"--ckpt={trained() / 'ckpt.pt'}"
-    message = told(sample.main, [ckpt, "--chat", "--prompt=a"])
+    message = error_of(sample.main, [ckpt, "--chat", "--prompt=a"])
     assert "symbols tokenizer" in message and "no start, end, eot" in message
 
 
@@ -252,8 +252,8 @@ def test_history_that_does_not_fit_is_dropped_from_its_beginning(tokenizer: HF, 
         return [f"answer {len(shown)}"], sample.Samples(torch.zeros(1, 1), [], 1.0, 1, 1)
 
     monkeypatch.setattr(sample, "answer", answer)
-    told = SampleConfig(max_length=10, chat=True)
-    converse(answer_defaults(told, {}, model.objective.samplers), model)
+    values = SampleConfig(max_length=10, chat=True)
+    converse(answer_defaults(values, {}, model.objective.samplers), model)
     assert len(shown) == 6 and shown[0] == [(USER, "question 0")]
     assert shown[1] == [(USER, "question 0"), (ASSISTANT, "answer 1"), (USER, "question 1")]
     dropped = 0
@@ -305,8 +305,8 @@ def test_unequal_canvases_are_written_as_each_alone(tokenizer: HF, positions: st
     model = new_model(tokenizer, 0.35, positions=positions)
     special = tokenizer.specials
     ends = (special["eos"], special["eot"]) if "delays" in how else ()
-    told = {k: v for k, v in how.items() if k != "delays"}
-    options = SampleOptions(temperature=0.0, stop=special["eos"], delay=ends, **told)
+    values = {k: v for k, v in how.items() if k != "delays"}
+    options = SampleOptions(temperature=0.0, stop=special["eos"], delay=ends, **values)
     begun = [
         answer_canvas(model, encode_chat(tokenizer, [(USER, question)], reply=True), length)
         for length, (question, _) in zip((5, 9, 20, 0, 13, 1), PAIRS, strict=False)
@@ -332,13 +332,11 @@ def test_texts_of_samples_are_their_ids_decoded(tokenizer: HF):
     sizes = [len(i) + n for i, n in zip(ids, (3, 6, 1), strict=True)]
     begun = [Prompt.of([*i, *[None] * (n - len(i))]) for i, n in zip(ids, sizes, strict=True)]
     plain = [i for i in range(tokenizer.vocab_size) if i < 5 or i >= 285]  # all special tokens
-    found = generate(
-        model, begun, SampleOptions(steps=3, banned=tuple(plain)), seed=3, batch_size=2
-    )
-    assert found.ids.shape == (3, max(len(c.ids) for c in begun)) and found.rows > 3
-    for row, text, one in zip(found.ids, found.texts, begun, strict=True):
+    got = generate(model, begun, SampleOptions(steps=3, banned=tuple(plain)), seed=3, batch_size=2)
+    assert got.ids.shape == (3, max(len(c.ids) for c in begun)) and got.rows > 3
+    for row, text, one in zip(got.ids, got.texts, begun, strict=True):
         assert text == tokenizer.codec.decode(row[: len(one.ids)].tolist())
-    assert [t.startswith(p) for t, p in zip(found.texts, ("say", "name", "who"), strict=True)]
+    assert [t.startswith(p) for t, p in zip(got.texts, ("say", "name", "who"), strict=True)]
 
 
 # ---- what is told is learnt --------------------------------------------------------------------
@@ -348,8 +346,8 @@ def test_eight_answers_are_learnt_by_heart(tokenizer: HF):
     """A few seconds of training on eight pairs; then every answer is written exactly, each alone
     and all at once, in several orders; and a wrong answer is far less likely."""
     size = max(len(chat_rows(tokenizer, [(USER, q), (ASSISTANT, a)])[0][0]) for q, a in PAIRS)
-    told = {"optimizer": "muon", "learning_rate": 5e-3, "muon_lr": 0.02, "loss_per": "answer"}
-    model = new_model(tokenizer, block_size=size, noise="affine", positions="learned", **told)
+    values = {"optimizer": "muon", "learning_rate": 5e-3, "muon_lr": 0.02, "loss_per": "answer"}
+    model = new_model(tokenizer, block_size=size, noise="affine", positions="learned", **values)
     pad, eos = (tokenizer.specials[k] for k in ("pad", "eos"))
     rows = [chat_rows(tokenizer, [(USER, q), (ASSISTANT, a)])[0] for q, a in PAIRS]
     ids = torch.tensor([r + [pad] * (size - len(r)) for r, _ in rows])

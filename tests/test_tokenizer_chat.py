@@ -51,14 +51,14 @@ def test_ids_are_those_of_the_rendered_text(tokenizer, parser, messages):
 
 
 @given(INJECTED, INJECTED)
-def test_no_text_becomes_a_special_token(tokenizer, asked, told):
+def test_no_text_becomes_a_special_token(tokenizer, asked, message):
     """Neither in a message nor in a role; and what was said is read back, letter by letter."""
-    [(ids, prompt)] = chat_rows(tokenizer, [("user", asked), ("assistant", told)])
+    [(ids, prompt)] = chat_rows(tokenizer, [("user", asked), ("assistant", message)])
     special = tokenizer.specials
     listed = {tokenizer.codec.token_to_id(name) for name in NAMES}
     frame = "bos start end eot start end eos".split()
     assert [i for i in ids if i in listed] == [special[name] for name in frame]
-    assert decode_answer(tokenizer, ids[prompt:]) == told
+    assert decode_answer(tokenizer, ids[prompt:]) == message
     only_role = encode_chat(tokenizer, [(asked, "")])
     assert sum(i in listed for i in only_role) == 4  # bos, start, end, eos
 

@@ -35,7 +35,7 @@ def no_benchmark(monkeypatch):
     monkeypatch.setattr(train, "gemm_peak", lambda *_: 1e12)
 
 
-def told(*argv: Any) -> str:
+def error_of(*argv: Any) -> str:
     """The line that refuses a run."""
     with pytest.raises(UserError) as caught:
         train.main([str(a) for a in argv])
@@ -50,9 +50,9 @@ def log(out: Path) -> list[dict]:
 
 
 def losses(out: Path) -> dict[int, float]:
-    found = [(x["step"], x["loss"]) for x in log(out) if "loss" in x]
-    assert len(found) == len(dict(found)), "a step was logged twice"
-    return dict(found)
+    got = [(x["step"], x["loss"]) for x in log(out) if "loss" in x]
+    assert len(got) == len(dict(got)), "a step was logged twice"
+    return dict(got)
 
 
 def same(a: Any, b: Any) -> bool:
@@ -130,9 +130,9 @@ def test_a_resumed_log_has_no_duplicates(tmp_path: Path, flags: Any):
     extra = '{"step": 5, "loss": 9.0}\n{"step": 6, "loss": 9.0}\n{"step": 7, "lo'
     (tmp_path / "log.jsonl").write_text(lines + extra)
     train.main(flags(tmp_path, max_iters=6, init_from="resume", lr_decay_iters=9))
-    found = losses(tmp_path)
-    assert sorted(found) == [1, 2, 3, 4, 5, 6] and 9.0 not in found.values()
-    assert {k: found[k] for k in first} == first
+    got = losses(tmp_path)
+    assert sorted(got) == [1, 2, 3, 4, 5, 6] and 9.0 not in got.values()
+    assert {k: got[k] for k in first} == first
     assert [x["step"] for x in log(tmp_path) if "val_bound" in x] == [2, 4, 6]
 
 
@@ -177,14 +177,14 @@ def test_resume_inherits_the_architecture(done: Path, flags: Any, capsys):
 def test_resume_refuses_another_architecture(done: Path, flags: Any, flag: str):
     """Fault 8: also what has no shape, such as the graph. Nothing is changed, config.json least."""
     before, (key, value) = everything(done), flag.split("=")
-    message = told(*flags(done, init_from="resume", **{key: value}))
+    message = error_of(*flags(done, init_from="resume", **{key: value}))
     assert f"{key}=" in message and str(done / "ckpt.pt") in message and "command line" in message
     assert everything(done) == before
 
 
 def test_resume_refuses_another_optimizer(done: Path, flags: Any):
     """Its state cannot be continued."""
-    assert "optimizer" in told(*flags(done, init_from="resume", max_iters=6, optimizer="muon"))
+    assert "optimizer" in error_of(*flags(done, init_from="resume", max_iters=6, optimizer="muon"))
 
 
 def test_resume_refuses_another_corpus(done: Path, tmp_path: Path, flags: Any, helpers: Any):
@@ -196,15 +196,15 @@ def test_resume_refuses_another_corpus(done: Path, tmp_path: Path, flags: Any, h
         folder = tmp_path / "data" / name
         helpers.write_corpus(folder, texts, Symbols(list(letters)))
         data = {"data_dir": tmp_path / "data", "dataset": name}
-        message = told(*flags(done, init_from="resume", max_iters=6, **data))
+        message = error_of(*flags(done, init_from="resume", max_iters=6, **data))
         assert str(folder) in message and ("tokenizer" in message or "vocab_size" in message)
-        message = told(*flags(tmp_path / "new", init_from=done / "ckpt.pt", **data))
+        message = error_of(*flags(tmp_path / "new", init_from=done / "ckpt.pt", **data))
         assert str(folder) in message
 
 
 def test_resume_without_a_checkpoint(tmp_path: Path, flags: Any):
     """Fault 11."""
-    assert f"no checkpoint at {tmp_path / 'out/ckpt.pt'}" in told(
+    assert f"no checkpoint at {tmp_path / 'out/ckpt.pt'}" in error_of(
         *flags(tmp_path / "out", init_from="resume")
     )
 
@@ -212,7 +212,7 @@ def test_resume_without_a_checkpoint(tmp_path: Path, flags: Any):
 def test_resume_of_a_damaged_checkpoint(done: Path, flags: Any):
     """Fault 3: points to the one before, and leaves both."""
     (done / "ckpt.pt").write_bytes((done / "ckpt.pt").read_bytes()[:1000])
-    message = told(*flags(done, init_from="resume"))
+    message = error_of(*flags(done, init_from="resume"))
     assert "corrupt or incomplete" in message and str(done / "ckpt_prev.pt") in message
     assert (done / "ckpt.pt").stat().st_size == 1000
     os.replace(done / "ckpt_prev.pt", done / "ckpt.pt")
@@ -254,7 +254,7 @@ def test_fine_tuning_takes_the_weights_and_nothing_else(done: Path, flags: Any):
 
 
 def test_fine_tuning_needs_the_same_architecture(done: Path, flags: Any):
-    message = told(*flags(done / "tuned", init_from=done / "ckpt.pt", n_embd=32))
+    message = error_of(*flags(done / "tuned", init_from=done / "ckpt.pt", n_embd=32))
     assert "n_embd=16" in message and "32" in message
 
 
@@ -269,7 +269,7 @@ def test_starting_from_an_export(done: Path, flags: Any, capsys):
 
 def test_starting_from_nothing(tmp_path: Path, flags: Any):
     for source in (tmp_path / "no.pt", tmp_path / "no/folder", "bogus"):
-        assert str(source) in told(*flags(tmp_path / "out", init_from=source))
+        assert str(source) in error_of(*flags(tmp_path / "out", init_from=source))
 
 
 # ---- refusals before the first step ------------------------------------------------------------
@@ -278,7 +278,7 @@ def test_starting_from_nothing(tmp_path: Path, flags: Any):
 def test_missing_corpus_names_the_command(tmp_path: Path, flags: Any):
     """Fault 35; and no folder is left behind by a run that never began."""
     out = tmp_path / "out"
-    message = told(*flags(out, dataset="absent"))
+    message = error_of(*flags(out, dataset="absent"))
     assert "absent" in message and "prepare_" in message
     assert not out.exists()
 
@@ -288,7 +288,7 @@ def test_missing_corpus_is_made_by_the_command_of_the_config(tmp_path: Path, fla
     ran = []
     monkeypatch.setattr(train, "run_command", ran.append)
     where = {"dataset": "absent", "data_dir": tmp_path}
-    message = told(*flags(tmp_path / "out", prepare="prepare_x.py --source=y", **where))
+    message = error_of(*flags(tmp_path / "out", prepare="prepare_x.py --source=y", **where))
     assert ran == [f"prepare_x.py --source=y --data_dir={tmp_path} --dataset=absent"]
     assert "python prepare_x.py --source=y" in message
 
@@ -306,7 +306,7 @@ def test_out_dir_that_cannot_be_written(tmp_path: Path, flags: Any, below: str):
     """Fault 17: below a file, which no user may write, root included."""
     (tmp_path / "file").write_text("")
     out = tmp_path / "file" / below if below else tmp_path / "file"
-    assert f"out_dir={out} cannot be written" in told(*flags(out))
+    assert f"out_dir={out} cannot be written" in error_of(*flags(out))
 
 
 def test_parents_of_out_dir_are_made(tmp_path: Path, flags: Any):
@@ -319,13 +319,13 @@ def test_device_that_is_not_there(tmp_path: Path, flags: Any, monkeypatch, devic
     """Fault 49: never a silent fallback."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    message = told(*flags(tmp_path / "out", device=device))
+    message = error_of(*flags(tmp_path / "out", device=device))
     assert repr(device) in message and "cpu" in message
     assert not (tmp_path / "out").exists()
 
 
 def test_block_size_must_fit_the_corpus(tmp_path: Path, flags: Any):
-    message = told(*flags(tmp_path / "out", block_size=7))
+    message = error_of(*flags(tmp_path / "out", block_size=7))
     assert "8 tokens" in message and "block_size=7" in message
     assert not (tmp_path / "out").exists()
 
@@ -340,7 +340,7 @@ def test_block_size_must_fit_the_corpus(tmp_path: Path, flags: Any):
     ],
 )
 def test_options_that_exclude_each_other(tmp_path: Path, flags: Any, values: dict, words: list):
-    message = told(*flags(tmp_path / "out", **values))
+    message = error_of(*flags(tmp_path / "out", **values))
     for word in words:
         assert word in message
 
@@ -355,10 +355,10 @@ def test_accumulation_is_divided_over_processes(tmp_path, flags, run_cli, assert
 
 def test_config_json_is_the_resolved_config(tmp_path: Path, flags: Any):
     train.main(flags(tmp_path, max_iters=1, learning_rate=1))
-    told = json.loads((tmp_path / "config.json").read_text())
+    data = json.loads((tmp_path / "config.json").read_text())
     state = checkpoint.read(tmp_path / "ckpt.pt")
-    assert told == state["config"] and told["learning_rate"] == 1.0
-    assert Config(**told) == load(Config, flags(tmp_path, max_iters=1, learning_rate=1))[0]
+    assert data == state["config"] and data["learning_rate"] == 1.0
+    assert Config(**data) == load(Config, flags(tmp_path, max_iters=1, learning_rate=1))[0]
 
 
 # ---- processes ---------------------------------------------------------------------------------
@@ -470,8 +470,8 @@ def test_training_on_rows_that_are_mostly_given(tmp_path: Path, helpers: Any, fl
                 out.row(split, [0, 1, 0, 1, 0, 1, 0, 1], prompt=7)
     data = {"data_dir": tmp_path / "data", "dataset": "given", "batch_size": 1}
     train.main(flags(tmp_path / "out", max_iters=12, **data))
-    found = losses(tmp_path / "out")
-    assert 0.0 in found.values() and all(map(math.isfinite, found.values()))
+    got = losses(tmp_path / "out")
+    assert 0.0 in got.values() and all(map(math.isfinite, got.values()))
 
 
 SMALL_GRAPHS = {
@@ -587,9 +587,9 @@ def test_rows_with_nothing_to_write(tmp_path: Path, flags: Any):
             out.row(split, [0, 0, 0], prompt=3)
     argv = flags(tmp_path / "out", max_iters=2, dataset="given", data_dir=tmp_path)
     train.main([*argv, "--block_size=3"])
-    found = log(tmp_path / "out")
-    assert [x["loss"] for x in found if "loss" in x] == [0.0, 0.0]
-    assert [x["val_bound"] for x in found if "val_bound" in x] == [0.0]
+    got = log(tmp_path / "out")
+    assert [x["loss"] for x in got if "loss" in x] == [0.0, 0.0]
+    assert [x["val_bound"] for x in got if "val_bound" in x] == [0.0]
 
 
 def test_a_resumed_run_takes_the_new_learning_rate(done: Path, flags: Any):
@@ -711,8 +711,8 @@ def test_eval_only(done: Path, flags: Any, capsys):
     before = everything(done)
     train.main(flags(done, init_from="resume", eval_only=True, max_iters=9))
     printed = capsys.readouterr().out
-    told = [x["val_bound"] for x in log(done) if x["step"] == 4 and "best" in x]
-    assert f"val bound {told[0]:.4f}" in printed
+    values = [x["val_bound"] for x in log(done) if x["step"] == 4 and "best" in x]
+    assert f"val bound {values[0]:.4f}" in printed
     for name in ("ckpt.pt", "log.jsonl"):
         assert everything(done)[name] == before[name]
 

@@ -263,9 +263,9 @@ def test_a_disk_that_is_full(tmp_path: Path, flags: Any, trained: Any, how: str)
         argv = flags(disk / "out", max_iters=20, eval_interval=5, save_errors=how)
         job = Launched("train.py", *argv)
         assert job.wait() == 2 and "Traceback" not in job.err
-        told = lines(job.err)
-        assert all("ckpt.pt" in x and "intact" in x for x in told)
-        warned = [x.startswith("warning: ") for x in told]
+        err = lines(job.err)
+        assert all("ckpt.pt" in x and "intact" in x for x in err)
+        warned = [x.startswith("warning: ") for x in err]
         assert warned == ([False] if how == "stop" else [True, False])
         assert max(losses(disk / "out")) == {"stop": 15, "warn": 20}[how]
         assert step_of(disk / "out") == 10
@@ -374,8 +374,8 @@ def test_skipping(tmp_path: Path, flags: Any, fault: Any, allowed: int, code: in
     argv = flags(tmp_path / "out", max_iters=12, skip_nonfinite=allowed, eval_interval=4)
     job = Launched("train.py", bad, *argv)
     assert job.wait() == code, job.err
-    told = [x.startswith("warning: step") for x in lines(job.err)]
-    assert told == [True, True, False] if code else [True] * 3
+    err = [x.startswith("warning: step") for x in lines(job.err)]
+    assert err == [True, True, False] if code else [True] * 3
     assert sorted(losses(tmp_path / "out")) == [i for i in range(1, last + 1) if i not in (3, 5, 9)]
     state = checkpoint.read(tmp_path / "out/ckpt.pt")
     assert state["step"] == last and state["skipped"] == min(allowed, 3)
@@ -485,8 +485,8 @@ def test_a_finished_run_ends_well(tmp_path: Path, flags: Any):
     """Fault 12: exit code 0, with a word, and the checkpoint as it was."""
     finish("train.py", *flags(tmp_path, max_iters=2))
     before = (tmp_path / "ckpt.pt").read_bytes()
-    told = finish("train.py", *flags(tmp_path, max_iters=2, init_from="resume"))
-    assert "nothing to do: step 2 of max_iters=2 is done" in told
+    out = finish("train.py", *flags(tmp_path, max_iters=2, init_from="resume"))
+    assert "nothing to do: step 2 of max_iters=2 is done" in out
     assert (tmp_path / "ckpt.pt").read_bytes() == before
 
 

@@ -39,22 +39,22 @@ slow = pytest.mark.slow
 
 
 def cases() -> list:
-    found = []
+    got = []
     for name in OBJECTIVES:
         mark = [slow] if name == "xlnet" else []  # importing transformers takes seconds
-        found.append(pytest.param(name, "adamw", (1, 1, 1), marks=mark, id=name))
-        found.append(pytest.param(name, "muon", (2, 1, 2), marks=slow, id=f"{name}-muon-212"))
+        got.append(pytest.param(name, "adamw", (1, 1, 1), marks=mark, id=name))
+        got.append(pytest.param(name, "muon", (2, 1, 2), marks=slow, id=f"{name}-muon-212"))
     for optimizer in OPTIMIZERS:
-        found.append(pytest.param("masked", optimizer, (1, 1, 1), id=f"masked-{optimizer}"))
-    found.append(pytest.param("sedd", "muon", (1, 2, 1), id="sedd-muon-121"))
-    return found
+        got.append(pytest.param("masked", optimizer, (1, 1, 1), id=f"masked-{optimizer}"))
+    got.append(pytest.param("sedd", "muon", (1, 2, 1), id="sedd-muon-121"))
+    return got
 
 
 def losses(out: Path) -> dict[int, float]:
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    found = [(x["step"], x["loss"]) for x in lines if "loss" in x]
-    assert len(found) == len(dict(found)), "a step was logged twice"
-    return dict(found)
+    got = [(x["step"], x["loss"]) for x in lines if "loss" in x]
+    assert len(got) == len(dict(got)), "a step was logged twice"
+    return dict(got)
 
 
 def bounds(out: Path) -> list[tuple]:

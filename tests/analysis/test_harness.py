@@ -71,8 +71,8 @@ def test_exact_likelihoods_are_those_of_the_world(objective):
     model = stream_model(objective, lambda process: ExactNetwork(data, process))
     for prompt in ("", "b"):
         answers = ["".join(t) for t in itertools.product(LETTERS, repeat=T - len(prompt))]
-        found = loglikelihood(model, [(prompt, a) for a in answers], batch_size=5)
-        for answer, (nats, _) in zip(answers, found, strict=True):
+        got = loglikelihood(model, [(prompt, a) for a in answers], batch_size=5)
+        for answer, (nats, _) in zip(answers, got, strict=True):
             assert nats == pytest.approx(conditional(data, prompt, answer), abs=1e-5), answer
     assert "log p itself" in harness.meaning(model, 16)
 
@@ -82,12 +82,12 @@ def test_ar_sums_to_one_over_all_answers(prompt):
     """With any weights: a token too many or too few, a shift, or a wrong prompt breaks it."""
     model = stream_model("ar")
     answers = ["".join(t) for t in itertools.product(LETTERS, repeat=T - len(prompt))]
-    found = loglikelihood(model, [(prompt, a) for a in answers])
-    assert sum(math.exp(nats) for nats, _ in found) == pytest.approx(1, abs=1e-5)
-    assert sum(greedy for _, greedy in found) == 1
+    got = loglikelihood(model, [(prompt, a) for a in answers])
+    assert sum(math.exp(nats) for nats, _ in got) == pytest.approx(1, abs=1e-5)
+    assert sum(greedy for _, greedy in got) == 1
     # greedy is one token at a time, not the likeliest answer; writing gives that very text
     [text] = generate_texts(model, [prompt])
-    assert text == answers[[greedy for _, greedy in found].index(True)]
+    assert text == answers[[greedy for _, greedy in got].index(True)]
 
 
 def test_ar_answers_chain():
@@ -114,20 +114,20 @@ def any_order(model: Model, prompt: str, answer: str) -> float:
 def test_masked_is_a_bound_below_the_enumerated_likelihood():
     model = stream_model("masked", seed=3)
     pairs = [("c", answer) for answer in ANSWERS]
-    found = [nats for nats, _ in loglikelihood(model, pairs, maskings=1024)]
+    got = [nats for nats, _ in loglikelihood(model, pairs, maskings=1024)]
     true = [any_order(model, *pair) for pair in pairs]
     assert sum(map(math.exp, true)) == pytest.approx(1, abs=1e-5)
-    gaps = [t - f for t, f in zip(true, found, strict=True)]
+    gaps = [t - f for t, f in zip(true, got, strict=True)]
     assert min(gaps) > -0.02 and max(gaps) > 0.01, gaps  # Jensen's loss, and no more than noise
-    assert sum(map(math.exp, found)) < 1
+    assert sum(map(math.exp, got)) < 1
     assert "lower bounds" in harness.meaning(model, 1024)
 
 
 def test_masked_bound_of_the_exact_network_loses_nothing():
     data = Distribution(N, T)
     model = stream_model("masked", lambda process: ExactNetwork(data, process))
-    found = loglikelihood(model, [("b", answer) for answer in ANSWERS], maskings=4096)
-    for answer, (nats, _) in zip(ANSWERS, found, strict=True):
+    got = loglikelihood(model, [("b", answer) for answer in ANSWERS], maskings=4096)
+    for answer, (nats, _) in zip(ANSWERS, got, strict=True):
         assert nats == pytest.approx(conditional(data, "b", answer), abs=0.06), answer
 
 
@@ -151,12 +151,12 @@ def test_bound_of_insertion_is_below_its_likelihood(trained, helpers):
         """Probability that the sampler comes by this text."""
         if not text:
             return 1.0
-        found = 0.0
+        got = 0.0
         for before in {text[:i] + text[i + 1 :] for i in range(len(text))}:
             p, done = law(before)
             ways = [i for i in range(len(text)) if text[:i] + text[i + 1 :] == before]
-            found += reach(before) * (1 - done) * sum(float(p[i, text[i]]) for i in ways)
-        return found
+            got += reach(before) * (1 - done) * sum(float(p[i, text[i]]) for i in ways)
+        return got
 
     gaps = []
     for text in ("a", "ab", "aa", "bdc"):
@@ -179,8 +179,8 @@ def test_star_graphs_put_bos_between_question_and_answer(tmp_path, flags, object
         stars.main(["--level=tiny", f"--data_dir={tmp_path}"])
     finally:
         stars.OURS["tiny"] = usual
-    told = {"data_dir": tmp_path, "dataset": "star_tiny", "block_size": 16, "max_iters": 2}
-    train.main(flags(tmp_path / "out", **told, objective=objective, time_input=False))
+    options = {"data_dir": tmp_path, "dataset": "star_tiny", "block_size": 16, "max_iters": 2}
+    train.main(flags(tmp_path / "out", **options, objective=objective, time_input=False))
     model = checkpoint.load(str(tmp_path / "out" / "ckpt.pt"))
     corpus = train.Corpus(tmp_path / "star_tiny")
     batch = corpus.batch("val", torch.arange(1).numpy(), 16)
@@ -330,9 +330,9 @@ def stub(tmp_path: Path) -> Path:
 
 def test_command_runs_a_task_offline(stub, tmp_path, trained, run_cli):
     ckpt, out = trained() / "ckpt.pt", tmp_path / "found.json"
-    told = ["analysis.harness", f"--ckpt={ckpt}", "--maskings=32", f"--json={out}"]
+    argv = ["analysis.harness", f"--ckpt={ckpt}", "--maskings=32", f"--json={out}"]
     env = {"PYTHONPATH": str(stub)}
-    result = run_cli(*told, "--tasks=letters", env=env, cwd=tmp_path)
+    result = run_cli(*argv, "--tasks=letters", env=env, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     [(nats, _)] = loglikelihood(checkpoint.load(str(ckpt)), [("ab", "ba")], maskings=32)
     assert f"letters: nats {nats:.4f} +- 0.2500" in result.stdout
@@ -341,7 +341,7 @@ def test_command_runs_a_task_offline(stub, tmp_path, trained, run_cli):
     assert "1 prompts were cut from the left" in result.stderr
     saved = json.loads(out.read_text())
     assert saved["results"]["letters"]["nats,none"] == pytest.approx(nats)
-    result = run_cli(*told, "--tasks=nonesuch", env=env, cwd=tmp_path)
+    result = run_cli(*argv, "--tasks=nonesuch", env=env, cwd=tmp_path)
     assert result.returncode == 2 and "nonesuch" in result.stderr
     assert "Traceback" not in result.stderr
 
@@ -349,8 +349,8 @@ def test_command_runs_a_task_offline(stub, tmp_path, trained, run_cli):
 def test_without_lm_eval_it_is_one_line(tmp_path, trained, run_cli, assert_refused):
     """Also where the machine has one: a module that cannot be imported stands before it."""
     (tmp_path / "lm_eval.py").write_text("raise ImportError('none')")
-    told = ["analysis.harness", f"--ckpt={trained() / 'ckpt.pt'}", "--tasks=arc_easy"]
-    result = run_cli(*told, env={"PYTHONPATH": str(tmp_path)})
+    argv = ["analysis.harness", f"--ckpt={trained() / 'ckpt.pt'}", "--tasks=arc_easy"]
+    result = run_cli(*argv, env={"PYTHONPATH": str(tmp_path)})
     assert_refused(result, "pip install lm_eval")
     assert_refused(run_cli("analysis.harness"), "tasks must be")
 
@@ -365,8 +365,8 @@ def test_adapter_groups_requests_and_refuses_what_it_does_not_know(stub, tiny_mo
     lm = harness.adapter(tiny_model, HarnessConfig(tasks="x", maskings=16))
     assert isinstance(lm, LM) and lm._rank == 0
 
-    def asked(prompt: str, **told: Any) -> Instance:
-        return Instance("generate_until", {}, (prompt, told), 0)
+    def asked(prompt: str, **message: Any) -> Instance:
+        return Instance("generate_until", {}, (prompt, message), 0)
 
     both = lm.generate_until([asked("a"), asked("b", max_gen_toks=1), asked("c")])
     assert both == [

@@ -45,8 +45,8 @@ def reversals(folder: Path, seed: int, size: int = 3) -> Path:
     with CorpusWriter(folder, WORDS, task="star", longest_answer=size + 1) as out:
         for split, count in (("train", 40), ("val", 12)):
             for _ in range(count):
-                told = rng.sample(range(6), size)
-                out.row(split, [*told, SPECIAL["bos"], *told[::-1], SPECIAL["eos"]], size + 1)
+                values = rng.sample(range(6), size)
+                out.row(split, [*values, SPECIAL["bos"], *values[::-1], SPECIAL["eos"]], size + 1)
     return folder
 
 
@@ -63,9 +63,9 @@ def checkpoint_of(trained: Any, puzzles_dir: Path) -> Any:
     """checkpoint_of(family, dataset) -> the ckpt.pt of a run of 4 steps."""
 
     def make(family: str, dataset: str = "toy") -> Path:
-        told = {"dataset": dataset, "data_dir": str(puzzles_dir), "block_size": 10}
-        told |= FAMILIES[family]
-        return trained(**told) / "ckpt.pt"
+        options = {"dataset": dataset, "data_dir": str(puzzles_dir), "block_size": 10}
+        options |= FAMILIES[family]
+        return trained(**options) / "ckpt.pt"
 
     return make
 
@@ -122,13 +122,13 @@ def test_curves_of_all_samplers(family: str):
     model = model_of(WORDS, 12, {"splits": {}, "task": "star"}, **FAMILIES[family])
     few, every = ways(model), ways(model, every=True)
     names = model.objective.samplers
-    for found in (few, every):
-        for some in found.values():
+    for got in (few, every):
+        for some in got.values():
             assert {how.get("sampler", names[0]) for _, how in some} <= set(names)
-    told = [{how.get("sampler", names[0]) for _, how in some}.pop() for some in every.values()]
-    assert set(told) == set(names)
+    values = [{how.get("sampler", names[0]) for _, how in some}.pop() for some in every.values()]
+    assert set(values) == set(names)
     # confidence has a second way, by a threshold
-    assert len(told) == len(names) + ("confidence" in names and not model.objective.inserts)
+    assert len(values) == len(names) + ("confidence" in names and not model.objective.inserts)
     assert all(every[name] == few[name] for name in few if name in every)
 
 
@@ -285,21 +285,21 @@ def test_gaps_of_the_insertion_transformer():
 def test_a_likelihood_says_what_it_is(checkpoint_of: Any, family: str, puzzles_dir: Path):
     model = evaluate.uncropped(evaluate.checkpoint.load(str(checkpoint_of(family))))
     cfg = EvaluateConfig(rows=12, t_samples=2)
-    found = bound(cfg, model, Corpus(puzzles_dir / "toy"))
-    text = describe_bound(found, cfg)
-    for told in (
+    got = bound(cfg, model, Corpus(puzzles_dir / "toy"))
+    text = describe_bound(got, cfg)
+    for values in (
         model.objective.estimator,
         "of 12 rows",
         "epsilon",
         "48 tokens",
         "without the prompt",
     ):
-        assert told in text, told
+        assert values in text, values
     assert ("at most" in text) == (family != "ar")
     assert ("2 noise levels" in text) == (family != "ar")
     assert ("variational" in text) == (family in ("sedd", "sedd, uniform", "masked", "mlm", "bd3"))
-    assert found["epsilon"] == pytest.approx({"idlm": 1e-3, "flex": 1e-5}.get(family, 0.0))
-    padded = found["positions"] - found["tokens"]
+    assert got["epsilon"] == pytest.approx({"idlm": 1e-3, "flex": 1e-5}.get(family, 0.0))
+    padded = got["positions"] - got["tokens"]
     learns = family in ("sedd", "sedd, uniform", "masked", "mlm", "bd3")
     assert (padded > 0) == learns == ("learnt padding" in text), (padded, text)
 
@@ -375,8 +375,8 @@ def test_only_its_own_part_of_the_file_is_written(tmp_path: Path):
 
 
 def test_results_refuse_unknown_names(tmp_path: Path):
-    for flag, told in (("--rows=GPT", "names of"), ("--dataset=x", "one of star_tiny")):
-        with pytest.raises(UserError, match=told):
+    for flag, argv in (("--rows=GPT", "names of"), ("--dataset=x", "one of star_tiny")):
+        with pytest.raises(UserError, match=argv):
             results.main([flag, f"--table={tmp_path / 'r.md'}"])
     assert not list(tmp_path.iterdir())
 

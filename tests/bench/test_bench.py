@@ -79,10 +79,10 @@ def test_bad_options_are_refused_before_anything_is_written(tmp_path):
 def test_quick_rows(kind):
     for planned, name, variant in speed.plan(QUICK):
         if planned == kind and "bfloat16" not in variant:
-            found = getattr(Rows(QUICK), kind)(name, *variant.split())
-            assert found["ratio"] > 0 and found["rounds"] == 2
+            got = getattr(Rows(QUICK), kind)(name, *variant.split())
+            assert got["ratio"] > 0 and got["rounds"] == 2
             if kind == "sample":
-                assert found["logit_rows"] <= found["textbook_logit_rows"]
+                assert got["logit_rows"] <= got["textbook_logit_rows"]
 
 
 def test_memory_of_one_side():
@@ -95,8 +95,8 @@ def test_memory_of_one_side():
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["torch", "help", "step"])
 def test_start_is_timed(what):
-    found = Rows(QUICK).start("", what)
-    assert 0 < found["cpu_s"] and 0 < found["seconds"]
+    got = Rows(QUICK).start("", what)
+    assert 0 < got["cpu_s"] and 0 < got["seconds"]
 
 
 def test_plan_holds_the_rows_of_the_targets():
@@ -140,8 +140,8 @@ def test_speed_decides_the_exit_code_only_with_gate(monkeypatch):
 @pytest.mark.parametrize("shape", [Shape(260, 32, 64, 2, 4, 8, False, "learned"), WIDE])
 def test_textbook_is_our_loss(form, shape, monkeypatch):
     monkeypatch.setitem(speed.SHAPES, "tiny", shape)
-    found = Rows(QUICK).equality("tiny", form)
-    assert found["equal"] and found["gradient"] <= 1e-5
+    got = Rows(QUICK).equality("tiny", form)
+    assert got["equal"] and got["gradient"] <= 1e-5
 
 
 def test_a_broken_loss_fails(monkeypatch):
@@ -186,8 +186,8 @@ def test_a_broken_gradient_fails(monkeypatch):
 
     whole = Textbook.linear
     monkeypatch.setattr(Textbook, "linear", linear)
-    found = Rows(QUICK).equality("tiny", "sedd")
-    assert not found["equal"] and found["loss"] <= 1e-5
+    got = Rows(QUICK).equality("tiny", "sedd")
+    assert not got["equal"] and got["loss"] <= 1e-5
 
 
 @pytest.mark.parametrize("sampler", ["analytic", "ancestral"])
@@ -199,8 +199,8 @@ def test_a_broken_sampler_fails(sampler, monkeypatch):
 
     whole = Textbook.draw
     monkeypatch.setattr(Textbook, "draw", draw)
-    found = Rows(QUICK).equality("tiny", sampler)
-    assert not found["equal"] and found["chi2"] > found["limit"]
+    got = Rows(QUICK).equality("tiny", sampler)
+    assert not got["equal"] and got["chi2"] > got["limit"]
 
 
 def test_an_update_and_the_average_are_equal():
@@ -276,9 +276,9 @@ def test_no_objective_ever_makes_all_logits(name, chunks_of_256):
     if name == "xlnet":
         pytest.importorskip("transformers")
     B, T, V = WIDE.batch_size, WIDE.block_size, WIDE.vocab
-    told = {k: v for k, v in WIDE._asdict().items() if k != "vocab"}
+    options = {k: v for k, v in WIDE._asdict().items() if k != "vocab"}
     noise = "geometric" if name == "idlm" else "loglinear"
-    cfg = Config(objective=name, noise=noise, block_length=4, **told)
+    cfg = Config(objective=name, noise=noise, block_length=4, **options)
     specials = {"bos": V - 4, "eos": V - 3, "pad": V - 2, "mask": V - 1}
     objective = build_objective(cfg, {"vocab_size": V, "specials": specials})
     net = build_network(cfg, objective)
@@ -303,8 +303,8 @@ def test_widths_of_a_batch_are_few(name):
     assert [pad_to_multiple(700, most) for most in (1024, 704, 701)] == [704, 704, 701]
     assert len({pad_to_multiple(w, 4096) for w in range(1, 4097)}) == 16
     shape = Shape(41, 70, 16, 1, 2, 2, name != "ilm")
-    told = {k: v for k, v in shape._asdict().items() if k != "vocab"}
-    cfg = Config(objective=name, **told)
+    options = {k: v for k, v in shape._asdict().items() if k != "vocab"}
+    cfg = Config(objective=name, **options)
     specials = {"bos": 37, "eos": 38, "pad": 39, "mask": 40}
     objective = build_objective(cfg, {"vocab_size": 41, "specials": specials})
     net, seen = build_network(cfg, objective), []
@@ -321,22 +321,22 @@ def test_widths_of_a_batch_are_few(name):
 def test_a_sampler_projects_only_what_it_writes(sampler):
     rows, L, steps = 256, 16, 8
     ours = Ours(QUICK, Shape(41, L, 16, 1, 2, 1), "mdlm")
-    found = ours.counted(lambda: ours.sampling(sampler, steps, rows, generator(0)))
-    assert found["logit_rows"] == rows * L
+    got = ours.counted(lambda: ours.sampling(sampler, steps, rows, generator(0)))
+    assert got["logit_rows"] == rows * L
     if sampler == "ancestral":
         most = steps * (1 - (1 - 1 / steps) ** L)  # distinct steps among L draws: 7.06
-        assert 0.9 * most <= found["canvases"] / rows <= 1.1 * most
-        assert found["nfe"] <= steps + 1
+        assert 0.9 * most <= got["canvases"] / rows <= 1.1 * most
+        assert got["nfe"] <= steps + 1
     else:
-        assert found["canvases"] == rows * L and found["nfe"] == L
+        assert got["canvases"] == rows * L and got["nfe"] == L
 
 
 def test_hop_is_called_for_few_of_many_steps():
     """A thousand steps cost no more calls than there are places."""
     rows, L, steps = 64, 8, 1024
     ours = Ours(QUICK, Shape(41, L, 16, 1, 2, 1), "mdlm")
-    found = ours.counted(lambda: ours.sampling("ancestral", steps, rows, generator(0)))
-    assert found["canvases"] / rows <= min(L, 1.1 * steps * (1 - (1 - 1 / steps) ** L))
+    got = ours.counted(lambda: ours.sampling("ancestral", steps, rows, generator(0)))
+    assert got["canvases"] / rows <= min(L, 1.1 * steps * (1 - (1 - 1 / steps) ** L))
 
 
 @pytest.mark.parametrize("sampler", ["analytic", "euler"])
@@ -354,7 +354,7 @@ def test_a_step_projects_only_masked_places(sampler):
             alive.append(int(hidden.any(1).sum()))
             assert torch.equal(frame.ids[given], ids[given])
 
-    found = ours.counted(walk)
+    got = ours.counted(walk)
     assert masked[0] == int((~given).sum()) and masked[-1] == 0
-    assert found["logit_rows"] == sum(masked)  # every one at the start of every step, no other
-    assert found["canvases"] == sum(alive)  # finished canvases cost nothing
+    assert got["logit_rows"] == sum(masked)  # every one at the start of every step, no other
+    assert got["canvases"] == sum(alive)  # finished canvases cost nothing

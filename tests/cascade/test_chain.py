@@ -65,17 +65,17 @@ def test_chance_is_the_overlap_with_others():
 @given(st.integers(1, 40), st.integers(0, 40))
 def test_clamped_places(few: int, more: int):
     """As many different places inside as there are tokens, in order and evenly spread."""
-    found = places(few, few + more).tolist()
-    assert found == sorted(set(found)) and len(found) == few
-    assert 0 <= found[0] and found[-1] < few + more
-    gaps = np.diff(found)
+    got = places(few, few + more).tolist()
+    assert got == sorted(set(got)) and len(got) == few
+    assert 0 <= got[0] and got[-1] < few + more
+    gaps = np.diff(got)
     assert not len(gaps) or gaps.max() - gaps.min() <= 1
 
 
 def test_folding_keeps_all_of_a_sample():
     rows = torch.arange(1, 15).view(2, 7)
-    found = cascade.folded(rows, 3)
-    assert found.tolist() == [
+    got = cascade.folded(rows, 3)
+    assert got.tolist() == [
         [1, 2, 3], [4, 5, 6], [7, 0, 0], [0, 0, 0],
         [8, 9, 10], [11, 12, 13], [14, 0, 0], [0, 0, 0],
     ]  # fmt: skip
@@ -112,17 +112,17 @@ def without_ends(path: Path) -> None:
 def chain(root: Path, out: Path, *more: Any, order: tuple = (1, 2, 3)) -> tuple[dict, str]:
     """Run the cascade -> (summary.json, what was printed)."""
     dirs = ",".join(str(root / f"out{k}") for k in order)
-    told = io.StringIO()
+    text = io.StringIO()
     argv = [f"--cascade={dirs}", "--steps=4", "--num_samples=6", f"--output_dir={out}", *more]
-    with contextlib.redirect_stdout(told):
+    with contextlib.redirect_stdout(text):
         sample.main([str(a) for a in argv])
-    return json.loads((out / "summary.json").read_text()), told.getvalue()
+    return json.loads((out / "summary.json").read_text()), text.getvalue()
 
 
 def texts(out: Path, stage: int) -> list[str]:
     """The samples in a file of texts."""
-    found = (out / f"sample_stage{stage}.txt").read_text()
-    return re.findall(r"^sample \d+\n(.*?)\n-{40}$", found, re.S | re.M)
+    got = (out / f"sample_stage{stage}.txt").read_text()
+    return re.findall(r"^sample \d+\n(.*?)\n-{40}$", got, re.S | re.M)
 
 
 def ids_of(out: Path, stage: int) -> torch.Tensor:
@@ -140,7 +140,7 @@ def test_a_chain(stages: Path, tmp_path: Path, monkeypatch: Any):
         return generate(model, canvases, *more, **named)
 
     monkeypatch.setattr(cascade, "generate", watched)
-    summary, told = chain(stages, tmp_path)
+    summary, out = chain(stages, tmp_path)
     written = [ids_of(tmp_path, k) for k in (1, 2, 3)]
     assert [tuple(w.shape) for w in written] == [(6, n) for n in LENGTHS]
     for k, canvases in enumerate(begun):
@@ -156,7 +156,7 @@ def test_a_chain(stages: Path, tmp_path: Path, monkeypatch: Any):
         assert row["each_overlap"] == each.tolist() and row["each_order_kept"] == order.tolist()
         assert row["overlap"] == pytest.approx(float(each.mean()))
         assert row["overlap_by_chance"] == overlap_by_chance(written[i], written[j])
-        assert f"stage {i + 1} in stage {j + 1}: overlap {row['overlap']:.3f}" in told
+        assert f"stage {i + 1} in stage {j + 1}: overlap {row['overlap']:.3f}" in out
     assert [s["number"] for s in summary["stages"]] == [1, 2, 3]
     assert summary["settings"]["steps"] == 4 and summary["config"]["num_samples"] == 6
     assert all(s["nfe"] >= 1 and s["seconds"] > 0 for s in summary["stages"])
@@ -166,12 +166,12 @@ def test_a_chain(stages: Path, tmp_path: Path, monkeypatch: Any):
 def test_the_same_seed_gives_the_same_chain(stages: Path, tmp_path: Path):
     runs = {}
     for name, more in (("a", []), ("b", ["--show"]), ("c", ["--seed=2"]), ("d", ["--gold"])):
-        _, told = chain(stages, tmp_path / name, *more)
+        _, out = chain(stages, tmp_path / name, *more)
         runs[name] = [texts(tmp_path / name, k) for k in (1, 2, 3)]
         if name == "b":  # no terminal: the last frame of each stage, in order
-            heads = [told.index(f"stage {k}: {n} tokens") for k, n in enumerate(LENGTHS, 1)]
+            heads = [out.index(f"stage {k}: {n} tokens") for k, n in enumerate(LENGTHS, 1)]
             assert heads == sorted(heads)
-            assert all(runs["b"][k - 1][0] in told for k in (1, 2, 3))
+            assert all(runs["b"][k - 1][0] in out for k in (1, 2, 3))
     assert runs["a"] == runs["b"] == runs["d"] != runs["c"]
     assert runs["a"][0] != runs["a"][1]
 
@@ -184,10 +184,10 @@ def test_no_special_token_is_written(stages: Path, tmp_path: Path):
             model.net.head.bias[model.meta["specials"][name]] = 50.0
     cfg = cascade.CascadeConfig(cascade="x", steps=3)
     stage = cascade.Stage("", 1, model, 0, 3)
-    found = cascade.write_stage(cfg, stage, torch.zeros(20, 0, dtype=torch.int64))
+    got = cascade.write_stage(cfg, stage, torch.zeros(20, 0, dtype=torch.int64))
     special = model.meta["specials"]
-    assert not torch.isin(found.ids, torch.tensor([special["pad"], special["bos"]])).any()
-    assert found.ids.max() < 35
+    assert not torch.isin(got.ids, torch.tensor([special["pad"], special["bos"]])).any()
+    assert got.ids.max() < 35
 
 
 def test_clamping_loses_nothing(stages: Path, tmp_path: Path):
@@ -201,7 +201,7 @@ def test_clamping_loses_nothing(stages: Path, tmp_path: Path):
 
 def test_gold_prefixes(stages: Path, tmp_path: Path):
     """The texts themselves contain their prefixes in order; the same is measured for all."""
-    summary, told = chain(stages, tmp_path, "--gold")
+    summary, out = chain(stages, tmp_path, "--gold")
     for stage in summary["stages"][1:]:
         rows = stage["gap"]
         assert list(rows) == ["generated prefix", "gold prefix", "gold text"]
@@ -211,7 +211,7 @@ def test_gold_prefixes(stages: Path, tmp_path: Path):
         assert rows["gold prefix"]["each_overlap"] != before["each_overlap"]
         for row in rows.values():
             assert len(row["each_overlap"]) == 6 and row["unigram_entropy"] > 0
-    assert "gap" not in summary["stages"][0] and told.count("gold prefix: overlap") == 2
+    assert "gap" not in summary["stages"][0] and out.count("gold prefix: overlap") == 2
     model = checkpoint.load(str(stages / "out2" / "ckpt.pt"))
     stage = cascade.Stage("", 2, model, 3, 5)
     cfg = cascade.CascadeConfig(cascade="x", num_samples=1000)
@@ -238,8 +238,8 @@ def test_a_judge(stages: Path, tmp_path: Path, monkeypatch: Any):
             return 2 * count, count
 
     monkeypatch.setattr(cascade, "Judge", Fake)
-    summary, told = chain(stages, tmp_path, "--judge=somewhere", "--gold")
-    assert calls == ["somewhere"] and "generative perplexity 7.39" in told
+    summary, out = chain(stages, tmp_path, "--judge=somewhere", "--gold")
+    assert calls == ["somewhere"] and "generative perplexity 7.39" in out
     for stage in summary["stages"]:
         assert stage["samples"]["generative_perplexity"] == pytest.approx(np.exp(2))
     assert "generative_perplexity" in summary["stages"][2]["gap"]["gold text"]
@@ -317,8 +317,8 @@ def test_as_a_command(stages: Path, tmp_path: Path, run_cli: Any, assert_refused
     argv = ["sample.py", f"--cascade={dirs}", "--steps=2", "--num_samples=2", "--show"]
     done = run_cli(*argv, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    found = sorted(p.name for p in (tmp_path / "out" / "cascade").iterdir())
-    assert found == [*(f"sample_stage{k}.txt" for k in (1, 2, 3)), "summary.json"]
+    got = sorted(p.name for p in (tmp_path / "out" / "cascade").iterdir())
+    assert got == [*(f"sample_stage{k}.txt" for k in (1, 2, 3)), "summary.json"]
     assert_refused(run_cli("sample.py", "--cascade=out/none", cwd=tmp_path), "out/none")
     assert "--cascade" in run_cli("sample.py", "-h", cwd=tmp_path).stdout
 
@@ -326,12 +326,10 @@ def test_as_a_command(stages: Path, tmp_path: Path, run_cli: Any, assert_refused
 def test_a_page_of_all_stages(stages: Path, tmp_path: Path):
     """The stages stand one after another, each without its prefix, as they were written."""
     page = tmp_path / "a.html"
-    _, told = chain(stages, tmp_path, f"--html={page}", "--clamp")
-    found = re.search(r'id="data">(.*?)</script>', page.read_text())
-    data = json.loads(found[1])["stages"]
-    assert f"wrote {page}" in told and [s["name"][:7] for s in data] == [
-        f"Stage {k}" for k in "123"
-    ]
+    _, out = chain(stages, tmp_path, f"--html={page}", "--clamp")
+    got = re.search(r'id="data">(.*?)</script>', page.read_text())
+    data = json.loads(got[1])["stages"]
+    assert f"wrote {page}" in out and [s["name"][:7] for s in data] == [f"Stage {k}" for k in "123"]
     for k, stage in enumerate(data, 1):
         rows = [[stage["texts"][str(t["history"][-1][1])] for t in s] for s in stage["samples"]]
         assert ["".join(row) for row in rows] == texts(tmp_path, k)
@@ -361,7 +359,7 @@ def test_evaluation_of_a_stage(stages: Path, tmp_path: Path):
     where = [f"--ckpt={stages / 'out2' / 'ckpt.pt'}", f"--json={file}", "--steps=3"]
     with contextlib.redirect_stdout(io.StringIO()):
         evaluate.main([*where, "--rows=20", "--samples=10"])
-    found = json.loads(file.read_text())
-    assert found["bound"]["tokens"] == 20 * 5
+    got = json.loads(file.read_text())
+    assert got["bound"]["tokens"] == 20 * 5
     for name in ("samples", "corpus"):
-        assert found["samples"]["val"][name]["tokens_per_text"] == 5
+        assert got["samples"]["val"][name]["tokens_per_text"] == 5

@@ -75,11 +75,11 @@ def test_selection(data: Any):
     values = SCORES if scored else st.sampled_from([-100, -1, 0, 1, 2, 3, 7, 7])
     value = data.draw(st.lists(values, min_size=T, max_size=T))
     n1, n2 = sorted(data.draw(st.permutations(range(1, T)))[:2])
-    found, kept = select(chunk(ids, value, scored), [n1, n2, T], "token")
+    got, kept = select(chunk(ids, value, scored), [n1, n2, T], "token")
     wanted = one_by_one(ids, value, scored, n1, n2)
     assert kept.tolist() == [wanted is not None]
     if wanted:
-        assert [p[0].tolist() for p in found] == [*wanted, list(range(T))]
+        assert [p[0].tolist() for p in got] == [*wanted, list(range(T))]
 
 
 def test_selection_of_many_at_once():
@@ -88,12 +88,12 @@ def test_selection_of_many_at_once():
     ids, value = rng.integers(0, 5, (200, 16)), rng.choice([1.1, 0.5, 0.2, -1.0, -1.1], (200, 16))
     word = np.arange(16) + np.zeros((200, 1), np.int64)
     chunks = Chunks(ids, value.astype(np.float32), word, ids)
-    found, kept = select(chunks, [3, 6, 16], "token")
+    got, kept = select(chunks, [3, 6, 16], "token")
     alone = [select(chunks[k : k + 1], [3, 6, 16], "token") for k in range(200)]
     assert kept.tolist() == [bool(one[1][0]) for one in alone] and 0 < kept.sum() < 200
     for k in range(3):
         rows = [one[0][k][0].tolist() for one in alone if one[1][0]]
-        assert found[k].tolist() == rows
+        assert got[k].tolist() == rows
 
 
 def test_words_are_taken_once_and_as_wholes():
@@ -126,8 +126,8 @@ def test_words_are_taken_once_and_as_wholes():
 
 def test_everything_once_more():
     """unique=none: labels and places decide alone."""
-    found, kept = select(chunk([5] * 6, [3, 1, 3, 1, 7, 2], False), [2, 4, 6], "none")
-    assert kept.all() and [p[0].tolist() for p in found[:2]] == [[1, 3], [0, 1, 3, 5]]
+    got, kept = select(chunk([5] * 6, [3, 1, 3, 1, 7, 2], False), [2, 4, 6], "none")
+    assert kept.all() and [p[0].tolist() for p in got[:2]] == [[1, 3], [0, 1, 3, 5]]
 
 
 @pytest.mark.parametrize("unique", ["token", "word", "none"])
@@ -141,9 +141,9 @@ def test_stages_are_subsets(unique: Any, scored: bool):
     word = np.sort(rng.integers(-1, 14, (B, T)), 1)
     key = np.where(word < 0, 0, word % 9)
     chunks = Chunks(rng.integers(0, 15, (B, T)), value, word, key)
-    found, kept = select(chunks, [4, 8, T], unique)
+    got, kept = select(chunks, [4, 8, T], unique)
     assert kept.sum() > 100
-    for short, long in itertools.pairwise(found):
+    for short, long in itertools.pairwise(got):
         for a, b in zip(short.tolist(), long.tolist(), strict=True):
             assert a == sorted(set(a)) and set(a) <= set(b)
     rows = [stage_rows(chunks, [4, 8, T], k, unique) for k in (1, 2, 3)]
@@ -159,15 +159,15 @@ def test_stages_are_subsets(unique: Any, scored: bool):
 
 def documents(sizes: list[int], scored: bool = False) -> list[Document]:
     """Every id occurs once: id = place in the whole text; two tokens to a word."""
-    found, start = [], 0
+    got, start = [], 0
     for n in sizes:
         ids = np.arange(start, start + n, dtype=np.uint16)
         value = (ids % 7 + 1).astype(np.int8)
         word = np.arange(n, dtype=np.int32) // 2
         label, score = (None, value.astype(np.float32)) if scored else (value, None)
-        found.append(Document(ids, label, score, word, ids.astype(np.uint32) // 2))
+        got.append(Document(ids, label, score, word, ids.astype(np.uint32) // 2))
         start += n
-    return found
+    return got
 
 
 SIZES = st.lists(st.integers(0, 9), max_size=12)
@@ -178,7 +178,7 @@ def test_first_chunks(sizes: list[int], T: int, batch: int):
     """Each document gives what begins with it, within its batch."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stages, "BATCH", batch)
-        found = list(first_chunks(documents(sizes), T))
+        got = list(first_chunks(documents(sizes), T))
     wanted, start = [], 0
     for first in range(0, len(sizes), batch):
         group = sizes[first : first + batch]
@@ -187,7 +187,7 @@ def test_first_chunks(sizes: list[int], T: int, batch: int):
             if start + T <= end:
                 wanted.append(list(range(start, start + T)))
             start += n
-    assert [row for c in found for row in c.ids.tolist()] == wanted
+    assert [row for c in got for row in c.ids.tolist()] == wanted
 
 
 @given(SIZES, st.integers(1, 6), st.integers(1, 5), st.booleans())
@@ -197,20 +197,20 @@ def test_stride_chunks(sizes: list[int], T: int, batch: int, scored: bool):
     eos = 999
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stages, "BATCH", batch)
-        found = list(stride_chunks(documents(sizes, scored), T, eos))
-    ids = [i for c in found for i in c.ids.ravel().tolist()]
+        got = list(stride_chunks(documents(sizes, scored), T, eos))
+    ids = [i for c in got for i in c.ids.ravel().tolist()]
     stream, owner = [], []
     for d, document in enumerate(documents(sizes)):
         stream += [*document.ids.tolist(), eos]
         owner += [*((d, w) for w in document.word.tolist()), (d, "end")]
     whole = len(stream) // T * T
     assert ids == stream[:whole]
-    for c in found:
+    for c in got:
         assert c.ids.shape == c.importance.shape == c.word.shape == c.key.shape
         ends = c.ids == eos
         assert (c.importance[ends] == (2 if scored else 0)).all() and (c.key[ends] == END_KEY).all()
         assert (c.key[~ends] == c.ids[~ends] // 2).all()
-    words = [w for c in found for w in c.word.ravel().tolist()]
+    words = [w for c in got for w in c.word.ravel().tolist()]
     for start in range(0, whole, T):  # within a chunk, one number for one word
         pairs = set(zip(words[start : start + T], owner[start : start + T], strict=True))
         assert len({a for a, _ in pairs}) == len({b for _, b in pairs}) == len(pairs)
@@ -243,10 +243,10 @@ def preprocessed(
 
 def prepare(*argv: Any) -> str:
     """Run cascade/stages.py; what it printed."""
-    told = io.StringIO()
-    with contextlib.redirect_stdout(told):
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
         stages.main([str(a) for a in argv])
-    return told.getvalue()
+    return out.getvalue()
 
 
 def test_corpora(tmp_path: Path):
@@ -255,18 +255,18 @@ def test_corpora(tmp_path: Path):
         preprocessed(tmp_path / f"text_{split}", seed)
     where = [f"--source={tmp_path / 'text'}", f"--data_dir={tmp_path}", "--lengths=4,8,16"]
     for k in (1, 2, 3):
-        told = prepare(f"--stage={k}", *where)
-        assert "train: " in told and "val: " in told
+        out = prepare(f"--stage={k}", *where)
+        assert "train: " in out and "val: " in out
     with pytest.raises(UserError, match="exists already"):
         prepare("--stage=1", *where)
-    found = [Corpus(tmp_path / f"stage{k}") for k in (1, 2, 3)]
+    got = [Corpus(tmp_path / f"stage{k}") for k in (1, 2, 3)]
     ends = 0
     for split in ("train", "val"):
-        counts = {c.rows(split) for c in found}
+        counts = {c.rows(split) for c in got}
         assert len(counts) == 1
         rows = np.arange(counts.pop())
         one, two, three = (
-            c.batch(split, rows, size) for c, size in zip(found, (4, 12, 24), strict=True)
+            c.batch(split, rows, size) for c, size in zip(got, (4, 12, 24), strict=True)
         )
         assert (
             not one.prompt_mask.any()
@@ -276,11 +276,11 @@ def test_corpora(tmp_path: Path):
         assert torch.equal(two.ids[:, :4], one.ids) and torch.equal(
             three.ids[:, :8], two.ids[:, 4:]
         )
-        ends += int((three.ids[:, 8:] == found[0].specials["eos"]).sum())
+        ends += int((three.ids[:, 8:] == got[0].specials["eos"]).sum())
     assert ends > 20
-    meta = found[1].meta
+    meta = got[1].meta
     assert (meta["task"], meta["stage"], meta["lengths"]) == ("stage", 2, [4, 8, 16])
-    assert meta["kept"]["train"][0] == found[1].rows("train") <= meta["kept"]["train"][1]
+    assert meta["kept"]["train"][0] == got[1].rows("train") <= meta["kept"]["train"][1]
     assert meta["preprocessed"]["mode"] == "constituency"
 
 
@@ -357,9 +357,9 @@ def batch_of(B: int, T: int, prompts: list[int]) -> Batch:
 def test_permutation_is_uniform_and_keeps_the_rest():
     """All orders of the given places of every row are equally likely, and rows differ."""
     batch = batch_of(3000, 5, [3] * 3000)
-    found = permutation(batch.prompt_mask, generator(1))
-    assert torch.equal(found[:, 3:], torch.tensor([[3, 4]]).expand(3000, 2))
-    names, counts = torch.unique(found[:, :3], dim=0, return_counts=True)
+    got = permutation(batch.prompt_mask, generator(1))
+    assert torch.equal(got[:, 3:], torch.tensor([[3, 4]]).expand(3000, 2))
+    names, counts = torch.unique(got[:, :3], dim=0, return_counts=True)
     assert len(names) == 6 and (counts - 500).abs().max() < 5 * (500 * 5 / 6) ** 0.5
     uneven = batch_of(4, 6, [0, 1, 4, 6])
     moved = shuffle_prompt(uneven, generator(2))
@@ -374,10 +374,10 @@ def test_permutation_is_uniform_and_keeps_the_rest():
 def test_noise_spoils_its_share():
     """Some given ids of some rows become given ids of the batch; nothing else changes."""
     batch = batch_of(4000, 10, [6] * 4000)
-    found = corrupt_prompt(batch, 0.4, generator(3))
-    changed = found.ids != batch.ids
-    assert not changed[:, 6:].any() and torch.equal(found.prompt_mask, batch.prompt_mask)
-    assert set(found.ids[changed].tolist()) <= set(batch.ids[batch.prompt_mask].tolist())
+    got = corrupt_prompt(batch, 0.4, generator(3))
+    changed = got.ids != batch.ids
+    assert not changed[:, 6:].any() and torch.equal(got.prompt_mask, batch.prompt_mask)
+    assert set(got.ids[changed].tolist()) <= set(batch.ids[batch.prompt_mask].tolist())
     rows = changed.any(1).float().mean().item()
     assert rows == pytest.approx(0.4 * (1 - (1 - REPLACED) ** 6), abs=0.04)
     assert changed[:, :6].float().mean().item() == pytest.approx(0.4 * REPLACED, abs=0.01)
@@ -482,9 +482,11 @@ def test_configs_fit_their_corpora():
     for path in [*configs.glob("stage*.py"), *configs.glob("cascade_toy?.py")]:
         cfg, _ = load(Config, [str(path)])
         words = [w for w in cfg.prepare.split() if w.startswith(("--stage=", "--lengths="))]
-        told, _ = load(stages.StagesConfig, words)
-        assert cfg.block_size == sum([0, *told.sizes()][told.stage - 1 : told.stage + 1]), path
-        assert cfg.dataset.endswith(f"stage{told.stage}"), path
+        values, _ = load(stages.StagesConfig, words)
+        assert cfg.block_size == sum([0, *values.sizes()][values.stage - 1 : values.stage + 1]), (
+            path
+        )
+        assert cfg.dataset.endswith(f"stage{values.stage}"), path
 
 
 # ---- the copy task, trained ----------------------------------------------------------------------

@@ -32,9 +32,9 @@ def run(name: str, capsys: Any, *argv: str) -> str:
 
 
 def numbers(pattern: str, text: str) -> list[float]:
-    found = re.search(pattern, text)
-    assert found, (pattern, text)
-    return [float(x) for x in found.groups()]
+    got = re.search(pattern, text)
+    assert got, (pattern, text)
+    return [float(x) for x in got.groups()]
 
 
 # ---- three tokens ------------------------------------------------------------------------------
@@ -82,10 +82,10 @@ def test_law_of_the_race_by_drawing():
     rng = torch.Generator().manual_seed(0)
     # 0, which nobody wins with, is too frequent on so coarse a grid to be left in
     u = torch.randint(1, 2**bits, (draws, 5), generator=rng).float() / 2**bits
-    found = torch.bincount((weights.float().log() - (-u.log()).log()).argmax(1), minlength=5)
+    got = torch.bincount((weights.float().log() - (-u.log()).log()).argmax(1), minlength=5)
     want = float32_noise.wins(rare, 2.0**-bits)
     error = (want / draws).sqrt()
-    assert ((found[1:] / draws - want).abs() < 5 * error + 0.05 * want).all(), (found, want)
+    assert ((got[1:] / draws - want).abs() < 5 * error + 0.05 * want).all(), (got, want)
     assert want[0] < 0.2 * rare[0] and want[3] > 0.9 * rare[3]
 
 
@@ -103,9 +103,9 @@ def test_float32_noise(monkeypatch, capsys):
     monkeypatch.setattr(float32_noise, "DRAWS", 400)
     monkeypatch.setattr(float32_noise, "MEASURED", 4)
     text = run("float32_noise", capsys)
-    found = [float(x) for x in re.findall(r"steps: entropy (\d\.\d+)", text)]
+    got = [float(x) for x in re.findall(r"steps: entropy (\d\.\d+)", text)]
     [true] = numbers(r"Zipf's law: entropy (\S+) nats", text)
-    assert true > found[0] > found[1] > found[2] > 7
+    assert true > got[0] > got[1] > got[2] > 7
     mean, error = numbers(r"float64, drawn: (\S+) \+- (\S+) nats", text)
     assert abs(mean - true) < 4 * error
 

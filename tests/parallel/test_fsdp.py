@@ -42,9 +42,9 @@ def told(out: Path) -> list[dict[str, Any]]:
 
 
 def losses(out: Path) -> dict[int, float]:
-    found = [(x["step"], x["loss"]) for x in told(out) if "loss" in x]
-    assert len(found) == len(dict(found)), "a step was logged twice"
-    return dict(found)
+    got = [(x["step"], x["loss"]) for x in told(out) if "loss" in x]
+    assert len(got) == len(dict(got)), "a step was logged twice"
+    return dict(got)
 
 
 def bounds(out: Path) -> list[tuple]:
@@ -97,17 +97,17 @@ VARIANTS = [
 def test_parts_have_the_losses_of_a_whole_network(tmp_path: Path, flags: Any, objective, more):
     """Every training loss, gradient norm and bound of ten steps, to 1e-5."""
     options = {"objective": objective, "max_iters": 10, **OPTIONS, **more}
-    found = {}
+    got = {}
     for parallel in ("ddp", "fsdp"):
         out = tmp_path / parallel
         finish("train.py", *flags(out, parallel=parallel, **options), count=2)
         lines = told(out)
-        found[parallel] = [x.get("loss", x.get("val_bound")) for x in lines]
-        found[parallel] += [x["grad_norm"] for x in lines if "grad_norm" in x]
-    assert len(found["ddp"]) == 22
+        got[parallel] = [x.get("loss", x.get("val_bound")) for x in lines]
+        got[parallel] += [x["grad_norm"] for x in lines if "grad_norm" in x]
+    assert len(got["ddp"]) == 22
     # Muon rounds to bfloat16 on its way
     most = 1e-5 if more.get("optimizer") != "muon" else 1e-4
-    assert found["fsdp"] == pytest.approx(found["ddp"], rel=most)
+    assert got["fsdp"] == pytest.approx(got["ddp"], rel=most)
     a = checkpoint.read(tmp_path / "ddp/ckpt.pt")
     b = checkpoint.read(tmp_path / "fsdp/ckpt")
     assert apart(a["model"], b["model"]) < 100 * most
@@ -116,14 +116,14 @@ def test_parts_have_the_losses_of_a_whole_network(tmp_path: Path, flags: Any, ob
 
 def test_bfloat16_parts_are_close_to_a_whole_network(tmp_path: Path, flags: Any):
     """The blocks are put together in bfloat16, what a process keeps is float32."""
-    found = {}
+    got = {}
     for parallel in ("ddp", "fsdp"):
         out = tmp_path / parallel
         values = {"parallel": parallel, "dtype": "bfloat16", "max_iters": 5, **OPTIONS}
         finish("train.py", *flags(out, **values), count=2)
-        found[parallel] = losses(out)
-    assert found["fsdp"] == pytest.approx(found["ddp"], rel=2e-3)
-    assert found["fsdp"] != found["ddp"]
+        got[parallel] = losses(out)
+    assert got["fsdp"] == pytest.approx(got["ddp"], rel=2e-3)
+    assert got["fsdp"] != got["ddp"]
     saved = sharded_checkpoint.Saved(tmp_path / "fsdp/ckpt")
     kinds = {about["dtype"] for about in saved.tensors.values()}
     assert kinds == {"float32"}
@@ -183,9 +183,9 @@ def test_from_one_process_to_parts_and_back(tmp_path: Path, flags: Any, order: s
         steps, source = 4 * (i + 1), "resume" if i else "scratch"
         values = flags(parts, max_iters=steps, init_from=source, **options)
         finish("train.py", *values, count=int(count))
-        found = fsdp.newest(parts)
-        assert found == parts / ("ckpt.pt" if count == "1" else "ckpt")
-        assert checkpoint.read(found)["step"] == steps
+        got = fsdp.newest(parts)
+        assert got == parts / ("ckpt.pt" if count == "1" else "ckpt")
+        assert checkpoint.read(got)["step"] == steps
         assert not (parts / ("ckpt" if count == "1" else "ckpt.pt")).exists()  # it is ckpt_prev
     finish("train.py", *flags(whole, max_iters=12, **options))
     a, b = checkpoint.read(whole / "ckpt.pt"), checkpoint.read(fsdp.newest(parts))
@@ -220,7 +220,7 @@ def torchrun(*argv: Any, env: Any, **more: Any) -> subprocess.Popen:
 
 def workers_of(pid: int) -> dict[int, int]:
     """Rank -> process id of the workers that a torchrun has now."""
-    found = {}
+    got = {}
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
         try:
             around = Path(f"/proc/{child}/environ").read_bytes().decode().split("\0")
@@ -228,8 +228,8 @@ def workers_of(pid: int) -> dict[int, int]:
             continue
         ranks = [x[5:] for x in around if x.startswith("RANK=")]
         if ranks:
-            found[int(ranks[0])] = int(child)
-    return found
+            got[int(ranks[0])] = int(child)
+    return got
 
 
 @slow

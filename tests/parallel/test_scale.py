@@ -62,10 +62,12 @@ def test_sizes_are_those_of_the_network():
 
 def test_the_table(helpers: Any):
     """The page says what the command prints; a line of it by hand."""
-    told = scale.table(scale.ScaleConfig())
+    values = scale.table(scale.ScaleConfig())
     page = (helpers.repo / "docs/scale.md").read_text()
-    assert told in page
-    cells = next(line for line in told.splitlines() if line.startswith("| 7B | 64 |")).split(" | ")
+    assert values in page
+    cells = next(line for line in values.splitlines() if line.startswith("| 7B | 64 |")).split(
+        " | "
+    )
     P = 32 * (12 * 4096**2 + 7 * 4096) + 2 * 50258 * 4096 + 50258 + 4096
     assert cells[3] == f"{20 * P / 64 / 1e9:.1f}" and cells[10].strip(" |") == f"{16 * P / 1e9:.1f}"
     flops = 6 * (32 * 12 * 4096**2 + 50258 * 4096) + 12 * 32 * 4096 * 1024

@@ -53,18 +53,18 @@ def commits():
 
 def begin(root: Path, **more: Any) -> Path:
     """A run of train.py on these commits; the checkpoint."""
-    told = {"data_dir": root, "dataset": "diff", "out_dir": root / "out", "device": "cpu"}
-    told |= {"objective": "ar", "time_input": False, "optimizer": "muon", "ema_decay": 0.0}
-    told |= {"eval_iters": 1, "log_interval": 1000, "eval_interval": 1000, **SMALL, **more}
+    options = {"data_dir": root, "dataset": "diff", "out_dir": root / "out", "device": "cpu"}
+    options |= {"objective": "ar", "time_input": False, "optimizer": "muon", "ema_decay": 0.0}
+    options |= {"eval_iters": 1, "log_interval": 1000, "eval_interval": 1000, **SMALL, **more}
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
         patch.setattr(train, "gemm_peak", lambda *_: 1e12)
-        train.main([f"--{k}={v}" for k, v in told.items() if v is not None])
-    return Path(told["out_dir"], "ckpt.pt")
+        train.main([f"--{k}={v}" for k, v in options.items() if v is not None])
+    return Path(options["out_dir"], "ckpt.pt")
 
 
 def prepare(root: Path, **more: Any) -> Corpus:
-    told = {"source": root / "c.jsonl", "data_dir": root, "dataset": "diff", **more}
-    cfg = load(DiffConfig, [f"--{k}={v}" for k, v in told.items()])[0]
+    options = {"source": root / "c.jsonl", "data_dir": root, "dataset": "diff", **more}
+    cfg = load(DiffConfig, [f"--{k}={v}" for k, v in options.items()])[0]
     with contextlib.redirect_stdout(io.StringIO()):
         prepare_diff.prepare(cfg)
     return Corpus(cfg.folder())
@@ -82,8 +82,8 @@ def root(tmp_path_factory):
 @pytest.fixture(scope="module")
 def learnt(root):
     """A model that knows the training patches by heart."""
-    told = {"max_iters": 150, "learning_rate": 1e-2, "muon_lr": 0.02, "min_lr": 0.02}
-    return begin(root, **told)
+    options = {"max_iters": 150, "learning_rate": 1e-2, "muon_lr": 0.02, "min_lr": 0.02}
+    return begin(root, **options)
 
 
 @pytest.fixture
@@ -119,8 +119,8 @@ def refused(argv):
 
 
 def contents(folder):
-    found = (p for p in folder.rglob("*") if p.is_file() and ".git" not in p.parts)
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in found}
+    got = (p for p in folder.rglob("*") if p.is_file() and ".git" not in p.parts)
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in got}
 
 
 # ---- a patch of a file ---------------------------------------------------------------------------
@@ -139,20 +139,20 @@ def test_printed_then_written(learnt, place, run_cli, capsys):
 
 
 def test_a_file_that_is_not_there_yet(learnt, place):
-    told = [f"--ckpt={learnt}", "--file=a.py", "--message=more", "--device=cpu", "--write"]
-    sample.main(told)
+    argv = [f"--ckpt={learnt}", "--file=a.py", "--message=more", "--device=cpu", "--write"]
+    sample.main(argv)
     assert (place / "a.py").read_text() == NEW
 
 
 def test_git_must_be_able_to_bring_it_back(learnt, place):
-    told = [f"--ckpt={learnt}", *ASKED, "--write"]
+    argv = [f"--ckpt={learnt}", *ASKED, "--write"]
     (place / "f.py").write_text(AFTER)
     commit(place)
     (place / "f.py").write_text(BEFORE)  # changed since
-    assert "f.py is not written" in refused(told)
+    assert "f.py is not written" in refused(argv)
     assert contents(place) == {"f.py": BEFORE.encode()}
     commit(place)
-    sample.main(told)
+    sample.main(argv)
     assert contents(place) == {"f.py": AFTER.encode()}
 
 
@@ -183,8 +183,8 @@ GOOD = make_hunks(BEFORE, AFTER)
 def test_what_does_not_fit_is_not_written(learnt, place, monkeypatch, capsys, text, ended, why):
     (place / "o.py").write_text(BEFORE)
     says(monkeypatch, text, ended=ended)
-    told = refused([f"--ckpt={learnt}", *ASKED, "--write"])
-    assert why in told and "f.py is not written" in told
+    argv = refused([f"--ckpt={learnt}", *ASKED, "--write"])
+    assert why in argv and "f.py is not written" in argv
     assert contents(place) == {"f.py": BEFORE.encode(), "o.py": BEFORE.encode()}
     assert ("not complete" in capsys.readouterr().out) == (not ended)
 
@@ -262,25 +262,25 @@ def test_lines_that_were_not_shown_stay(whole, other, wanted, first, size):
     shown = excerpt(whole, f"{first}:{first + size}")
     head, tail = every[: shown.above], every[len(every) - shown.below :]
     assert "".join([*head, shown.text, *tail]) == whole
-    found = applied(whole, shown, make_hunks(other, wanted, 0) or "@@\n a\n")
-    made = kept_ends(found.text)
+    got = applied(whole, shown, make_hunks(other, wanted, 0) or "@@\n a\n")
+    made = kept_ends(got.text)
     assert made[: len(head)] == head and made[len(made) - len(tail) :] == tail
     assert len(made) >= len(head) + len(tail)
-    if found.state not in ("ok", "ok_fuzzy"):
-        assert found.text == whole
+    if got.state not in ("ok", "ok_fuzzy"):
+        assert got.text == whole
 
 
 @given(whole=TEXT, wanted=TEXT)
 def test_the_whole_file_may_change(whole, wanted):
-    found = applied(whole, excerpt(whole, ""), make_hunks(whole, wanted))
-    assert whole == wanted or (found.state, found.text) == ("ok", wanted)
+    got = applied(whole, excerpt(whole, ""), make_hunks(whole, wanted))
+    assert whole == wanted or (got.state, got.text) == ("ok", wanted)
 
 
 def test_a_line_beside_what_is_hidden():
     """A new line that equals its hidden neighbour is none of the hidden ones."""
     shown = Excerpt("b\n", 1, 2)
-    found = applied("a\nb\nb\nc\n", shown, "@@ -2 +2,2 @@\n b\n+b\n")
-    assert (found.state, found.text) == ("ok", "a\nb\nb\nb\nc\n")
+    got = applied("a\nb\nb\nc\n", shown, "@@ -2 +2,2 @@\n b\n+b\n")
+    assert (got.state, got.text) == ("ok", "a\nb\nb\nb\nc\n")
     assert applied("a\nb\nb\nc\n", shown, "@@ -4 +4 @@\n-c\n+d\n").state == "no_match"
     same = Excerpt("b\n", 1, 1)  # of two hidden lines one would be left
     assert applied("a\nb\na\n", same, "@@ -2,2 +1,0 @@\n-b\n-a\n").state == "no_match"
@@ -293,24 +293,24 @@ def test_report(learnt, place, capsys):
     """By heart in training, and not beyond; the commit's own patch is right, no patch is nothing,
     and the nearest one is another's."""
     evaluate.main([f"--ckpt={learnt}", "--rows=0", "--json=r.json", "--device=cpu"])
-    found = json.loads(Path("r.json").read_text())["patches"]
+    got = json.loads(Path("r.json").read_text())["patches"]
     shares = ("parse", "apply", "apply_lenient", "exact", "python")
     for split, rows in (("train", 2), ("val", 1)):
-        assert found[split]["gold"] == {
+        assert got[split]["gold"] == {
             **dict.fromkeys(shares, 1.0),
             "rows": rows,
             "python_rows": rows,
-            "gain": pytest.approx(found[split]["gold"]["gain"]),
+            "gain": pytest.approx(got[split]["gold"]["gain"]),
         }
-        assert found[split]["gold"]["gain"] > 0
+        assert got[split]["gold"]["gain"] > 0
         for name in ("empty", "nearest"):
-            assert found[split][name]["exact"] == 0
-        assert found[split]["empty"]["gain"] == found[split]["empty"]["apply"] == 0
-        assert found[split]["nearest"]["parse"] == 1 and found[split]["empty"]["parse"] == 0
-    model = found["train"]["model"]
+            assert got[split][name]["exact"] == 0
+        assert got[split]["empty"]["gain"] == got[split]["empty"]["apply"] == 0
+        assert got[split]["nearest"]["parse"] == 1 and got[split]["empty"]["parse"] == 0
+    model = got["train"]["model"]
     assert all(model[key] == 1 for key in (*shares, "ended"))
-    assert found["val"]["model"]["exact"] == 0
-    assert found["settings"]["temperature"] == 0
+    assert got["val"]["model"]["exact"] == 0
+    assert got["settings"]["temperature"] == 0
     out = capsys.readouterr().out
     assert "train: 2 patches" in out and "val: 1 patches" in out
     assert out.count("gold") == 2 and "sampler=left_to_right" in out
@@ -350,12 +350,12 @@ def test_a_row_for_every_hunk(tmp_path):
     row = {"path": "a", "before": texts[0], "after": texts[1], "message": "m", "commit": "b"}
     rows = [{**row, "commit": "a", "before": "", "after": "x\n"}, row]
     (tmp_path / "c.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    found = list(samples(prepare(tmp_path, per_hunk=True), "val", 1024))
-    assert len(found) == 3 and {one.prompt.before for one in found} == {texts[0]}
-    assert all(one.hunks.count("\n@@") == 0 for one in found)
+    got = list(samples(prepare(tmp_path, per_hunk=True), "val", 1024))
+    assert len(got) == 3 and {one.prompt.before for one in got} == {texts[0]}
+    assert all(one.hunks.count("\n@@") == 0 for one in got)
     place = lambda one: int(one.hunks.split()[1].split(",")[0])  # noqa: E731
     whole = texts[0]
-    for one in sorted(found, key=place):  # the first in the file has the largest number: negative
+    for one in sorted(got, key=place):  # the first in the file has the largest number: negative
         whole = apply_patch(whole, one.hunks).text
     assert whole == texts[1]
     few = prepare(tmp_path, per_hunk=True, window=1, dataset="few")
@@ -455,8 +455,8 @@ def test_fine_tuning(root, tmp_path, place, capsys, kind, sizes):
     corpus = prepare(tmp_path, tokenizer=name, dataset="own", block_size=256)
     assert corpus.specials == {"eos": 256, "pad": 256} and corpus.vocab_size == 257
     own = dict.fromkeys(("n_layer", "n_head", "n_embd"))
-    told = {"data_dir": tmp_path, "dataset": "own", "init_from": name, "block_size": 256, **own}
-    ckpt = begin(tmp_path, max_iters=2, dropout=0.1, out_dir=tmp_path / "out", **told)
+    options = {"data_dir": tmp_path, "dataset": "own", "init_from": name, "block_size": 256, **own}
+    ckpt = begin(tmp_path, max_iters=2, dropout=0.1, out_dir=tmp_path / "out", **options)
     model = checkpoint.load(str(ckpt))
     drops = {m.p for m in model.net.modules() if isinstance(m, torch.nn.Dropout)}
     assert drops == {0.1} and model.config.dropout == 0.1 and model.net.vocab_size == 260
@@ -475,16 +475,16 @@ def test_the_shipped_config_begins_from_a_folder(root, tmp_path, monkeypatch, ca
     (tmp_path / "c.jsonl").write_text((root / "c.jsonl").read_text())
     prepare(tmp_path, tokenizer=name, dataset="own", block_size=256)
     monkeypatch.setattr(train, "gemm_peak", lambda *_: 1e12)
-    told = f"--data_dir={tmp_path} --dataset=own --init_from={name} --block_size=256 --demo="
-    told += f" --max_iters=1 --device=cpu --out_dir={tmp_path}/out --warmup_iters=0"
-    train.main(["config/diff_ar.py", *told.split()])
+    argv = f"--data_dir={tmp_path} --dataset=own --init_from={name} --block_size=256 --demo="
+    argv += f" --max_iters=1 --device=cpu --out_dir={tmp_path}/out --warmup_iters=0"
+    train.main(["config/diff_ar.py", *argv.split()])
     assert (
         "not used, as the backbone has its own: n_layer, n_head, n_embd" in capsys.readouterr().out
     )
     with pytest.raises(UserError, match="means nothing with a backbone"):
-        train.main(["config/diff_ar.py", *told.split(), "--n_layer=2"])
+        train.main(["config/diff_ar.py", *argv.split(), "--n_layer=2"])
     with pytest.raises(UserError, match="prepare it with the tokenizer of that model"):
-        train.main(["config/diff_ar.py", *told.split(), f"--data_dir={root}", "--dataset=diff"])
+        train.main(["config/diff_ar.py", *argv.split(), f"--data_dir={root}", "--dataset=diff"])
 
 
 def test_gpt2_by_either_tokenizer():
@@ -503,8 +503,8 @@ def test_gpt2_by_either_tokenizer():
 
     def require(own):
         codec = parts.Tokenizer(parts.models.BPE(own, []))
-        found = published.Published({}, {}, 50257, tokenizer.HF(codec.to_str()))
-        published.require_extension(found, gpt2, "x")
+        got = published.Published({}, {}, 50257, tokenizer.HF(codec.to_str()))
+        published.require_extension(got, gpt2, "x")
 
     require(tokens)
     with pytest.raises(UserError, match="is id"):
@@ -519,8 +519,8 @@ def test_without_a_history(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="this command failed"):
         train.main(["config/diff_ar.py"])
-    told = capfd.readouterr().err.strip()
-    assert "--source" in told and "\n" not in told
+    err = capfd.readouterr().err.strip()
+    assert "--source" in err and "\n" not in err
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
 
 

@@ -50,12 +50,12 @@ def edited(rng, text, changes):
 def pairs():
     """A real source, 200 lines of it, and edits of it that differ from it."""
     rng, lines = random.Random(1), Path(difflib.__file__).read_text().split("\n")
-    found = []
+    got = []
     for _ in range(40):
         first = rng.randrange(len(lines) - 200)
         before = "\n".join(lines[first : first + 200]) + rng.choice(["\n", ""])
-        found.append((before, edited(rng, before, rng.randrange(1, 5))))
-    return [(a, b) for a, b in found if a != b]
+        got.append((before, edited(rng, before, rng.randrange(1, 5))))
+    return [(a, b) for a, b in got if a != b]
 
 
 # ---- round trips ---------------------------------------------------------------------------------
@@ -64,11 +64,11 @@ def pairs():
 @given(texts(), texts(), st.integers(0, 4), st.booleans())
 def test_our_hunks_give_the_file_after(before, after, context, lenient):
     patch = make_hunks(before, after, context)
-    found = apply_patch(before, patch, lenient)
+    got = apply_patch(before, patch, lenient)
     if before == after:
-        assert (patch, found.state) == ("", "bad_format")
+        assert (patch, got.state) == ("", "bad_format")
     else:
-        assert (found.state, found.text, found.why) == ("ok", after, "")
+        assert (got.state, got.text, got.why) == ("ok", after, "")
         assert patch.endswith("\n")
 
 
@@ -86,8 +86,8 @@ def test_git_agrees(pairs, tmp_path, context):
         for name, text in (("a", before), ("b", after)):
             (tmp_path / name).write_bytes(text.encode())
         command = ["git", "-c", "core.autocrlf=false", "diff", "--no-index", f"-U{context}"]
-        told = subprocess.run([*command, "a", "b"], cwd=tmp_path, capture_output=True).stdout
-        hunks = told.decode()[told.decode().index("\n@@") + 1 :]
+        out = subprocess.run([*command, "a", "b"], cwd=tmp_path, capture_output=True).stdout
+        hunks = out.decode()[out.decode().index("\n@@") + 1 :]
         assert apply_patch(before, hunks) == ("ok", after, "")
         ours = make_hunks(before, after, context)
         assert len(parse(ours)) <= len(parse(hunks)) + 1
@@ -174,8 +174,8 @@ def test_a_line_that_is_there_twice_is_taken_where_the_numbers_say():
     assert apply_patch(before, "@@ -5 +5 @@\n-x\n+z\n").text == "x\ny\nx\ny\nz\ny\nx\ny\nx\ny\n"
     assert apply_patch(before, "@@ @@\n-x\n+z\n").text == "z\ny\n" + "x\ny\n" * 4
     late = "@@ -205 +205 @@\n-x\n+z\n@@ -210,2 +210,2 @@\n x\n-y\n+end\n"
-    found = apply_patch("x\ny\n" * 5 + "x\nend\n", late)  # the second one stays possible
-    assert found.state == "ok" and found.text.count("z") == found.text.count("end") - 1 == 1
+    got = apply_patch("x\ny\n" * 5 + "x\nend\n", late)  # the second one stays possible
+    assert got.state == "ok" and got.text.count("z") == got.text.count("end") - 1 == 1
 
 
 def test_one_sure_hunk_tells_how_far_the_numbers_are_off():
@@ -212,8 +212,8 @@ def test_carriage_returns_of_the_file_win():
     ],
 )
 def test_what_does_not_fit_is_no_match(before, patch):
-    found = apply_patch(before, patch)
-    assert (found.state, found.text) == ("no_match", before) and "hunk" in found.why
+    got = apply_patch(before, patch)
+    assert (got.state, got.text) == ("no_match", before) and "hunk" in got.why
 
 
 @pytest.mark.parametrize(
@@ -251,14 +251,14 @@ def test_no_change_is_a_state():
 
 @given(st.text("@-+ \\<NME>DF,12\n\r0a", max_size=60), texts())
 def test_no_text_is_too_odd(patch, before):
-    found = apply_patch(before, patch, True)
-    assert found.state in ("ok", "ok_fuzzy") or found.text == before
-    assert bool(found.why) == (found.state not in ("ok", "ok_fuzzy"))
+    got = apply_patch(before, patch, True)
+    assert got.state in ("ok", "ok_fuzzy") or got.text == before
+    assert bool(got.why) == (got.state not in ("ok", "ok_fuzzy"))
 
 
 def test_numbers_that_no_computer_reads():
-    found = apply_patch("a\n", f"@@ -{'9' * 5000} +1 @@\n-a\n+b\n")
-    assert found == ("ok", "b\n", "")  # no number at all
+    got = apply_patch("a\n", f"@@ -{'9' * 5000} +1 @@\n-a\n+b\n")
+    assert got == ("ok", "b\n", "")  # no number at all
 
 
 # ---- names and files -----------------------------------------------------------------------------

@@ -92,8 +92,8 @@ def prepared(tmp_path):
 
     def make(**more):
         name = f"c{len(list(tmp_path.iterdir()))}"
-        told = [f"--{k}={v}" for k, v in {"data_dir": tmp_path, "dataset": name, **more}.items()]
-        prepare.prepare(load(DiffConfig, told)[0])
+        argv = [f"--{k}={v}" for k, v in {"data_dir": tmp_path, "dataset": name, **more}.items()]
+        prepare.prepare(load(DiffConfig, argv)[0])
         return Corpus(tmp_path / name)
 
     return make
@@ -125,10 +125,10 @@ def after(sample):
 
 def test_every_change_of_a_history(repo, prepared):
     corpus = prepared(repo=repo, block_size=1024, val_split_ratio=0.3)
-    found = {s: list(samples(corpus, s)) for s in ("train", "val")}
-    told = {(s.prompt.name, s.prompt.message): (s.prompt.before, after(s)) for s in found["train"]}
+    got = {s: list(samples(corpus, s)) for s in ("train", "val")}
+    options = {(s.prompt.name, s.prompt.message): (s.prompt.before, after(s)) for s in got["train"]}
     first, odd = "first", "odd files"
-    assert told == {
+    assert options == {
         ("a.py", first): (None, "x = 1\n"),
         ("gone.txt", first): (None, "a\n"),
         ("link.txt", first): (None, "q"),
@@ -141,7 +141,7 @@ def test_every_change_of_a_history(repo, prepared):
         ("moved.txt", odd): (LONG, LONG + "end\n"),
         ("m.txt", "markers"): (None, HISTORY[4][1]["m.txt"]),
     }
-    assert [(s.prompt.message, s.prompt.before, after(s)) for s in found["val"]] == [
+    assert [(s.prompt.message, s.prompt.before, after(s)) for s in got["val"]] == [
         ("deleted", HISTORY[4][1]["m.txt"], "<MSG> \n<DFF> \n"),
         ("newest", "x = 3", "x = 4\n"),
     ]
@@ -160,10 +160,10 @@ def test_every_change_of_a_history(repo, prepared):
 
 def test_endings_window_and_newest_commits(repo, prepared):
     corpus = prepared(repo=repo, ext=".py,.txt", max_commits=7, window=1)
-    found = [s for split in ("train", "val") for s in samples(corpus, split)]
-    assert "first" not in {s.prompt.message for s in found}
-    assert {s.prompt.name for s in found} == {"a.py", "crlf.txt", "moved.txt", "m.txt"}
-    (moved,) = [s for s in found if s.prompt.name == "moved.txt"]
+    got = [s for split in ("train", "val") for s in samples(corpus, split)]
+    assert "first" not in {s.prompt.message for s in got}
+    assert {s.prompt.name for s in got} == {"a.py", "crlf.txt", "moved.txt", "m.txt"}
+    (moved,) = [s for s in got if s.prompt.name == "moved.txt"]
     assert (moved.prompt.before, after(moved)) == ("line 29\n", "line 29\nend\n")
 
 
@@ -191,8 +191,8 @@ def test_no_program_of_a_repository_is_run(repo, prepared, tmp_path):
 def test_a_shallow_clone_does_not_begin_with_everything(repo, prepared, tmp_path):
     run_git(tmp_path, "clone", "-q", "--depth=3", f"file://{repo}", "shallow")
     corpus = prepared(repo=tmp_path / "shallow")
-    found = [s.prompt for split in ("train", "val") for s in samples(corpus, split)]
-    assert [p.message for p in found] == ["deleted", "newest"]
+    got = [s.prompt for split in ("train", "val") for s in samples(corpus, split)]
+    assert [p.message for p in got] == ["deleted", "newest"]
 
 
 # ---- the split -----------------------------------------------------------------------------------
@@ -214,7 +214,7 @@ def test_the_newest_commits_of_each_repository_are_held_out():
 
 
 def test_rows_of_a_commit_stay_together(tmp_path, prepared):
-    found = [
+    got = [
         {
             "path": f"{i}.txt",
             "before": "a\n",
@@ -225,7 +225,7 @@ def test_rows_of_a_commit_stay_together(tmp_path, prepared):
         for i in range(3)
         for c in range(10)
     ]
-    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, found)))
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, got)))
     corpus = prepared(source=tmp_path / "x.jsonl", val_split_ratio=0.3)
     assert {after(s)[0] for s in samples(corpus, "val")} == set("789")
     assert {after(s)[0] for s in samples(corpus, "train")} == set("0123456")
@@ -306,8 +306,8 @@ BAD = [
 
 @pytest.mark.parametrize("record", FORMS)
 def test_every_form_of_a_record_is_the_same_change(record):
-    [found] = changes_of(record, ANY)
-    assert found == (PatchPrompt("a.py", "x\n", "m"), "y\n", "@@ -1 +1 @@\n-x\n+y\n")
+    [got] = changes_of(record, ANY)
+    assert got == (PatchPrompt("a.py", "x\n", "m"), "y\n", "@@ -1 +1 @@\n-x\n+y\n")
 
 
 def test_a_new_file_has_no_text_before():
@@ -345,11 +345,11 @@ def test_compressed_lines_are_the_same(tmp_path, prepared):
 def lines_of(path, sizes):
     """A JSON lines file whose rows have so many tokens each, EOS included."""
     rest = len(prompt_text(PatchPrompt("a", None, "m")) + target_text("@@ -0,0 +1 @@\n+\n")) + 1
-    found = [
+    got = [
         {"path": "a", "before": None, "after": chr(97 + i) * (n - rest) + "\n", "message": "m"}
         for i, n in enumerate(sizes)
     ]
-    path.write_text("\n".join(map(json.dumps, found)))
+    path.write_text("\n".join(map(json.dumps, got)))
     return path
 
 
@@ -362,8 +362,8 @@ def test_a_row_may_fill_the_block_with_its_end(tmp_path, prepared):
 
 def test_what_is_given_is_all_before_the_marker(tmp_path, prepared):
     source = lines_of(tmp_path / "x.jsonl", [60, 60])
-    for told, start in (({}, "<DFF> "), ({"train_diff_model": False}, "<NME> ")):
-        corpus = prepared(source=source, **told)
+    for values, start in (({}, "<DFF> "), ({"train_diff_model": False}, "<NME> ")):
+        corpus = prepared(source=source, **values)
         for ids, asked in rows(corpus, "train"):
             assert Bytes().decode(ids[~asked]).startswith(start) and not asked[-1]
 
@@ -376,7 +376,7 @@ def test_packed_rows_hold_whole_samples(tmp_path, prepared):
     packed, single = (list(rows(c, "train")) for c in (corpus, alone))
     assert [len(ids) for ids, _ in packed] == [120, 60, 70, 60]
     for part in (0, 1):
-        flat = [np.concatenate([row[part] for row in found]) for found in (packed, single)]
+        flat = [np.concatenate([row[part] for row in got]) for got in (packed, single)]
         assert (flat[0] == flat[1]).all()
     for ids, asked in packed:
         starts = np.flatnonzero(np.diff(np.concatenate([[0], asked.astype(int)])) == 1)
@@ -388,9 +388,9 @@ def test_long_samples_are_cut_and_nothing_else(tmp_path, prepared, capsys):
     source = lines_of(tmp_path / "x.jsonl", [80, 300, 80, 80, 80])
     corpus = prepared(source=source, block_size=128, ignore_long_samples=False)
     assert "concatenated" in capsys.readouterr().out
-    found = list(rows(corpus, "train"))
-    assert [len(ids) for ids, _ in found] == [80, 128, 128, 44 + 80, 80]
-    assert not any(asked.all() for _, asked in found)
+    got = list(rows(corpus, "train"))
+    assert [len(ids) for ids, _ in got] == [80, 128, 128, 44 + 80, 80]
+    assert not any(asked.all() for _, asked in got)
     with_gap = lines_of(tmp_path / "y.jsonl", [80] * 4)
     text = with_gap.read_text().splitlines()
     long = {"path": "b", "before": "k\n" * 120, "after": "k\n" * 120 + "z\n", "message": "m"}
@@ -406,11 +406,11 @@ def test_packing_loses_no_token_that_is_written(sizes, block):
         Row("train", np.arange(a + b) + 100 * i, np.arange(a + b) < a)
         for i, (a, b) in enumerate(sizes)
     ]
-    found = list(fitting(config, made, dropped))
-    assert all(0 < len(r.ids) <= block and not r.given.all() for r in found)
+    got = list(fitting(config, made, dropped))
+    assert all(0 < len(r.ids) <= block and not r.given.all() for r in got)
     wanted = np.concatenate([r.ids[~r.given] for r in made] or [np.zeros(0)])
-    assert (np.concatenate([r.ids[~r.given] for r in found] or [np.zeros(0)]) == wanted).all()
-    for row in found:  # a sample that fits is in one row
+    assert (np.concatenate([r.ids[~r.given] for r in got] or [np.zeros(0)]) == wanted).all()
+    for row in got:  # a sample that fits is in one row
         whole = {i for i in set(row.ids // 100) if sum(sizes[i]) <= block}
         assert all((row.ids // 100 == i).sum() == sum(sizes[i]) for i in whole)
     assert not Packer(8, dropped).open
@@ -421,16 +421,16 @@ def test_packing_loses_no_token_that_is_written(sizes, block):
 
 @pytest.fixture(scope="module")
 def datasets():
-    found = pytest.importorskip("datasets")
-    found.disable_progress_bars()
-    return found
+    got = pytest.importorskip("datasets")
+    got.disable_progress_bars()
+    return got
 
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_saved_dataset_is_taken_up_again(tmp_path, prepared, datasets, packed):
     source = lines_of(tmp_path / "x.jsonl", [60, 50, 60, 70, 60])
-    told = {"block_size": 128, "concatenate_texts": packed}
-    first = prepared(source=source, save_final_dataset=True, **told)
+    options = {"block_size": 128, "concatenate_texts": packed}
+    first = prepared(source=source, save_final_dataset=True, **options)
     final = tmp_path / "final_dataset"
     for more in ({}, {"force_label": True}, {"skip_concat": True}):
         again = prepared(source=final, load_from_disk=True, block_size=128, **more)
@@ -438,26 +438,26 @@ def test_a_saved_dataset_is_taken_up_again(tmp_path, prepared, datasets, packed)
             pairs = zip(rows(first, split), rows(again, split), strict=True)
             assert all((a[k] == b[k]).all() for a, b in pairs for k in (0, 1))
     with pytest.raises(UserError, match="exists already"):
-        prepared(source=source, save_final_dataset=True, **told)
+        prepared(source=source, save_final_dataset=True, **options)
 
 
 def test_the_original_trainers_rows_are_mended(tmp_path, prepared, datasets):
     """Padding on the left goes, EOS becomes a target, and a row without any target is left out."""
     text = [*b"<NME> a\n<BEF> x\n<MSG> m\n", *b"<DFF> @@ -1 +1 @@\n-x\n+y\n"]
     labels = [-100] * 24 + text[24:]
-    found = [
+    got = [
         {"input_ids": [EOS] * 3 + text + [EOS], "attention_mask": [0] * 3 + [1] * len(text) + [0]}
         | {"labels": [-100] * 3 + labels + [-100], "meta": "x"}
     ] * 3
-    found.insert(1, {**found[0], "labels": [-100] * len(found[0]["labels"])})
-    datasets.Dataset.from_list(found).save_to_disk(tmp_path / "old")
+    got.insert(1, {**got[0], "labels": [-100] * len(got[0]["labels"])})
+    datasets.Dataset.from_list(got).save_to_disk(tmp_path / "old")
     corpus = prepared(source=tmp_path / "old")
     (ids, asked), (_, again) = rows(corpus, "train")
     assert ids.tolist() == [*text, EOS] and corpus.rows("val") == 1
     assert asked.tolist() == again.tolist() == [True] * 24 + [False] * (len(text) - 23)
     assert corpus.meta["dropped"] == {"nothing to write": 1}
     assert prepared(source=tmp_path / "old", force_label=True).rows("train") == 3
-    bad = [{**found[0], "labels": [7] * len(found[0]["labels"])}] * 2
+    bad = [{**got[0], "labels": [7] * len(got[0]["labels"])}] * 2
     datasets.Dataset.from_list(bad).save_to_disk(tmp_path / "bad")
     with pytest.raises(UserError, match="row 0: labels are neither"):
         prepared(source=tmp_path / "bad")
@@ -488,8 +488,8 @@ def test_the_right_patch_is_right_and_none_is_worth_nothing():
     assert none == ("bad_format", "bad_format", False, 0, False)
     broken = judge_patch(prompt, gold, "@@ -1 +1 @@\n-x  = 1\n+x = (\n")
     assert broken == ("no_match", "ok_fuzzy", False, 0, False)
-    found = rates([best, none, broken])
-    assert [round(found[k], 2) for k in ("parse", "apply", "apply_lenient", "exact", "python")] == [
+    got = rates([best, none, broken])
+    assert [round(got[k], 2) for k in ("parse", "apply", "apply_lenient", "exact", "python")] == [
         *(0.67, 0.33, 0.67, 0.33, 0.33)
     ]
     with pytest.raises(Refused):
@@ -509,13 +509,13 @@ def test_the_nearest_patch_shares_most_words():
 
 def test_the_command_takes_several_repositories(repo, tmp_path, run_cli, assert_refused):
     run_git(tmp_path, "clone", "-q", str(repo), "copy")  # the same commits: taken once
-    told = [f"--repo={repo}", f"--repo={tmp_path / 'copy'}", f"--data_dir={tmp_path}", "--ext=.py"]
-    result = run_cli("patches.prepare", *told, cwd=tmp_path)
+    argv = [f"--repo={repo}", f"--repo={tmp_path / 'copy'}", f"--data_dir={tmp_path}", "--ext=.py"]
+    result = run_cli("patches.prepare", *argv, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     corpus = Corpus(tmp_path / "diff")
     assert corpus.rows("train") + corpus.rows("val") == 4
     assert "dropped: another ending" in result.stdout
-    assert_refused(run_cli("patches.prepare", *told), "exists already")
+    assert_refused(run_cli("patches.prepare", *argv), "exists already")
 
 
 def test_mistakes_are_told_in_a_line_and_leave_nothing(repo, tmp_path):

@@ -40,11 +40,11 @@ def test_the_order_of_groups():
     """Full stops, words by cosine, stop words, the rest; even a word far from the document comes
     before every stop word."""
     table = {"the": 0.9, "river": 0.4, "night": -0.3, "in": 0.1, "rose": 0.2}
-    found = scores("The river rose , in n't night ! .", table)
-    order = sorted(found, key=lambda w: -found[w])
+    got = scores("The river rose , in n't night ! .", table)
+    order = sorted(got, key=lambda w: -got[w])
     assert order == [".", "river", "rose", "night", "The", "in", ",", "n't", "!"]
-    assert found["."] == PERIOD and found["The"] == -1.0 and found["in"] == -1.1
-    assert found[","] == found["n't"] == found["!"] == ABSENT == -1.2
+    assert got["."] == PERIOD and got["The"] == -1.0 and got["in"] == -1.1
+    assert got[","] == got["n't"] == got["!"] == ABSENT == -1.2
 
 
 def test_stop_words_compete_in_the_other_mode():
@@ -80,8 +80,8 @@ def test_only_what_the_tagger_calls_a_full_stop_is_one():
     st.dictionaries(st.sampled_from(["the", "of", "and", "sea", "it"]), st.floats(-1, 1)),
 )
 def test_bounds(words, table):
-    found = word_scores(words, [w == "." for w in words], table, demote=True)
-    for word, score in zip(words, found, strict=True):
+    got = word_scores(words, [w == "." for w in words], table, demote=True)
+    for word, score in zip(words, got, strict=True):
         if word == ".":
             assert score == PERIOD
         elif word not in table:
@@ -107,10 +107,10 @@ def test_tfidf_by_hand():
     assert (scorer.documents, scorer.counts) == (3, {"aa": 3})
     rare = math.log(4 / 2) + 1  # in one document; a word that is in none counts the same
     assert (scorer.idf("aa"), scorer.idf("bb"), scorer.idf("new")) == (1.0, rare, rare)
-    found = scorer.table(["AA", "aa", "new", "x", "!"])
+    got = scorer.table(["AA", "aa", "new", "x", "!"])
     often = (1 + math.log(2)) * 1.0
     norm = math.hypot(often, rare)
-    assert found == pytest.approx({"aa": often / norm, "new": rare / norm})
+    assert got == pytest.approx({"aa": often / norm, "new": rare / norm})
 
 
 def test_tfidf_is_the_one_of_scikit_learn_for_words_of_two_documents():
@@ -126,10 +126,10 @@ def test_tfidf_is_the_one_of_scikit_learn_for_words_of_two_documents():
 
 @given(st.lists(st.text("abAB .", max_size=20), max_size=5), st.text("abcAB .,", max_size=30))
 def test_tfidf_lies_between_0_and_1(documents, text):
-    found = TfIdf.fit(documents).table(text.split())
-    assert all(0 < v <= 1 for v in found.values())
-    if found:
-        assert math.isclose(sum(v * v for v in found.values()), 1)
+    got = TfIdf.fit(documents).table(text.split())
+    assert all(0 < v <= 1 for v in got.values())
+    if got:
+        assert math.isclose(sum(v * v for v in got.values()), 1)
 
 
 def test_tfidf_is_kept_in_a_file(tmp_path):
@@ -197,6 +197,6 @@ def test_what_is_missing_is_told(monkeypatch, tmp_path):
 
 def test_an_encoder_that_cannot_be_loaded_is_one_line(tmp_path):
     pytest.importorskip("sentence_transformers")
-    with pytest.raises(UserError, match=r"--kw_model=FOLDER.*--scorer=tfidf") as found:
+    with pytest.raises(UserError, match=r"--kw_model=FOLDER.*--scorer=tfidf") as got:
         importance.encoder(str(tmp_path))
-    assert "\n" not in str(found.value)
+    assert "\n" not in str(got.value)

@@ -149,17 +149,17 @@ def test_words(text, expected):
 
 @given(st.text())
 def test_words_lie_in_order_and_hold_everything_that_is_no_white_space(text):
-    found, at = TextBlob(tags=False)(text), 0
-    for start, end in found.spans:
+    got, at = TextBlob(tags=False)(text), 0
+    for start, end in got.spans:
         assert start < end and text[at:start].strip() == ""
         at = end
     assert text[at:].strip() == ""
-    assert len(found.spans) == len(found.tags) == len(found.stops) == len(found.points)
+    assert len(got.spans) == len(got.tags) == len(got.stops) == len(got.points)
 
 
 def test_only_a_single_full_stop_is_one():
-    found = TextBlob(tags=False)("Yes. No... U.S. 3.5!")
-    assert [f for f, p in zip(found.spans, found.points, strict=True) if p] == [(3, 4)]
+    got = TextBlob(tags=False)("Yes. No... U.S. 3.5!")
+    assert [f for f, p in zip(got.spans, got.points, strict=True) if p] == [(3, 4)]
 
 
 # ---- TextBlob ------------------------------------------------------------------------------------
@@ -209,8 +209,8 @@ def test_speed(tagger):
     text = " ".join(w for s in SENTENCES for w, _ in s) + " "
     text = "".join(text.replace("the", f"the w{i}x") for i in range(60))  # no word is cached twice
     clock = time.perf_counter()
-    found = tagger(text)
-    assert len(found.spans) / (time.perf_counter() - clock) > 20_000
+    got = tagger(text)
+    assert len(got.spans) / (time.perf_counter() - clock) > 20_000
 
 
 # ---- spaCy ---------------------------------------------------------------------------------------
@@ -256,7 +256,7 @@ def run_python(code, folder):
 
 
 def test_spacy_gives_words_tags_and_full_stops_of_the_exact_text(model_package):
-    told = run_python(
+    out = run_python(
         """
         from prepare.importance import Spacy, absent_spacy, priorities
         assert absent_spacy() == ""
@@ -270,7 +270,7 @@ def test_spacy_gives_words_tags_and_full_stops_of_the_exact_text(model_package):
         """,
         model_package,
     )
-    words, rest = told.splitlines()
+    words, rest = out.splitlines()
     assert words == str(["New", " ", "York", "is", ",", "sings", "\n\n", "loud", "."])
     # the blank between them ends the first run of names; "is" is a stop word
     assert rest.startswith("[1, 7, 1, 7, 7, 4, 7, 5, 7]")

@@ -41,7 +41,7 @@ FAMILIES = {
 META = {"vocab_size": V, "specials": {"eos": 0, "pad": 0}}
 
 
-def told(action, *arguments, **more):
+def error_of(action, *arguments, **more):
     """The line that refuses."""
     with pytest.raises(UserError) as caught:
         action(*arguments, **more)
@@ -142,8 +142,8 @@ def test_members(pair):
         net.logits(h).sum().backward()
     attention = net.flops_per_token(32) - net.flops_per_token(0)
     assert attention == 12 * net.n_layer * net.n_embd * 32
-    found = counted.get_total_flops() / 32
-    assert net.flops_per_token(0) <= found <= net.flops_per_token(32)
+    got = counted.get_total_flops() / 32
+    assert net.flops_per_token(0) <= got <= net.flops_per_token(32)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -196,11 +196,11 @@ def test_refused(more, words):
             cfg, build_objective(cfg, {"vocab_size": V, "specials": {"mask": 3, "eos": 0}})
         )
 
-    assert words in told(build)
+    assert words in error_of(build)
 
 
 def test_positions_beyond_those_of_the_model():
-    assert "64" in told(ours("gpt2").features, tokens(1, 65))
+    assert "64" in error_of(ours("gpt2").features, tokens(1, 65))
 
 
 # ---- the objective on it -------------------------------------------------------------------------
@@ -328,15 +328,15 @@ def test_gpt2_as_the_hub_has_it(tmp_path, letters, helpers):
 def test_other_ids_and_losses_of_weights_are_refused(tmp_path, letters, helpers):
     publish(tmp_path / "wide", "gpt2", words(V + 1), vocab_size=V + 1)
     wide = {"init_from": tmp_path / "wide"}
-    assert f"has {V + 1} tokens" in told(begin, letters, tmp_path, helpers, **wide)
+    assert f"has {V + 1} tokens" in error_of(begin, letters, tmp_path, helpers, **wide)
     publish(tmp_path / "hf", "gpt2")
     file = tmp_path / "hf/model.safetensors"
     state = safetensors.load_file(file)
     safetensors.save_file({k: v for k, v in state.items() if "ln_f" not in k}, file)
     lacks = {"init_from": tmp_path / "hf"}
-    assert "missing" in told(begin, letters, tmp_path, helpers, **lacks)
+    assert "missing" in error_of(begin, letters, tmp_path, helpers, **lacks)
     masked = {"init_from": tmp_path / "hf", "objective": "masked"}
-    assert "--objective=ar" in told(begin, letters, tmp_path, helpers, **masked)
+    assert "--objective=ar" in error_of(begin, letters, tmp_path, helpers, **masked)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "codegen"])
@@ -366,8 +366,8 @@ def test_train_sample_export(tmp_path, letters, helpers, monkeypatch, name):
         assert torch.equal(back.net.logits(back.net.features(tokens())), z)
     raw = checkpoint.load(str(tmp_path / "hf"))  # published weights as they are
     for one in (model, back, raw):
-        found = generate(one, [canvas(one, "ab")] * 3, SampleOptions(), seed=1)
-        assert (found.ids[:, :2] == torch.tensor([1, 2])).all() and int(found.ids.max()) < V
+        got = generate(one, [canvas(one, "ab")] * 3, SampleOptions(), seed=1)
+        assert (got.ids[:, :2] == torch.tensor([1, 2])).all() and int(got.ids.max()) < V
 
 
 # ---- CodeGen as GPT-J ----------------------------------------------------------------------------
@@ -397,9 +397,9 @@ def test_codegen_as_gptj(tmp_path, run_cli, assert_refused):
 def test_every_tensor_of_codegen_is_used_once():
     """A permutation of the numbers, and all heads differ: swapped blocks would show."""
     state = theirs("codegen").state_dict()
-    found = gptj_from_codegen({**state, "transformer.h.0.attn.causal_mask": torch.ones(1)})
-    assert sum(v.numel() for v in found.values()) == sum(v.numel() for v in state.values())
-    q, k, v = (found[f"transformer.h.1.attn.{part}_proj.weight"] for part in "qkv")
+    got = gptj_from_codegen({**state, "transformer.h.0.attn.causal_mask": torch.ones(1)})
+    assert sum(v.numel() for v in got.values()) == sum(v.numel() for v in state.values())
+    q, k, v = (got[f"transformer.h.1.attn.{part}_proj.weight"] for part in "qkv")
     rows = torch.cat([q, k, v])
     packed = state["transformer.h.1.attn.qkv_proj.weight"]
     assert torch.equal(rows.sort(0).values, packed.sort(0).values)

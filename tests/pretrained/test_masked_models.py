@@ -56,7 +56,7 @@ def small_tiny():
         yield
 
 
-def told(action: Any, *arguments: Any) -> str:
+def error_of(action: Any, *arguments: Any) -> str:
     """The line that refuses."""
     with pytest.raises(UserError) as caught:
         action(*arguments)
@@ -204,14 +204,14 @@ def test_every_id_learns(name: str):
 
 
 def test_too_many_positions():
-    assert "backbone has 64" in told(ours("bert").features, tokens(1, 65))
+    assert "backbone has 64" in error_of(ours("bert").features, tokens(1, 65))
     net = ours("roberta")
     assert net.features(tokens(1, 64)).shape[1] == 64
-    assert "backbone has 64" in told(net.features, tokens(1, 65))
-    assert "backbone has 64" in told(
+    assert "backbone has 64" in error_of(net.features, tokens(1, 65))
+    assert "backbone has 64" in error_of(
         lambda: net.features(tokens(1, 2), positions=tokens(1, 2) + 64)
     )
-    assert "block_size=65" in told(lambda: ours("modernbert", block_size=65))
+    assert "block_size=65" in error_of(lambda: ours("modernbert", block_size=65))
 
 
 @torch.no_grad()
@@ -243,8 +243,8 @@ def test_bfloat16(pair: tuple[Any, MaskedLM]):
 def test_published_sizes(sizes: tuple[int, ...], count: int):
     """Parameters of ModernBERT-base and -large, without allocating any."""
     keys = "hidden_size intermediate_size num_hidden_layers num_attention_heads".split()
-    told = {"model_type": "modernbert", **dict(zip(keys, sizes, strict=True))}
-    cfg = replace(config_of("modernbert"), backbone=published.backbone_json(told, 50368))
+    options = {"model_type": "modernbert", **dict(zip(keys, sizes, strict=True))}
+    cfg = replace(config_of("modernbert"), backbone=published.backbone_json(options, 50368))
     meta = {"vocab_size": 50368, "specials": {"mask": 50284}}
     with torch.device("meta"):
         net = build_network(cfg, build_objective(cfg, meta))
@@ -275,7 +275,7 @@ def test_refused(more: dict, words: str):
         cfg = replace(cfg, backbone=text)
         build_network(cfg, build_objective(cfg, META))
 
-    assert words in told(build)
+    assert words in error_of(build)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -405,7 +405,7 @@ def test_seed_format(tmp_path: Path, letters: Path, helpers: Any):
             z = job.net.eval().logits(job.net.features(tokens()))
             assert torch.equal(z, model(tokens()).logits)
     missing = lambda: begin(letters, tmp_path, helpers, init_from=file)  # noqa: E731
-    assert "--backbone" in told(missing)
+    assert "--backbone" in error_of(missing)
 
 
 def damaged(tmp_path: Path, change: Any) -> Path:
@@ -428,7 +428,7 @@ def damaged(tmp_path: Path, change: Any) -> Path:
 )
 def test_strict(tmp_path: Path, letters: Path, helpers: Any, change: Any, words: str):
     folder = damaged(tmp_path, change)
-    assert words in told(lambda: begin(letters, tmp_path, helpers, init_from=folder))
+    assert words in error_of(lambda: begin(letters, tmp_path, helpers, init_from=folder))
 
 
 def test_other_heads_and_old_names_of_bert(tmp_path: Path, letters: Path, helpers: Any, capsys):
@@ -443,10 +443,10 @@ def test_other_heads_and_old_names_of_bert(tmp_path: Path, letters: Path, helper
     state["cls.seq_relationship.bias"] = torch.ones(2)
     state["cls.predictions.decoder.weight"] = model.get_output_embeddings().weight.detach().clone()
     safetensors.save_file(state, file)
-    found = published.read(str(tmp_path / "hf"))
+    got = published.read(str(tmp_path / "hf"))
     assert "bert.pooler.dense.weight, cls.seq_relationship.bias" in capsys.readouterr().out
     net = ours("bert")
-    checkpoint.load_weights(net, found.weights, "bert")
+    checkpoint.load_weights(net, got.weights, "bert")
     with torch.no_grad():
         torch.testing.assert_close(net.logits(net.features(tokens())), model(tokens()).logits)
 
@@ -455,12 +455,12 @@ def test_other_ids_are_refused(tmp_path: Path, letters: Path, helpers: Any):
     """Fewer ids, or ids of another tokenizer."""
     publish(tmp_path / "wide", "bert", vocab_size=V + 9)
     begun = lambda name: begin(letters, tmp_path, helpers, init_from=tmp_path / name)  # noqa: E731
-    assert f"has {V + 9} tokens, the corpus {V}" in told(begun, "wide")
+    assert f"has {V + 9} tokens, the corpus {V}" in error_of(begun, "wide")
     shuffled = words(V)
     text = shuffled.files["tokenizer.json"].replace('"a": 5', '"a": 6').replace('"b": 6', '"b": 5')
     text = text.replace('"a":5', '"a":6').replace('"b":6', '"b":5')
     publish(tmp_path / "other", "bert", HF(text) if '"a"' in text else None)
-    assert "'b' is id 5 there and 6 in the corpus" in told(begun, "other")
+    assert "'b' is id 5 there and 6 in the corpus" in error_of(begun, "other")
 
 
 def test_sizes_beside_a_backbone_are_refused(letters: Path, tmp_path: Path, helpers: Any):
@@ -468,7 +468,7 @@ def test_sizes_beside_a_backbone_are_refused(letters: Path, tmp_path: Path, help
         argv = helpers.flags(tmp_path, data_dir=letters, **TINY)
         train.start(*load(Config, argv), train.World(0, 1, torch.device("cpu")))
 
-    assert "n_layer (command line) means nothing" in told(with_sizes)
+    assert "n_layer (command line) means nothing" in error_of(with_sizes)
 
 
 def test_sample_from_a_published_model(tmp_path: Path, letters: Path):
@@ -476,8 +476,8 @@ def test_sample_from_a_published_model(tmp_path: Path, letters: Path):
     publish(tmp_path / "hf", "bert", words(V))
     model = checkpoint.load(str(tmp_path / "hf"))
     begun = [canvas(model, infill="ab[3]c")] * 2
-    found = generate(model, begun, SampleOptions(steps=3), seed=1)
-    assert (found.ids != model.objective.mask_id).all() and found.ids.shape == (2, 6)
+    got = generate(model, begun, SampleOptions(steps=3), seed=1)
+    assert (got.ids != model.objective.mask_id).all() and got.ids.shape == (2, 6)
 
 
 # ---- a run -------------------------------------------------------------------------------------
@@ -525,8 +525,8 @@ def test_export_and_back(tmp_path, letters, helpers, monkeypatch):
     assert "decoder.weight" not in names and "model.embeddings.tok_embeddings.weight" in names
     files = sorted(p.name for p in (tmp_path / "export").iterdir())
     assert files == ["config.json", "model.safetensors", "tokenizer.json"]
-    told = json.loads((tmp_path / "export/config.json").read_text())
-    assert told["architectures"] == ["ModernBertForMaskedLM"] and told["vocab_size"] == V
+    data = json.loads((tmp_path / "export/config.json").read_text())
+    assert data["architectures"] == ["ModernBertForMaskedLM"] and data["vocab_size"] == V
     ids = tokens()
     with torch.no_grad():
         z = model.net.logits(model.net.features(ids))
@@ -581,10 +581,10 @@ def mdlm() -> tuple[Transformer, dict[str, Tensor]]:
 def mdlm_folder(folder: Path, state: dict[str, Tensor], **more: Any) -> Path:
     """config.json as kuleshov-group/mdlm-owt has it."""
     folder.mkdir()
-    told = {"model_type": "mdlm", "architectures": ["MDLM"], "vocab_size": 260, "dropout": 0.1}
-    told |= {"hidden_dim": 16, "cond_dim": 8, "n_blocks": 2, "n_heads": 2, "model_length": 32}
-    told |= {"time_conditioning": False, "return_dict": False, **more}
-    (folder / "config.json").write_text(json.dumps(told))
+    options = {"model_type": "mdlm", "architectures": ["MDLM"], "vocab_size": 260, "dropout": 0.1}
+    options |= {"hidden_dim": 16, "cond_dim": 8, "n_blocks": 2, "n_heads": 2, "model_length": 32}
+    options |= {"time_conditioning": False, "return_dict": False, **more}
+    (folder / "config.json").write_text(json.dumps(options))
     safetensors.save_file(state, folder / "model.safetensors")
     return folder
 
@@ -593,13 +593,13 @@ def mdlm_folder(folder: Path, state: dict[str, Tensor], **more: Any) -> Path:
 def test_mdlm_folder(tmp_path: Path, conditioned: bool):
     net, state = mdlm()
     folder = mdlm_folder(tmp_path / "mdlm", state, time_conditioning=conditioned)
-    found = checkpoint.load(str(folder))
-    assert found.config.zero_time is not conditioned and found.config.objective == "masked"
-    assert found.objective.mask_id == 259 and found.config.noise == "loglinear"
+    got = checkpoint.load(str(folder))
+    assert got.config.zero_time is not conditioned and got.config.objective == "masked"
+    assert got.objective.mask_id == 259 and got.config.noise == "loglinear"
     time = torch.tensor([0.3, 2.0])
     ids = torch.randint(0, 260, (2, 8), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        a, b = (n.logits(n.features(ids, time)) for n in (net, found.net))
+        a, b = (n.logits(n.features(ids, time)) for n in (net, got.net))
     assert torch.equal(a, b) and a.std() > 0.1
 
 
@@ -608,13 +608,13 @@ def test_mdlm_folder_is_strict(tmp_path: Path):
     name = "backbone.blocks.1.attn_qkv.weight"
     lacks = {k: v for k, v in state.items() if k != "backbone.output_layer.linear.bias"}
     folder = mdlm_folder(tmp_path / "lacks", lacks)
-    assert "output_layer.linear.bias is missing" in told(checkpoint.load, str(folder))
+    assert "output_layer.linear.bias is missing" in error_of(checkpoint.load, str(folder))
     folder = mdlm_folder(tmp_path / "more", state | {"backbone.blocks.0.more": torch.ones(2)})
-    assert "unexpected blocks.0.more" in told(checkpoint.load, str(folder))
+    assert "unexpected blocks.0.more" in error_of(checkpoint.load, str(folder))
     folder = mdlm_folder(tmp_path / "shape", state | {name: torch.ones(9, 16)})
-    assert "instead of" in told(checkpoint.load, str(folder))
+    assert "instead of" in error_of(checkpoint.load, str(folder))
     folder = mdlm_folder(tmp_path / "bd3", state, model_type="bd3lm")
-    assert "bd3lm" in told(checkpoint.load, str(folder))
+    assert "bd3lm" in error_of(checkpoint.load, str(folder))
 
 
 @pytest.mark.parametrize("averaged", [False, True])
@@ -626,10 +626,10 @@ def test_mdlm_training_checkpoint(tmp_path: Path, averaged: bool):
         shadow = [v for k, v in state.items() if not k.endswith("inv_freq")]
         content["ema"] = {"decay": 0.9999, "num_updates": 7, "shadow_params": shadow}
     torch.save(content, tmp_path / "last.ckpt")
-    found = published.read(str(tmp_path / "last.ckpt"))
-    assert found.tokens == 259 and found.config["zero_time"]
+    got = published.read(str(tmp_path / "last.ckpt"))
+    assert got.tokens == 259 and got.config["zero_time"]
     other = build_network(MDLM, build_objective(MDLM, {"vocab_size": 259, "specials": {}}))
-    checkpoint.load_weights(other, found.weights, "last.ckpt")
+    checkpoint.load_weights(other, got.weights, "last.ckpt")
     factor = 1.0 if averaged else 1.5
     for k, v in net.state_dict().items():
         assert torch.equal(other.state_dict()[k], v * factor), k
@@ -644,13 +644,13 @@ def test_mdlm_training_checkpoint_with_objects(tmp_path: Path):
     _, state = mdlm()
     path = tmp_path / "last.ckpt"
     torch.save({"state_dict": state, "ema": None, "hyper_parameters": Stranger()}, path)
-    message = told(published.read, str(path))
+    message = error_of(published.read, str(path))
     assert "refused" in message and "weights_only=False" in message
     code = message.split('python -c "')[1].rstrip('"')
     code = code.replace("THIS.ckpt", str(path)).replace("NEW.ckpt", str(tmp_path / "new.ckpt"))
     exec(code, {})
     assert published.read(str(tmp_path / "new.ckpt")).tokens == 259
-    assert told(checkpoint.load, str(path))
+    assert error_of(checkpoint.load, str(path))
 
 
 def test_init_from_mdlm(tmp_path: Path, letters: Path, helpers: Any):
@@ -660,4 +660,4 @@ def test_init_from_mdlm(tmp_path: Path, letters: Path, helpers: Any):
     sizes = {"n_layer": 2, "n_head": 2, "n_embd": 16, "cond_dim": 8}
     argv = helpers.flags(tmp_path, data_dir=letters, init_from=folder, **sizes)
     begun = lambda: train.start(*load(Config, argv), train.World(0, 1, torch.device("cpu")))  # noqa: E731
-    assert "has 259 tokens" in told(begun)
+    assert "has 259 tokens" in error_of(begun)

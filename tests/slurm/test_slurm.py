@@ -83,9 +83,9 @@ def test_commands_exist_and_are_understood(place: Path, job: str, monkeypatch):
     run = start(place, job)
     out, _ = run.communicate(timeout=60)
     assert run.returncode == 0, out
-    found = calls(place)
-    assert len(found) >= 1
-    for name, *argv in found:
+    got = calls(place)
+    assert len(got) >= 1
+    for name, *argv in got:
         while name == "torchrun" and argv[0].startswith("--"):
             assert argv[0] == "--standalone" or argv[0] == "--nproc_per_node=4", argv
             argv = argv[1:]
@@ -98,10 +98,10 @@ def test_commands_exist_and_are_understood(place: Path, job: str, monkeypatch):
 def test_stages_of_palindromes_follow_one_another(place: Path):
     run = start(place, "palindrome.slurm")
     assert run.wait(60) == 0
-    told = [" ".join(call) for call in calls(place)]
-    assert ["prepare_bytes" in x for x in told] == [True, True, False, False]
-    assert "--init_from=auto" in told[2]
-    assert "--init_from=out/palindrome_pretrain/ckpt.pt" in told[3]
+    values = [" ".join(call) for call in calls(place)]
+    assert ["prepare_bytes" in x for x in values] == [True, True, False, False]
+    assert "--init_from=auto" in values[2]
+    assert "--init_from=out/palindrome_pretrain/ckpt.pt" in values[3]
     (place / "calls").unlink()
     assert start(place, "palindrome.slurm").wait(60) == 0
     assert "--init_from=resume" in " ".join(calls(place)[-1])

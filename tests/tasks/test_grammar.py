@@ -48,18 +48,18 @@ def test_sentences_by_depth():
 def of_length(n: int) -> dict[str, set[tuple[str, ...]]]:
     """All strings of exactly 1..n kinds of words that each symbol derives, by growing sets until
     nothing is added: no recursion, no spans."""
-    found: dict[str, set[tuple[str, ...]]] = {k: set() for k in RULES}
-    found |= {k: {(k,)} for k in KINDS}
+    got: dict[str, set[tuple[str, ...]]] = {k: set() for k in RULES}
+    got |= {k: {(k,)} for k in KINDS}
     while True:
-        before = sum(map(len, found.values()))
+        before = sum(map(len, got.values()))
         for symbol in set(RULES) - set(KINDS):
             for rule in RULES[symbol]:
-                for parts in itertools.product(*(sorted(found[p]) for p in rule.split())):
+                for parts in itertools.product(*(sorted(got[p]) for p in rule.split())):
                     text = tuple(itertools.chain(*parts))
                     if len(text) <= n:
-                        found[symbol].add(text)
-        if sum(map(len, found.values())) == before:
-            return found
+                        got[symbol].add(text)
+        if sum(map(len, got.values())) == before:
+            return got
 
 
 def test_membership_of_all_short_strings():
@@ -108,10 +108,10 @@ def test_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
 
 def test_scores():
     texts = [t.split() for t in ("John laughed", "John laughed", "Mary sneezed", "John", "")]
-    found = scores(texts)
-    assert found["sentences"] == 0.6 and found["different"] == pytest.approx(2 / 3)
-    assert found["words"] == 7 / 5
-    assert "60.00% of the texts are sentences" in grammar.describe(found)
+    got = scores(texts)
+    assert got["sentences"] == 0.6 and got["different"] == pytest.approx(2 / 3)
+    assert got["words"] == 7 / 5
+    assert "60.00% of the texts are sentences" in grammar.describe(got)
     assert scores([[]])["different"] == 0
 
 
@@ -130,6 +130,6 @@ def test_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
     train.main([f"--{k}={v}" for k, v in flags.items()])
     where = f"--ckpt={tmp_path / 'out' / 'ckpt.pt'}"
     evaluate.main([where, "--samples=20", "--rows=10", f"--json={tmp_path / 'e.json'}"])
-    found = json.loads((tmp_path / "e.json").read_text())
-    assert found["answers"]["rows"] == 20 and found["answers"]["sentences"] <= 0.5
-    assert "sentences of the grammar" in capsys.readouterr().out and found["bound"]["rows"] == 10
+    got = json.loads((tmp_path / "e.json").read_text())
+    assert got["answers"]["rows"] == 20 and got["answers"]["sentences"] <= 0.5
+    assert "sentences of the grammar" in capsys.readouterr().out and got["bound"]["rows"] == 10

@@ -81,9 +81,9 @@ def test_exact_match_and_token_accuracy():
         ([EOS], [1, EOS], 0, 0),
         ([EOS], [EOS], 1, 1),
     ]
-    for found, wanted, exact, share in cases:
-        one = scores("star", ZEBRA, [Pair([], found, wanted)])
-        assert one == {"exact_match": exact, "token_accuracy": pytest.approx(share)}, found
+    for got, wanted, exact, share in cases:
+        one = scores("star", ZEBRA, [Pair([], got, wanted)])
+        assert one == {"exact_match": exact, "token_accuracy": pytest.approx(share)}, got
     both = scores("star", ZEBRA, [Pair([], f, w) for f, w, _, _ in cases])
     # a mean over answers of means over places: long answers weigh no more than short ones
     assert both["token_accuracy"] == pytest.approx(sum(c[3] for c in cases) / len(cases))
@@ -95,8 +95,8 @@ def test_right_share_of_nothing():
     assert right_share([5], []) == 1.0 and right_share([], [5]) == 0.0
 
 
-def zebra(found: list[int], wanted: list[int]) -> dict[str, float]:
-    return scores("zebra", ZEBRA, [Pair([], found, wanted)])
+def zebra(got: list[int], wanted: list[int]) -> dict[str, float]:
+    return scores("zebra", ZEBRA, [Pair([], got, wanted)])
 
 
 def test_triples_are_a_set():
@@ -104,7 +104,7 @@ def test_triples_are_a_set():
     turned = zebra([3, 4, 5, 0, 1, 2, EOS], wanted)
     assert (turned["exact_match"], turned["set_match"], turned["set_iou"]) == (0, 1, 1)
     assert zebra([0, 1, 2, 0, 1, 2, 3, 4, 5, EOS], wanted)["set_match"] == 1  # twice is once
-    for found, share in (
+    for got, share in (
         ([0, 1, 2, EOS], 1 / 2),
         ([0, 1, 2, 3, 4, EOS], 1 / 3),  # what is left over is a triple that nobody wants
         ([2, 1, 0, 3, 4, 5, EOS], 1 / 3),
@@ -112,8 +112,8 @@ def test_triples_are_a_set():
         ([0, 1, 2, ZEBRA.specials["pad"], 3, 4, 5, EOS], 1),  # with something else in it
         ([EOS], 0),
     ):
-        one = zebra(found, wanted)
-        assert one["set_match"] == 0 and one["set_iou"] == pytest.approx(share), found
+        one = zebra(got, wanted)
+        assert one["set_match"] == 0 and one["set_iou"] == pytest.approx(share), got
     assert triples([]) == set()
 
 

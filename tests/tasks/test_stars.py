@@ -45,11 +45,11 @@ def rows(corpus: Corpus, split: str) -> list[tuple[list[int], list[int]]]:
 # ---- graphs ------------------------------------------------------------------------------------
 
 
-def check(graph: Graph, told: dict[str, int]) -> int:
+def check(graph: Graph, message: dict[str, int]) -> int:
     """The graph is a star of the arms that it should have; returns where its centre is."""
-    degree = told["degree"]
-    shortest = told.get("pathlength", told.get("min_pathlength"))
-    longest = told.get("pathlength", told.get("max_pathlength"))
+    degree = message["degree"]
+    shortest = message.get("pathlength", message.get("min_pathlength"))
+    longest = message.get("pathlength", message.get("max_pathlength"))
     after, before = {}, {}
     for a, b in graph.edges:
         after.setdefault(a, []).append(b)
@@ -58,9 +58,9 @@ def check(graph: Graph, told: dict[str, int]) -> int:
     assert (
         len(set(graph.edges)) == len(graph.edges) and len(nodes) == len(graph.edges) + 1
     )  # a tree
-    assert max(nodes) < told["vocab_size"] and shortest <= len(graph.path) <= longest
+    assert max(nodes) < message["vocab_size"] and shortest <= len(graph.path) <= longest
     centre = [n for n in nodes if len(after.get(n, ())) + len(before.get(n, ())) > 2]
-    if "pathlength" in told:
+    if "pathlength" in message:
         centre = [graph.path[0]]
         assert len(after[centre[0]]) == degree and len(graph.edges) == degree * (shortest - 1)
     [centre] = centre
@@ -69,7 +69,7 @@ def check(graph: Graph, told: dict[str, int]) -> int:
     assert graph.path[0] == centre or graph.path[0] not in before
     assert set(zip(graph.path, graph.path[1:], strict=False)) <= set(graph.edges)
     place = graph.path.index(centre)
-    assert len(graph.path) - 1 - place >= told.get("min_plan_length", 1)
+    assert len(graph.path) - 1 - place >= message.get("min_plan_length", 1)
     return place
 
 
@@ -124,8 +124,8 @@ def test_rows(level: str, tmp_path: Path, few: None, capsys: Any):
     assert corpus.vocab_size == nodes + 3 and corpus.meta["task"] == "star"
     wanted = published(level) if level in PUBLISHED else ours(level, (300, 40))
     for split, name in (("train", "train"), ("val", "test" if level in PUBLISHED else "val")):
-        found = rows(corpus, split)
-        assert found == [([*g.prompt(), bos], [*g.answer(), eos]) for g in wanted[name]]
+        got = rows(corpus, split)
+        assert got == [([*g.prompt(), bos], [*g.answer(), eos]) for g in wanted[name]]
     longest = max(len(a) for split in ("train", "val") for _, a in rows(corpus, split))
     assert corpus.meta["longest_answer"] == longest and corpus.meta["val_rows_in_train"] == 0
     text = next(corpus.texts("val"))
@@ -151,9 +151,9 @@ def test_names_and_refusals(tmp_path: Path, few: None):
 def test_graphs_from_files(tmp_path: Path):
     """Rows as the published sets have them, in one file or two."""
     drawn = [*stars.graphs(3, (LEVELS["easy"], 120))]
-    told = [{"edge_list": g.edges, "source": g.path[0], "goal": g.path[-1], "path": g.path}
+    values = [{"edge_list": g.edges, "source": g.path[0], "goal": g.path[-1], "path": g.path}
             for g in drawn]  # fmt: skip
-    for name, part in (("a", told[:100]), ("b", told[100:])):
+    for name, part in (("a", values[:100]), ("b", values[100:])):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, part)))
     both = f"--path={tmp_path / 'a.jsonl'},{tmp_path / 'b.jsonl'}"
     corpus = prepare(tmp_path / "two", both)
@@ -162,8 +162,8 @@ def test_graphs_from_files(tmp_path: Path):
     corpus = prepare(tmp_path / "one", f"--path={tmp_path / 'a.jsonl'}")
     parts = [rows(corpus, split) for split in ("train", "val")]
     assert 0 < len(parts[1]) < 20 and sum(map(len, parts)) == 100
-    told[5]["path"] = [1, 2, 1]
-    (tmp_path / "bad.jsonl").write_text("\n".join(map(json.dumps, told)))
+    values[5]["path"] = [1, 2, 1]
+    (tmp_path / "bad.jsonl").write_text("\n".join(map(json.dumps, values)))
     with pytest.raises(UserError, match="none of its edges"):
         prepare(tmp_path / "bad", f"--path={tmp_path / 'bad.jsonl'}")
     assert not list((tmp_path / "bad").iterdir())
@@ -231,10 +231,10 @@ def test_evaluation(grows: bool, tmp_path: Path, few: None, monkeypatch: Any, ca
     monkeypatch.setattr(evaluate, "sample_options", lambda *_: SampleOptions())
     evaluate.main(["--batch_size=7", "--device=cpu", f"--json={tmp_path / 'e.json'}"])
     printed = capsys.readouterr().out
-    found = json.loads((tmp_path / "e.json").read_text())
-    assert "no bound" in printed and "exact match" in printed and "bound" not in found
+    got = json.loads((tmp_path / "e.json").read_text())
+    assert "no bound" in printed and "exact match" in printed and "bound" not in got
     wrong = [a for i, a in enumerate(known.values()) if i % 3 == 0]
-    answers = found["answers"]
+    answers = got["answers"]
     assert answers["rows"] == 40
     assert answers["exact_match"] == pytest.approx(1 - len(wrong) / 40)
     share = 1 - sum(1 / (len(a) - 1) for a in wrong) / 40

@@ -47,8 +47,8 @@ class Browser:
         self.numbers, self.rest, self.events = itertools.count(1), b"", []
         self.session: str | None = None
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        found = self.call("Target.attachToTarget", targetId=target, flatten=True)
-        self.session = found["sessionId"]
+        got = self.call("Target.attachToTarget", targetId=target, flatten=True)
+        self.session = got["sessionId"]
         for domain in ("Page", "Runtime", "Network"):
             self.call(f"{domain}.enable")
 
@@ -67,22 +67,20 @@ class Browser:
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         """Send a command and wait for its answer; events on the way are kept."""
         number = next(self.numbers)
-        told = {"id": number, "method": method, "params": params}
+        options = {"id": number, "method": method, "params": params}
         if self.session:
-            told["sessionId"] = self.session
-        os.write(self.write, json.dumps(told).encode() + b"\0")
-        while (found := self.message()).get("id") != number:
-            self.events.append(found)
-        assert "error" not in found, (method, found)
-        return found["result"]
+            options["sessionId"] = self.session
+        os.write(self.write, json.dumps(options).encode() + b"\0")
+        while (got := self.message()).get("id") != number:
+            self.events.append(got)
+        assert "error" not in got, (method, got)
+        return got["result"]
 
     def js(self, code: str) -> Any:
         """The value of an expression; a promise is awaited."""
-        found = self.call(
-            "Runtime.evaluate", expression=code, returnByValue=True, awaitPromise=True
-        )
-        assert "exceptionDetails" not in found, (code, found)
-        return found["result"].get("value")
+        got = self.call("Runtime.evaluate", expression=code, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in got, (code, got)
+        return got["result"].get("value")
 
     def open(self, path: Path) -> None:
         """Load a file; returns when it has loaded. `events` are those since then."""
@@ -109,8 +107,10 @@ class Browser:
 
     def prefer(self, **features: str) -> None:
         """prefer(color_scheme="dark"): what media queries are told."""
-        told = [{"name": "prefers-" + k.replace("_", "-"), "value": v} for k, v in features.items()]
-        self.call("Emulation.setEmulatedMedia", features=told)
+        values = [
+            {"name": "prefers-" + k.replace("_", "-"), "value": v} for k, v in features.items()
+        ]
+        self.call("Emulation.setEmulatedMedia", features=values)
 
     def picture(self, path: Path) -> None:
         """A screenshot, for a person to look at."""

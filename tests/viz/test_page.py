@@ -127,12 +127,12 @@ def test_no_text_becomes_markup(token: str, title: str, fact: str) -> None:
     """The same elements whatever the texts are, and the texts themselves come back."""
     story, still = Trace(token, lambda i: token or "x"), torch.zeros(1, 1).bool()
     story.see(frame([[5]], [[0]]), still, {})
-    found = Page(page.render([story], title, {fact: fact}))
-    assert [tag for tag, _ in found.found] == PLAIN
-    assert json.loads(found.text["script#data"])["stages"] == [story.data()]
+    got = Page(page.render([story], title, {fact: fact}))
+    assert [tag for tag, _ in got.found] == PLAIN
+    assert json.loads(got.text["script#data"])["stages"] == [story.data()]
     clean = title.replace("\r\n", "\n").replace("\r", "\n").replace("\x00", "")
     if clean.isprintable():
-        assert found.text.get("h1", "") == title == found.text.get("title", "")
+        assert got.text.get("h1", "") == title == got.text.get("title", "")
 
 
 def plain() -> list[str]:
@@ -145,18 +145,18 @@ PLAIN = plain()
 
 
 def test_the_page_needs_nothing_but_itself() -> None:
-    found = Page(text := page.render([masked_story()], "t"))
+    got = Page(text := page.render([masked_story()], "t"))
     assert text.startswith("<!doctype html>") and text.encode("ascii")
-    assert len(found.ids()) == len(set(found.ids()))
-    for tag, attrs in found.found:
+    assert len(got.ids()) == len(set(got.ids()))
+    for tag, attrs in got.found:
         assert tag not in ("img", "iframe", "object", "embed", "base") and "src" not in attrs
         assert attrs.get("href", "data:,") == "data:,"
         assert not any(name.startswith("on") for name in attrs)
     assert not re.search(r"https?:|//\w+\.|url\(|@import|innerHTML|eval\(|fetch\(", text)
-    (policy,) = [a["content"] for _, a in found.found if "http-equiv" in a]
+    (policy,) = [a["content"] for _, a in got.found if "http-equiv" in a]
     assert policy.startswith("default-src 'none';") and "http" not in policy
     used = set(re.findall(r'\$\("(\w+)"\)', page.SCRIPT))
-    assert used <= set(found.ids()), used - set(found.ids())
+    assert used <= set(got.ids()), used - set(got.ids())
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: Any) -> None:
@@ -249,9 +249,9 @@ def chromium(tmp_path_factory: Any) -> Any:
     program = browser.find()
     if program is None:
         pytest.skip("no Chromium on PATH: the package `chromium` of Debian has one")
-    found = browser.Browser(program, tmp_path_factory.mktemp("profile"))
-    yield found
-    found.close()
+    got = browser.Browser(program, tmp_path_factory.mktemp("profile"))
+    yield got
+    got.close()
 
 
 @pytest.fixture
@@ -325,8 +325,8 @@ def test_keys_do_all_of_it(shown: Any) -> None:
     tip = shown.js("$('tip').textContent")
     assert "step 2 with probability 1\u00a0%" in tip and shown.js("$('tip').checkVisibility()")
     rows = "[...$('tip').querySelectorAll('tr')].map((r) => [...r.cells].slice(0, 2).map("
-    told = shown.js(rows + "(c) => c.textContent))")
-    assert told == [["E", "50\u00a0%"], ["<script>", "30\u00a0%"], ["D", "1\u00a0%"]]
+    values = shown.js(rows + "(c) => c.textContent))")
+    assert values == [["E", "50\u00a0%"], ["<script>", "30\u00a0%"], ["D", "1\u00a0%"]]
     assert shown.js("document.activeElement.getAttribute('aria-describedby')") == "tip"
     shown.press("Escape")
     assert shown.js("$('tip').hidden")

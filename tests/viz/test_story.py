@@ -166,12 +166,12 @@ def test_a_draw_counts_only_for_the_token_that_stands_there() -> None:
 
 @given(st.text(st.characters()))
 def test_readable_text_keeps_its_characters(text: str) -> None:
-    found = readable(text)
-    assert found.replace("\n", "").isprintable()
-    assert [c for c in found if c != "\n"] == [
+    got = readable(text)
+    assert got.replace("\n", "").isprintable()
+    assert [c for c in got if c != "\n"] == [
         c if c.isprintable() else view.STAND_IN.get(c, "·") for c in text
     ]
-    assert found.count("\n") == text.count("\n") and "\n" not in found.replace("⏎\n", "")
+    assert got.count("\n") == text.count("\n") and "\n" not in got.replace("⏎\n", "")
 
 
 # ---- what samplers tell --------------------------------------------------------------------------
@@ -304,9 +304,9 @@ def test_both_places_of_a_mirrored_pair_tell_of_their_draw(name: str) -> None:
     free = torch.zeros(B, T, dtype=torch.bool)
     ids = torch.zeros(B, T, dtype=torch.int64)
     frames = list(mirror_sample(objective, net, ids, free, mirror, generator(2), o))
-    told = {}
+    draws = {}
     for frame in frames:
-        told |= by_place(frame.draws, B)
-    assert set(told) == {(b, t) for b in range(B) for t in range(T)}
-    for (b, t), d in told.items():
-        assert d == told[b, T - 1 - t] and d.id == frames[-1].ids[b, t]
+        draws |= by_place(frame.draws, B)
+    assert set(draws) == {(b, t) for b in range(B) for t in range(T)}
+    for (b, t), d in draws.items():
+        assert d == draws[b, T - 1 - t] and d.id == frames[-1].ids[b, t]

@@ -393,12 +393,12 @@ def test_standard_output_is_looked_up_late(capsys: pytest.CaptureFixture[str]) -
 
 def pictures(path: Path) -> tuple[list[Any], list[int]]:
     """The frames of an animation as RGB images, and how long each is shown, in ms."""
-    image, found, times = Image.open(path), [], []
+    image, got, times = Image.open(path), [], []
     for n in range(image.n_frames):
         image.seek(n)
-        found.append(image.convert("RGB"))
+        got.append(image.convert("RGB"))
         times.append(image.info["duration"])
-    return found, times
+    return got, times
 
 
 class Grid:
