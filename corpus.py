@@ -189,18 +189,21 @@ class CorpusWriter:
         split: str,
         ids: Iterable[int] | np.ndarray,
         prompt: int = 0,
-        given: np.ndarray | None = None,
+        prompt_mask: np.ndarray | None = None,
     ) -> None:
-        """Append one row of n ids whose first `prompt` ids are the prompt; or those where `given`
-        (n,) bool is true, in all rows of the split or none."""
+        """Append one row of n ids whose first `prompt` ids are the prompt; or those where
+        prompt_mask (n,) bool is true, for all rows of the split or none."""
         array = np.asarray(ids, dtype=np.int64)
         assert 0 <= prompt <= array.size and array.size > 0, (prompt, array.size)
         if split in self.counts:
-            assert (given is not None) == (f"{split}.giv" in self.files), f"{split}: some rows only"
+            has_mask = f"{split}.giv" in self.files
+            assert (prompt_mask is not None) == has_mask, (
+                f"{split}: prompt_mask for all rows or none"
+            )
         start = self.tokens(split, array)
-        if given is not None:
-            assert given.shape == array.shape, (given.shape, array.shape)
-            self._write(f"{split}.giv", given.astype(np.uint8))
+        if prompt_mask is not None:
+            assert prompt_mask.shape == array.shape, (prompt_mask.shape, array.shape)
+            self._write(f"{split}.giv", prompt_mask.astype(np.uint8))
         self._write(f"{split}.idx", np.array([start, prompt, array.size], np.int64))
         count = self.counts[split]
         count["rows"] += 1
@@ -267,7 +270,7 @@ class Shard(NamedTuple):
     def index(self) -> np.ndarray:
         return np.memmap(self.path.with_suffix(".idx"), np.int64, "r").reshape(-1, 3)
 
-    def given(self) -> np.ndarray | None:
+    def prompt_mask(self) -> np.ndarray | None:
         path = self.path.with_suffix(".giv")
         return np.memmap(path, np.uint8, "r") if path.is_file() else None
 
@@ -370,7 +373,7 @@ class Corpus:
         owner = np.searchsorted(ends, rows, side="right")
         self._remap()
         for k in np.unique(owner):
-            data, index, given = self._mapped(shards[k])
+            data, index, in_prompt = self._mapped(shards[k])
             at = np.flatnonzero(owner == k)
             local = rows[at] - (ends[k] - sizes[k])
             if index is not None:
@@ -381,7 +384,7 @@ class Corpus:
             inside = position < length[:, None]  # (b, T)
             source = np.where(inside, start[:, None] + position, 0)
             ids[at] = np.where(inside, data[source], self.pad_id)
-            is_prompt = position < prompt[:, None] if given is None else given[source] > 0
+            is_prompt = position < prompt[:, None] if in_prompt is None else in_prompt[source] > 0
             prompt_mask[at], lengths[at] = is_prompt & inside, length
         if ids.max() >= self.vocab_size:
             raise UserError(f"{self.folder}: id {ids.max()} >= vocab_size {self.vocab_size}")
@@ -398,7 +401,7 @@ class Corpus:
         maps = self.maps.get(shard.path)  # `get`, as another thread may clear them
         if maps is None:
             index = shard.index() if shard.rows else None
-            maps = self.maps[shard.path] = shard.data(), index, shard.given()
+            maps = self.maps[shard.path] = shard.data(), index, shard.prompt_mask()
         return maps
 
     def lengths(self, split: str, rows: np.ndarray) -> np.ndarray:

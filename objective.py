@@ -249,8 +249,8 @@ class SampleOptions:
             require(self, key, getattr(self, key) >= 0, "at least 0")
         for key in ("top_p", "threshold"):
             require(self, key, 0 <= getattr(self, key) <= 1, "between 0 and 1")
-        for key, known in CHOICES.items():
-            require(self, key, getattr(self, key) in known, "one of " + ", ".join(known))
+        for key, choices in CHOICES.items():
+            require(self, key, getattr(self, key) in choices, "one of " + ", ".join(choices))
         require(self, "eta", self.eta is None or 0 <= self.eta <= 1, "between 0 and 1")
 
 
@@ -261,11 +261,11 @@ CHOICES: dict[str, Container[str]] = {"cache": ("none", "prefix", "dual")}
 
 def choose_sampler(objective: Objective, options: SampleOptions) -> SampleOptions:
     """The options with `auto` resolved. Raises UserError for a sampler that is not known."""
-    known = objective.samplers
+    names = objective.samplers
     if options.sampler == "auto":
-        return replace(options, sampler=known[0])
-    if options.sampler not in known:
-        raise UserError(f"sampler must be one of {', '.join(known)} here, got {options.sampler!r}")
+        return replace(options, sampler=names[0])
+    if options.sampler not in names:
+        raise UserError(f"sampler must be one of {', '.join(names)} here, got {options.sampler!r}")
     return options
 
 

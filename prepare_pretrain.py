@@ -225,7 +225,7 @@ def piece_ids(tokenizer: Tokenizer, piece: Piece, counts: Counter) -> np.ndarray
     return np.array(tokenizer.encode(text), np.uint32)
 
 
-class Frame(NamedTuple):
+class RowFormat(NamedTuple):
     """How documents become rows."""
 
     bos: bool = False  # before each
@@ -233,11 +233,11 @@ class Frame(NamedTuple):
     detokenize: str = "none"  # the word list that it came as
 
 
-def encode(batch: list[Piece], tokenizer: Tokenizer, frame: Frame) -> Encoded:
+def encode(batch: list[Piece], tokenizer: Tokenizer, form: RowFormat) -> Encoded:
     """Pieces -> ids, with EOS after each document and BOS before it if rows have one. Documents of
-    more than `frame.longest` ids, if set, are left out, and so are those of several pieces."""
-    bos = [tokenizer.specials["bos"]] if frame.bos else []
-    proper = detokenizer(frame.detokenize)
+    more than `form.longest` ids, if set, are left out, and so are those of several pieces."""
+    bos = [tokenizer.specials["bos"]] if form.bos else []
+    proper = detokenizer(form.detokenize)
     parts: dict[str, list] = {"train": [], "val": []}
     ends: dict[str, list[int]] = {"train": [], "val": []}
     length, counts = Counter(), Counter()
@@ -245,12 +245,12 @@ def encode(batch: list[Piece], tokenizer: Tokenizer, frame: Frame) -> Encoded:
         if piece.first and piece.last and not piece.text.strip():
             counts["empty documents, left out"] += 1
             continue
-        if frame.detokenize != "none":
+        if form.detokenize != "none":
             piece = piece._replace(text=proper(as_text(piece.text)).encode())
         whole = piece.first and piece.last
-        encoded = [piece_ids(tokenizer, piece, counts) if whole or not frame.longest else []]
-        if frame.longest and (not whole or len(encoded[0]) + 2 > frame.longest):
-            counts[f"documents of more than {frame.longest} ids, left out"] += piece.first
+        encoded = [piece_ids(tokenizer, piece, counts) if whole or not form.longest else []]
+        if form.longest and (not whole or len(encoded[0]) + 2 > form.longest):
+            counts[f"documents of more than {form.longest} ids, left out"] += piece.first
             continue
         if piece.first:
             encoded.insert(0, bos)
@@ -276,9 +276,9 @@ def kept_in(folder: Path, identity: int) -> Tokenizer:
     return kept_tokenizer(progress_of(folder))
 
 
-def encode_elsewhere(batch: list[Piece], folder: Path, identity: int, frame: Frame) -> Encoded:
+def encode_elsewhere(batch: list[Piece], folder: Path, identity: int, form: RowFormat) -> Encoded:
     """`encode` in a worker, which reads the tokenizer once and not with every batch."""
-    return encode(batch, kept_in(folder, identity), frame)
+    return encode(batch, kept_in(folder, identity), form)
 
 
 def padded_rows(
@@ -310,11 +310,11 @@ def chunks(ids: Iterable[int], context_length: int, bos: int, eos: int) -> np.nd
 def worker(cfg: PretrainConfig, out: ShardWriter) -> Callable[[list[Piece]], Encoded]:
     """`encode` for this process, or in a form that is cheap to send to another one."""
     longest, tokenizer = cfg.context_length if cfg.packing == "rows" else 0, out.tokenizer
-    frame = Frame(cfg.packing != "stream", longest, cfg.detokenize)
+    form = RowFormat(cfg.packing != "stream", longest, cfg.detokenize)
     if cfg.num_workers == 1:
-        return functools.partial(encode, tokenizer=tokenizer, frame=frame)
+        return functools.partial(encode, tokenizer=tokenizer, form=form)
     identity = zlib.crc32(repr((tokenizer.spec(), tokenizer.files)).encode())
-    return functools.partial(encode_elsewhere, folder=out.folder, identity=identity, frame=frame)
+    return functools.partial(encode_elsewhere, folder=out.folder, identity=identity, form=form)
 
 
 def append(

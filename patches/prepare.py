@@ -188,7 +188,7 @@ def divided(
     with tempfile.TemporaryFile(dir=cfg.folder().parent) as file:
         for commit, row in rows:
             file.write(row.ids.astype(np.uint32).tobytes())
-            waiting.append(((commit.repo, commit.id), len(row.ids), int(row.given.sum())))
+            waiting.append(((commit.repo, commit.id), len(row.ids), int(row.prompt_mask.sum())))
         fitting = {key for key, size, _ in waiting if size <= cfg.block_size}
         try:
             val = held_out(source.commits, cfg.val_split_ratio, fitting)
@@ -222,8 +222,8 @@ class Packer:
             yield from self.flush()
         for first in range(0, len(row.ids), self.size):
             part = slice(first, first + self.size)
-            piece = Row(row.split, row.ids[part], row.given[part])
-            if piece.given.all():
+            piece = Row(row.split, row.ids[part], row.prompt_mask[part])
+            if piece.prompt_mask.all():
                 self.dropped["pieces without anything to write"] += 1
                 continue
             self.open.append(piece)
@@ -233,8 +233,8 @@ class Packer:
     def flush(self) -> Iterator[Row]:
         """The last row."""
         if self.open:
-            ids, given = (np.concatenate([one[k] for one in self.open]) for k in (1, 2))
-            yield Row(self.open[0].split, ids, given)
+            ids, prompt_mask = (np.concatenate([one[k] for one in self.open]) for k in (1, 2))
+            yield Row(self.open[0].split, ids, prompt_mask)
         self.open = []
 
 
@@ -257,12 +257,12 @@ def write(cfg: DiffConfig, rows: Iterable[Row], out: CorpusWriter, marked: set[s
     and have a flag per token: is it prompt?"""
     dropped = out.info["dropped"]
     for row in fitting(cfg, rows, dropped):
-        assert 0 < len(row.ids) <= cfg.block_size and not row.given.all(), row
+        assert 0 < len(row.ids) <= cfg.block_size and not row.prompt_mask.all(), row
         if row.split in marked:
-            out.row(row.split, row.ids, given=row.given)
+            out.row(row.split, row.ids, prompt_mask=row.prompt_mask)
         else:
-            prompt = int(row.given.sum())
-            assert row.given[:prompt].all(), row
+            prompt = int(row.prompt_mask.sum())
+            assert row.prompt_mask[:prompt].all(), row
             out.row(row.split, row.ids, prompt)
     empty = [split for split in ("train", "val") if split not in out.counts]
     if empty:

@@ -27,7 +27,7 @@ class Row(NamedTuple):
 
     split: str
     ids: np.ndarray  # (n,) int64
-    given: np.ndarray  # (n,) bool
+    prompt_mask: np.ndarray  # (n,) bool
 
 
 def is_saved(source: str) -> bool:
@@ -80,7 +80,7 @@ def saved_rows(
             held = number >= last if alone else name != "train"
             where = f"{source}, {name} row {number}".replace("  ", " ")
             result = saved_row(tokenizer, "val" if held else "train", row, relabel, where)
-            if result.given.all():
+            if result.prompt_mask.all():
                 dropped["nothing to write"] += 1
             else:
                 yield result
@@ -94,23 +94,23 @@ def saved_row(tokenizer: Tokenizer, split: str, row: dict, relabel: bool, where:
     if ids.ndim != 1 or seen.shape != ids.shape or not 0 < len(ids):
         raise UserError(f"{where}: input_ids and attention_mask do not fit")
     if row.get("labels") is None or relabel:
-        given = given_by_marker(tokenizer, ids)
+        prompt_mask = mask_by_marker(tokenizer, ids)
     else:
         labels = np.array(row["labels"])
         if labels.shape != ids.shape or not np.all((labels == IGNORED) | (labels == ids)):
             raise UserError(f"{where}: labels are neither {IGNORED} nor the ids")
-        given = labels == IGNORED
+        prompt_mask = labels == IGNORED
     ends = np.flatnonzero(ids[1:] == tokenizer.specials["eos"]) + 1
-    given[ends] &= given[ends - 1]
+    prompt_mask[ends] &= prompt_mask[ends - 1]
     start = int(np.argmax(seen > 0))
-    return Row(split, ids[start:], given[start:])
+    return Row(split, ids[start:], prompt_mask[start:])
 
 
-def given_by_marker(tokenizer: Tokenizer, ids: np.ndarray) -> np.ndarray:
+def mask_by_marker(tokenizer: Tokenizer, ids: np.ndarray) -> np.ndarray:
     """ids (n,) of samples with an EOS after each -> (n,) bool: is it before its sample's `<DFF>`?
     The marker is looked for in the text, not in the tokens; of a token that holds more than the
     marker's beginning, the whole is written."""
-    given = np.ones(len(ids), bool)
+    prompt_mask = np.ones(len(ids), bool)
     cuts = np.flatnonzero(ids == tokenizer.specials["eos"]) + 1
     for start, stop in zip([0, *cuts], [*cuts, len(ids)], strict=True):
         part = ids[start:stop].tolist()
@@ -122,8 +122,8 @@ def given_by_marker(tokenizer: Tokenizer, ids: np.ndarray) -> np.ndarray:
             middle = (low + high + 1) // 2
             fits = len(tokenizer.decode(part[:middle])) <= at
             low, high = (middle, high) if fits else (low, middle - 1)
-        given[start + low : stop] = False
-    return given
+        prompt_mask[start + low : stop] = False
+    return prompt_mask
 
 
 # ---- writing -----------------------------------------------------------------------------------
@@ -155,8 +155,8 @@ def _columns(folder: str, split: str) -> Iterator[dict[str, list[int]]]:
     longest = corpus.meta["splits"][split]["longest"]
     for number in range(corpus.rows(split)):
         batch = corpus.batch(split, np.array([number]), longest)
-        ids, given = (part[0, : int(batch.length)].numpy() for part in batch[:2])
-        labels = np.where(given, IGNORED, ids)
+        ids, prompt_mask = (part[0, : int(batch.length)].numpy() for part in batch[:2])
+        labels = np.where(prompt_mask, IGNORED, ids)
         mask = np.ones_like(ids)
         columns = {"input_ids": ids, "attention_mask": mask, "labels": labels}
         yield {name: column.tolist() for name, column in columns.items()}

@@ -58,7 +58,7 @@ class Pair(NamedTuple):
     """A sampled and a wanted answer, each up to EOS, inclusive."""
 
     prompt: list[int]
-    found: list[int]
+    answer: list[int]
     wanted: list[int]
 
 
@@ -68,8 +68,8 @@ def scores(task: str, tokenizer: Symbols, answers: list[Pair]) -> dict[str, floa
     positions; a mean over positions, then over answers."""
     each = [
         {
-            "exact_match": pair.found == pair.wanted,
-            "token_accuracy": right_share(pair.found, pair.wanted[:-1]),
+            "exact_match": pair.answer == pair.wanted,
+            "token_accuracy": right_share(pair.answer, pair.wanted[:-1]),
             **_more(task, tokenizer, pair),
         }
         for pair in answers
@@ -86,8 +86,8 @@ def right_share(answer: list[int], wanted: list[int]) -> float:
 
 def _more(task: str, tokenizer: Symbols, pair: Pair) -> dict[str, float]:
     words = len(tokenizer.symbols)
-    ended = pair.found[-1:] == [tokenizer.specials["eos"]]
-    clean = ended and all(i < words for i in pair.found[:-1])
+    ended = pair.answer[-1:] == [tokenizer.specials["eos"]]
+    clean = ended and all(i < words for i in pair.answer[:-1])
     if task == "zebra":
         answer, wanted = (triples([i for i in ids if i < words]) for ids in pair[1:])
         share = len(answer & wanted) / max(1, len(answer | wanted))

@@ -85,19 +85,20 @@ class Trace:
     def watch(
         self,
         frames: Iterable[Frame],
-        given: Tensor,
-        then: Callable = lambda frames, given: frames,
+        prompt_mask: Tensor,
+        then: Callable = lambda frames, prompt_mask: frames,
     ) -> Iterator[Frame]:
         """A `watch` for `generate`: records the frames of `then`, another `watch`, and passes them
         on."""
-        for frame in then(frames, given):
-            self.see(frame, given, by_place(frame.draws, self.rows))
+        for frame in then(frames, prompt_mask):
+            self.see(frame, prompt_mask, by_place(frame.draws, self.rows))
             yield frame
 
-    def see(self, frame: Frame, given: Tensor, drawn: dict[tuple[int, int], Drawn]) -> None:
-        """Record a frame; given (B, T) bool; `drawn` as `by_place` returns it."""
+    def see(self, frame: Frame, prompt_mask: Tensor, drawn: dict[tuple[int, int], Drawn]) -> None:
+        """Record a frame; prompt_mask (B, T) bool; `drawn` as `by_place` returns it."""
         ids, length, changed, fixed = (
-            part[: self.rows].tolist() for part in (frame.ids, frame.length, frame.changed, given)
+            part[: self.rows].tolist()
+            for part in (frame.ids, frame.length, frame.changed, prompt_mask)
         )
         if not self.steps:
             self.lines, self.gone = [[] for _ in ids], [[] for _ in ids]

@@ -108,11 +108,12 @@ def carry(
 
 
 class _Given:
-    """Which tokens of a frame belong to the prompt, row by row: the positions in `given`, or with
-    insertions, where tokens move, those of the first frame. `of` must be called on every frame."""
+    """Which tokens of a frame belong to the prompt, row by row: the positions in prompt_mask,
+    or with insertions, where tokens move, those of the first frame. `of` must be called on every
+    frame."""
 
-    def __init__(self, given: Tensor | None, rows: int, mask_id: int | None, inserts: bool):
-        self.rows = None if inserts else [] if given is None else given[:rows].tolist()
+    def __init__(self, prompt_mask: Tensor | None, rows: int, mask_id: int | None, inserts: bool):
+        self.rows = None if inserts else [] if prompt_mask is None else prompt_mask[:rows].tolist()
         self.inserts, self.mask_id = inserts, mask_id
 
     def of(self, shot: "_Shot") -> list[list[bool]]:
@@ -137,10 +138,12 @@ def _shot(frame: Frame, rows: int) -> _Shot:
     return _Shot(*picked)
 
 
-def _board(shot: _Shot, show: ShowToken, mask_id: int | None, given: list[list[bool]]) -> Board:
+def _board(
+    shot: _Shot, show: ShowToken, mask_id: int | None, prompt_mask: list[list[bool]]
+) -> Board:
     board = []
     for b, ids in enumerate(shot.ids):
-        is_given = given[b] if b < len(given) else []
+        is_given = prompt_mask[b] if b < len(prompt_mask) else []
         is_given = (is_given + [False] * len(ids))[: len(ids)]  # a canvas may grow while sampling
         board.append(cells(ids, shot.changed[b], is_given, shot.length[b], show, mask_id))
     return board
@@ -184,7 +187,7 @@ def terminal(
     frames: Iterable[F],
     show_token: ShowToken,
     mask_id: int | None = None,
-    given: Tensor | None = None,
+    prompt_mask: Tensor | None = None,
     rows: int = 4,
     fps: float = 20,
     file: TextIO | None = None,
@@ -192,13 +195,13 @@ def terminal(
 ) -> Iterator[F]:
     """Pass the frames through, drawing the first `rows` samples of each in place on a terminal.
 
-    given: (B, T) bool, positions that the caller fixed. inserts: tokens are inserted, and the given
-    ones are those of the first frame. fps: at most so many frames a second (0: as they come).
-    file: sys.stdout unless given. Where that is no terminal, the last frame's rows are printed as
-    plain text when the frames end, and nothing if they do not. $NO_COLOR leaves out the colours.
+    prompt_mask: (B, T) bool. inserts: tokens are inserted, and the prompt is the first frame. fps:
+    at most so many frames a second (0: no limit). file: by default sys.stdout. If it is not a
+    terminal, the rows of the last frame are printed as plain text when the frames end. $NO_COLOR
+    turns the colours off.
     """
     file, show = file or sys.stdout, cache(show_token)
-    prompt, marks = _Given(given, rows, mask_id, inserts), []
+    prompt, marks = _Given(prompt_mask, rows, mask_id, inserts), []
     animate = file.isatty() and os.environ.get("TERM") != "dumb"
     shot, drawn, due = None, 0, 0.0
     try:
@@ -265,25 +268,25 @@ def gif(
     frames: Iterable[Frame],
     show_token: ShowToken,
     mask_id: int | None = None,
-    given: Tensor | None = None,
+    prompt_mask: Tensor | None = None,
     rows: int = 4,
     fps: float = 8,
     columns: int = 32,
-    most: int = 200,
+    max_frames: int = 200,
     inserts: bool = False,
 ) -> None:
     """Write the first `rows` samples of each frame as an animated GIF, complete or not at all.
 
-    given, inserts: as in `terminal`. columns: one-character tiles that fit a line. most: of more
-    frames than this (at least 2) an even selection is drawn, with the first and the last. Raises
+    prompt_mask, inserts: as in `terminal`. columns: one-character tiles per line. max_frames: at
+    least 2; of more frames an even selection is drawn, with the first and the last. Raises
     ModuleNotFoundError without Pillow, ValueError without frames, and what `frames` raises.
     """
     pillow = _pillow()
-    show, prompt = cache(show_token), _Given(given, rows, mask_id, inserts)
+    show, prompt = cache(show_token), _Given(prompt_mask, rows, mask_id, inserts)
     shots = [_shot(frame, rows) for frame in frames]
     if not shots:
         raise ValueError(f"{path}: no frames to draw")
-    picked = _spread(len(shots), most)
+    picked = _evenly(len(shots), max_frames)
     starts = [0] + [i + 1 for i in picked[:-1]]
     merged = [_merge(shots[a : b + 1]) for a, b in zip(starts, picked, strict=True)]
     marks = [prompt.of(shot) for shot in shots]
@@ -323,12 +326,12 @@ def _pillow() -> Any:
     return PIL
 
 
-def _spread(n: int, most: int) -> list[int]:
-    """At most `most` of the indices 0 ... n - 1, evenly, the first and the last among them."""
-    assert most >= 2, most
-    if n <= most:
+def _evenly(n: int, count: int) -> list[int]:
+    """At most `count` evenly spaced indices of 0 ... n - 1, including the first and the last."""
+    assert count >= 2, count
+    if n <= count:
         return list(range(n))
-    return [round(k * (n - 1) / (most - 1)) for k in range(most)]
+    return [round(k * (n - 1) / (count - 1)) for k in range(count)]
 
 
 def _merge(shots: list[_Shot]) -> _Shot:

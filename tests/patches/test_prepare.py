@@ -29,7 +29,7 @@ from patches.rows import (
     split_sample,
     target_text,
 )
-from patches.saved import Row, given_by_marker
+from patches.saved import Row, mask_by_marker
 from patches.sources import Limits, changes_of
 from tokenizer import Bytes
 
@@ -407,9 +407,9 @@ def test_packing_loses_no_token_that_is_written(sizes, block):
         for i, (a, b) in enumerate(sizes)
     ]
     got = list(fitting(config, made, dropped))
-    assert all(0 < len(r.ids) <= block and not r.given.all() for r in got)
-    wanted = np.concatenate([r.ids[~r.given] for r in made] or [np.zeros(0)])
-    assert (np.concatenate([r.ids[~r.given] for r in got] or [np.zeros(0)]) == wanted).all()
+    assert all(0 < len(r.ids) <= block and not r.prompt_mask.all() for r in got)
+    wanted = np.concatenate([r.ids[~r.prompt_mask] for r in made] or [np.zeros(0)])
+    assert (np.concatenate([r.ids[~r.prompt_mask] for r in got] or [np.zeros(0)]) == wanted).all()
     for row in got:  # a sample that fits is in one row
         whole = {i for i in set(row.ids // 100) if sum(sizes[i]) <= block}
         assert all((row.ids // 100 == i).sum() == sum(sizes[i]) for i in whole)
@@ -472,7 +472,7 @@ def test_labels_follow_the_text_and_not_the_tokens():
 
     wide = SimpleNamespace(specials={"eos": 999}, decode=decode)
     ids = np.array([*range((len(text) + 2) // 3), 999])
-    asked = given_by_marker(wide, ids)
+    asked = mask_by_marker(wide, ids)
     at = text.rindex("<DFF>") // 3
     assert asked.tolist() == [i < at for i in range(len(ids))]
 

@@ -161,7 +161,7 @@ FIXED = known(["^^    ", "^^    "])
 def played(frames: Any, fixed: Tensor | None = None, columns: int = 80, **options: Any) -> Screen:
     screen = Screen(columns)
     options = {"mask_id": MASK, "fps": 0, **options}
-    list(view.terminal(frames, show, given=fixed, file=screen, **options))
+    list(view.terminal(frames, show, prompt_mask=fixed, file=screen, **options))
     return screen.read_screen()
 
 
@@ -271,7 +271,9 @@ def test_given_tokens_keep_their_colour_as_they_move() -> None:
 
 
 def test_in_a_gif_too_and_past_frames_that_are_not_drawn(tmp_path: Path) -> None:
-    view.gif(tmp_path / "a.gif", GROWN, show, None, known(["^^^^", "^^^^"]), most=2, inserts=True)
+    view.gif(
+        tmp_path / "a.gif", GROWN, show, None, known(["^^^^", "^^^^"]), max_frames=2, inserts=True
+    )
     images, _ = pictures(tmp_path / "a.gif")
     grid = Grid(GROWN)
     for image, row in zip(
@@ -512,7 +514,7 @@ def test_tiles_are_as_wide_as_the_longest_token_and_cut_beyond() -> None:
 @settings(max_examples=200)
 @given(st.integers(1, 3000), st.integers(2, 300))
 def test_subsampling_keeps_both_ends_and_spreads_evenly(n: int, most: int) -> None:
-    picked = view._spread(n, most)
+    picked = view._evenly(n, most)
     assert len(picked) == min(n, most) and picked[0] == 0 and picked[-1] == n - 1
     gaps = {b - a for a, b in pairwise(picked)}
     assert min(gaps, default=1) >= 1 and max(gaps, default=1) - min(gaps, default=1) <= 1
@@ -522,7 +524,7 @@ def test_subsampled_gif_shows_what_changed_between(tmp_path: Path) -> None:
     rows = ["______", " _____", "  ____", "   ___", "    __"]
     marks = ["      ", "^     ", " ^    ", "  ^   ", "   ^  "]
     frames = [frame([r], [m]) for r, m in zip(rows, marks, strict=True)]
-    view.gif(tmp_path / "a.gif", frames, show, MASK, most=3)  # steps 1, 3 and 5
+    view.gif(tmp_path / "a.gif", frames, show, MASK, max_frames=3)  # steps 1, 3 and 5
     images, times = pictures(tmp_path / "a.gif")
     new, old, grid = view.COLOURS["new"][0], view.COLOURS["old"][0], Grid(frames)
     assert times == [120, 120, 2000]
