@@ -67,7 +67,7 @@ class CascadeConfig(SamplerConfig):
     batch_size: int = 32  # of them at a time
     output_dir: str = "out/cascade"  # texts and summary.json go here
     gold: bool = False  # also from the prefixes of real texts
-    clamp: bool = False  # what is given also stands in the text
+    clamp: bool = False  # the tokens of the prefix also stand in the text
     judge: str = ""  # causal language model of transformers: a folder or hub id
     html: str = ""  # write the first samples of every stage to this page, with a slider
 
@@ -89,8 +89,8 @@ class Stage(NamedTuple):
     path: str
     number: int  # from 1
     model: Model
-    given: int  # tokens of its prefix
-    written: int  # tokens after it
+    P: int  # tokens of its prefix
+    T: int  # tokens after it
 
 
 def open_stage(path: str, number: int, cfg: CascadeConfig) -> Stage:
@@ -122,30 +122,30 @@ def open_stages(cfg: CascadeConfig) -> list[Stage]:
     return stages
 
 
-def places(given: int, written: int) -> Tensor:
-    """(given,) int64: positions of clamped tokens in the text, the middles of equal parts."""
-    return ((torch.arange(given) + 0.5) * written / max(given, 1)).long()
+def places(P: int, T: int) -> Tensor:
+    """(P,) int64: positions of clamped tokens in the text, the middles of equal parts."""
+    return ((torch.arange(P) + 0.5) * T / max(P, 1)).long()
 
 
 def stage_canvas(stage: Stage, prefix: Tensor, clamp: bool) -> Prompt:
-    """prefix (given,) -> the canvas of one sample: the prefix and room for the text."""
-    assert len(prefix) == stage.given, (len(prefix), stage)
-    ids = F.pad(prefix, (0, stage.written))
-    given = torch.arange(len(ids)) < stage.given
-    if clamp and stage.given:
-        where = stage.given + places(stage.given, stage.written)
-        ids[where], given[where] = prefix, True
-    return Prompt(ids, given)
+    """prefix (P,) -> the canvas of one sample: the prefix and T positions for the text."""
+    assert len(prefix) == stage.P, (len(prefix), stage)
+    ids = F.pad(prefix, (0, stage.T))
+    prompt_mask = torch.arange(len(ids)) < stage.P
+    if clamp and stage.P:
+        where = stage.P + places(stage.P, stage.T)
+        ids[where], prompt_mask[where] = prefix, True
+    return Prompt(ids, prompt_mask)
 
 
-def unwatched(frames: Iterable[Frame], given: Tensor) -> Iterable[Frame]:
+def unwatched(frames: Iterable[Frame], prompt_mask: Tensor) -> Iterable[Frame]:
     return frames
 
 
 def write_stage(
     cfg: CascadeConfig, stage: Stage, prefixes: Tensor, watch: Callable | None = None
 ) -> Samples:
-    """prefixes (N, given) -> samples whose ids are the text without the prefix, (N, written)."""
+    """prefixes (N, P) -> samples whose ids are the text without the prefix, (N, T)."""
     begun = [stage_canvas(stage, prefix, cfg.clamp) for prefix in prefixes]
     special = stage.model.meta["specials"]
     ends = {special.get("eos"), special.get("mask")}  # no text has the other special tokens
@@ -155,7 +155,7 @@ def write_stage(
     seed = seed_of(cfg.seed, stage.number)
     watch = watch or unwatched
     samples = generate(stage.model, begun, options, seed, cfg.batch_size, watch, cfg.dtype)
-    return samples._replace(ids=samples.ids[:, stage.given :])
+    return samples._replace(ids=samples.ids[:, stage.P :])
 
 
 # ---- numbers -------------------------------------------------------------------------------------
@@ -226,14 +226,14 @@ def animated(stage: Stage) -> Callable:
     """The `watch` of `generate` that shows the first samples of a stage."""
     width = LINE.get(stage.model.tokenizer.kind, 16)
 
-    def watch(frames: Iterable[Frame], given: Tensor) -> Iterator[Frame]:
-        part = (slice(SHOWN), slice(stage.given, None))
-        length = folded(torch.ones_like(given[part]), width).sum(1)
+    def watch(frames: Iterable[Frame], prompt_mask: Tensor) -> Iterator[Frame]:
+        part = (slice(SHOWN), slice(stage.P, None))
+        length = folded(torch.ones_like(prompt_mask[part]), width).sum(1)
         few = (
             Folded(folded(f.ids[part], width), length, folded(f.changed[part], width), f)
             for f in frames
         )
-        prompt_mask, mask = folded(given[part], width), stage.model.objective.mask_id
+        prompt_mask, mask = folded(prompt_mask[part], width), stage.model.objective.mask_id
         show = show_token(stage.model)
         for frame in view.terminal(few, show, mask, prompt_mask, len(length)):
             yield frame.whole
@@ -261,11 +261,11 @@ def sample_chain(cfg: CascadeConfig, stages: list[Stage], stories: list[Trace]) 
     prefixes, done = torch.zeros(cfg.num_samples, 0, dtype=torch.int64), []
     for stage in stages:
         if cfg.show:
-            print(f"\nstage {stage.number}: {stage.written} tokens from {stage.given}", flush=True)
+            print(f"\nstage {stage.number}: {stage.T} tokens from {stage.P}", flush=True)
         watch = animated(stage) if cfg.show else unwatched
         if cfg.html:
-            name = f"Stage {stage.number}: {stage.written} tokens from {stage.given}"
-            stories.append(trace_of(stage.model, name, skip=stage.given))
+            name = f"Stage {stage.number}: {stage.T} tokens from {stage.P}"
+            stories.append(trace_of(stage.model, name, skip=stage.P))
             watch = partial(stories[-1].watch, then=watch)
         done.append(write_stage(cfg, stage, prefixes, watch))
         prefixes = done[-1].ids
@@ -273,20 +273,20 @@ def sample_chain(cfg: CascadeConfig, stages: list[Stage], stories: list[Trace]) 
 
 
 def gold_rows(cfg: CascadeConfig, stage: Stage) -> Tensor:
-    """(N, given + written): validation rows of the corpus that the stage was trained on."""
+    """(N, P + T): validation rows of the corpus that the stage was trained on."""
     config = stage.model.config
     corpus = Corpus(Path(config.data_dir) / config.dataset)
     corpus.require_like({**stage.model.meta, "tokenizer": stage.model.tokenizer.spec()})
     total = corpus.rows("val")
     rows = shuffled(np.arange(min(cfg.num_samples, total)), total, 0)
-    return corpus.batch("val", rows, stage.given + stage.written).ids
+    return corpus.batch("val", rows, stage.P + stage.T).ids
 
 
 def gap(cfg: CascadeConfig, stage: Stage, made: Samples, before: Tensor, rows: Tensor) -> dict:
-    """Pairs of prefixes and texts: generated prefixes (N, given) and the texts written from them;
-    prefixes of real texts, rows (M, given + written), and the texts written from them; and the real
+    """Pairs of prefixes and texts: generated prefixes (N, P) and the texts written from them;
+    prefixes of real texts, rows (M, P + T), and the texts written from them; and the real
     texts."""
-    prefixes, real = rows[:, : stage.given], rows[:, stage.given :]
+    prefixes, real = rows[:, : stage.P], rows[:, stage.P :]
     return {
         "generated prefix": (before, made.ids),
         "gold prefix": (prefixes, write_stage(cfg, stage, prefixes).ids),
@@ -309,7 +309,7 @@ def report(
         pair = result["overlaps"][f"{i + 1}->{j + 1}"] = compare_prefix(done[i].ids, done[j].ids)
         print(f"stage {i + 1} in stage {j + 1}: {describe_prefix(pair)}")
     for stage, made in zip(stages, done, strict=True):
-        entry = {k: getattr(stage, k) for k in ("path", "number", "given", "written")}
+        entry = {"path": stage.path, "number": stage.number, "given": stage.P, "written": stage.T}
         entry |= {"step": stage.model.step, "seconds": made.seconds, "nfe": made.nfe}
         entry["samples"] = judged(made.ids.tolist(), tokenizer, judge)
         print(describe_judged(entry["samples"], f"stage {stage.number}", judge), flush=True)

@@ -126,10 +126,10 @@ CASES = {  # name: weight of the readout's loss, weight of its class "complete"
 @pytest.mark.parametrize("name", CASES)
 def test_losses(name):
     weight, class_weight = CASES[name]
-    process = Insertion(V, SPECIALS, stop_weight=weight, class_weight=class_weight)
+    objective = Insertion(V, SPECIALS, stop_weight=weight, class_weight=class_weight)
     net, rows = network(), recorded_rows()
-    nats, ce, cls = process.token_loss(net, rows, torch.ones(len(rows.ids)))
-    stop = process.stop_loss(net, cls, rows.n)
+    nats, ce, cls = objective.token_loss(net, rows, torch.ones(len(rows.ids)))
+    stop = objective.stop_loss(net, cls, rows.n)
     SET.close(ce, f"{name}_ce")
     SET.close(stop / weight if name == "paper" else stop, f"{name}_stop", atol=1e-6)
     total = (nats + stop.sum()) / len(rows.ids)
@@ -146,11 +146,11 @@ def test_losses(name):
 def test_one_softmax_over_all_pairs_in_chunks_of_whole_groups(monkeypatch):
     """Chunks change nothing: compared with the dense softmax over all pairs."""
     net, rows = network(), recorded_rows()
-    process = Insertion(V, SPECIALS)
-    want, _, _ = process.token_loss(net, rows, torch.ones(len(rows.ids)))
+    objective = Insertion(V, SPECIALS)
+    want, _, _ = objective.token_loss(net, rows, torch.ones(len(rows.ids)))
     gaps = (torch.arange(rows.ids.shape[1]) < rows.length[:, None]) & (rows.n > 0)[:, None]
     gaps[:, 0] = False
-    _, h, number = process.gap_features(net, rows, None, gaps)
+    _, h, number = objective.gap_features(net, rows, None, gaps)
     group = torch.unique_consecutive(gaps.nonzero()[:, 0], return_inverse=True)[1]
     weight = (1 / rows.n.clamp(min=1)).float()[rows.row]
     assert len(whole_groups(group, 1)) == int(group[-1]) + 1 > 1
@@ -165,12 +165,12 @@ def test_one_softmax_over_all_pairs_in_chunks_of_whole_groups(monkeypatch):
 
 @pytest.mark.parametrize("eos_weight", SET.cases(r"it_loss_eos([\d.]+)"))
 def test_insertion_transformer(eos_weight):
-    process = InsertionTransformer(V, SPECIALS, eos_weight=float(eos_weight))
+    objective = InsertionTransformer(V, SPECIALS, eos_weight=float(eos_weight))
     net, rows = network(final_norm=True), recorded_rows()
     gaps = torch.arange(rows.ids.shape[1]) < rows.length[:, None]
     gaps[:, 0] = False
-    _, h, number = process.gap_features(net, rows, None, gaps)
-    at, token, weight = process.targets(rows, gaps, number)
+    _, h, number = objective.gap_features(net, rows, None, gaps)
+    at, token, weight = objective.targets(rows, gaps, number)
     nats, each = grouped_loss(net, h, torch.arange(len(h)), at, token, weight)
     SET.close(nats / len(h), f"it_loss_eos{eos_weight}")
     SET.close(each, f"it_nll_eos{eos_weight}")
@@ -183,11 +183,11 @@ def test_insertion_transformer_targets_and_logits():
     assert torch.equal(dropped, SET.gold("paper_drop"))
     ids = SET.gold("it_input_ids")
     kept = ~dropped & (torch.arange(ids.shape[1]) < (SET.gold("seq_len") + 2)[:, None])
-    process = InsertionTransformer(V, SPECIALS)
+    objective = InsertionTransformer(V, SPECIALS)
     gaps = torch.arange(rows.ids.shape[1]) < rows.length[:, None]
     gaps[:, 0] = False
-    _, h, number = process.gap_features(network(final_norm=True), rows, None, gaps)
-    at, token, _ = process.targets(rows, gaps, number)
+    _, h, number = objective.gap_features(network(final_norm=True), rows, None, gaps)
+    at, token, _ = objective.targets(rows, gaps, number)
     place = kept.clone()
     place[:, 0] = False
     place = place.nonzero()  # of the scored gaps, in the original columns
@@ -226,14 +226,14 @@ def recorded_canvas():
     return ids, given
 
 
-def inserter(process, net, **options):
+def inserter(objective, net, **options):
     o = SampleOptions(capacity=ROOM, **options)
-    return InsertionSampler(process, net, *recorded_canvas(), generator(0), o)
+    return InsertionSampler(objective, net, *recorded_canvas(), generator(0), o)
 
 
 def test_distributions_over_gaps_and_tokens():
-    process, net = Insertion(V, SPECIALS), network()
-    run = inserter(process, net, sampler="threshold")
+    objective, net = Insertion(V, SPECIALS), network()
+    run = inserter(objective, net, sampler="threshold")
     rows = torch.arange(len(run.x))
     h = run.forward(rows)
     p = net.heads["stop"](h[:, 0]).softmax(-1)[:, 0]
@@ -272,10 +272,10 @@ def test_greedy_insertions():
 
 
 def test_finished_slots():
-    process, net = InsertionTransformer(V, SPECIALS), network(final_norm=False)
+    objective, net = InsertionTransformer(V, SPECIALS), network(final_norm=False)
     for normed in (False, True):
         net = network(normed)
-        run = inserter(process, net, sampler="serial")
+        run = inserter(objective, net, sampler="serial")
         rows = torch.arange(len(run.x))
         h = run.forward(rows)
         gaps, W = run.gaps(rows, h.shape[1]), SET.gold("pred_x").shape[1]
@@ -323,8 +323,8 @@ def idlm(noise, longest, **flags):
 def test_schedules(name):
     noise, t = schedules()[name], SET.gold("idlm_t").double()
     SET.close(noise.total(t), f"idlm_total_{name}")
-    process = idlm(noise, 24)
-    SET.close(process.slope(t) * (noise.total(t) + 1e-6), f"idlm_rate_{name}")
+    objective = idlm(noise, 24)
+    SET.close(objective.slope(t) * (noise.total(t) + 1e-6), f"idlm_rate_{name}")
     if name == "loglinear":  # the recorded rate is not the slope of the recorded total
         t.requires_grad_()
         (slope,) = torch.autograd.grad(noise.total(t).sum(), t)
@@ -369,9 +369,9 @@ def test_idlm_losses(schedule, flags):
     time, rows = SET.gold("idlm_batch_t").double(), recorded_rows()
     noise, values = schedules()[schedule], flag_sets()[flags]
     net = recording(time if values["send_t_to_model"] else noise.total(time))
-    process = idlm(noise, net.heads["length"](None).shape[1], **values)
+    objective = idlm(noise, net.heads["length"](None).shape[1], **values)
     every = torch.ones(len(time), dtype=torch.bool)
-    loss = process.loss(net, rows._replace(time=time, has_target=every))
+    loss = objective.loss(net, rows._replace(time=time, has_target=every))
     SET.close(loss.sum / loss.count, f"idlm_loss_{schedule}_{flags}")
     for key, name in (("ce", "ce"), ("length", "len")):
         want = SET.gold(f"idlm_{name}_{schedule}_{flags}")
@@ -379,16 +379,16 @@ def test_idlm_losses(schedule, flags):
     # each row by itself: what the sums above cannot tell apart
     for b in range(len(time)):
         one = rows._replace(time=time, has_target=torch.arange(len(time)) == b)
-        alone = process.loss(net, one)
+        alone = objective.loss(net, one)
         both = SET.gold(f"idlm_ce_{schedule}_{flags}") + SET.gold(f"idlm_len_{schedule}_{flags}")
         torch.testing.assert_close(alone.sum, both[b], rtol=1e-5, atol=1e-5)
 
 
 def test_mean_number_of_missing_tokens():
     net = recording()
-    process = idlm(Linear(0.5, 6.5), 24)
-    SET.close(process.mean_missing_count(net, None), "idlm_mean_delta_l")
-    SET.close(process.mean_missing_count(net, None, 0.5), "idlm_mean_delta_l_T0.5")
+    objective = idlm(Linear(0.5, 6.5), 24)
+    SET.close(objective.mean_missing_count(net, None), "idlm_mean_delta_l")
+    SET.close(objective.mean_missing_count(net, None, 0.5), "idlm_mean_delta_l_T0.5")
 
 
 @pytest.mark.parametrize("schedule", schedules())
@@ -405,14 +405,14 @@ def test_insertion_probabilities(schedule):
     values = SET.facts["keys"][names[0]]  # the times are in its words
     values = [float(t) for t in re.search(r"t=\[([\d., ]+)\]", values)[1].split(",")]
     noise, time = schedules()[schedule], torch.tensor(values, dtype=torch.float64)
-    process = idlm(noise, 24)
+    objective = idlm(noise, 24)
     steps = [int(n) for n in SET.cases(rf"idlm_pred_p_{schedule}_T(\d+)")]
     first = SET.gold(f"idlm_pred_p_{schedule}_T{steps[0]}").double()
-    mean = first * (steps[0] + 1) / process.slope(time)
+    mean = first * (steps[0] + 1) / objective.slope(time)
     net = recording()
-    process.mean_missing_count = lambda *_: mean
+    objective.mean_missing_count = lambda *_: mean
     for T, begun in itertools.product(steps, (False, True)):
-        rate = process.insertion_rate(net, None, time, ~torch.tensor([begun] * len(time)))
+        rate = objective.insertion_rate(net, None, time, ~torch.tensor([begun] * len(time)))
         name = f"idlm_pred_p_{'' if begun else 'first_'}{schedule}_T{T}"
         SET.close(rate / (T + 1), name)
 

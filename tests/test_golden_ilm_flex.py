@@ -15,10 +15,10 @@ def test_noising_from_recorded_times():
     ids, t = SET.gold("flex_ids"), SET.gold("flex_t")
     fixed = SET.gold("flex_fixed").bool()
     length = (ids != PAD).sum(1)
-    process = FlexMDM(32, {"pad": PAD, "mask": MASK, "eos": EOS}, longest=ids.shape[1])
+    objective = FlexMDM(32, {"pad": PAD, "mask": MASK, "eos": EOS}, longest=ids.shape[1])
     # BOS in front: what our rows begin with, there at all times and deleting nothing
     given = F.pad(fixed, (1, 0), value=True)
-    rows = process.with_eos(Batch(F.pad(ids, (1, 0), value=4), given, length + 1))
+    rows = objective.with_eos(Batch(F.pad(ids, (1, 0), value=4), given, length + 1))
     times = (F.pad(SET.gold(f"flex_{k}_time"), (1, 1)) for k in ("ins", "unmask"))
     x = noised(rows, *times, t, MASK, PAD)
     assert torch.equal(x.length - 1, SET.gold("flex_gaps_mask").sum(1))

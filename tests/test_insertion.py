@@ -176,10 +176,10 @@ def test_every_number_and_every_subset_is_equally_likely():
 def test_the_row_of_an_insertion_model():
     """CLS in front, no EOS, no padding; nothing given is ever dropped; gaps of the prompt are open
     in none of them."""
-    process = Insertion(VOCAB, SPECIALS)
+    objective = Insertion(VOCAB, SPECIALS)
     batch = batch_of([[0, 1, 2], [2, 1], [0]], prompt=1)
     for seed in range(20):
-        rows = process.corrupt(batch, generator(seed))
+        rows = objective.corrupt(batch, generator(seed))
         for b, text in enumerate(([0, 1, 2], [2, 1], [0])):
             row = rows.ids[b, : rows.length[b]].tolist()
             assert row[:3] == [CLS, 3, text[0]] and not {4, 5} & set(row)
@@ -203,7 +203,7 @@ def test_loss_is_the_mean_over_numbers_and_subsets():
     """Against a sum written out by hand, with any network: here, one that is random."""
     net = exact_ilm()
     net.table = lambda state, t: random_table(state)
-    process = Insertion(VOCAB, SPECIALS, stop_weight=0.3, class_weight=0.8)
+    objective = Insertion(VOCAB, SPECIALS, stop_weight=0.3, class_weight=0.8)
     text = [2, 0, 1]
     want = 0.0
     for n in range(4):
@@ -214,7 +214,7 @@ def test_loss_is_the_mean_over_numbers_and_subsets():
             ce = -sum(logp[g, v] for g, v in pairs) / max(1, n)
             stop = -count[:2].log_softmax(0)[int(n > 0)] * 0.3 * (0.8 if n == 0 else 0.2)
             want += (ce + stop) / len(ways) / 4
-    loss = process.loss(net, process.corrupt(batch_of([text] * 40000), generator(1)))
+    loss = objective.loss(net, objective.corrupt(batch_of([text] * 40000), generator(1)))
     assert loss.count == 40000
     assert float(loss.sum.detach() / loss.count) == pytest.approx(float(want), rel=0.01)
 
@@ -230,9 +230,9 @@ def test_bound_is_the_sum_over_all_orders_and_above_the_likelihood(exact):
     net = exact_ilm()
     if not exact:
         net.table = lambda state, t: random_table(state)
-    process = Insertion(VOCAB, SPECIALS)
+    objective = Insertion(VOCAB, SPECIALS)
     ids = [t for t in TEXTS for _ in range(400)]
-    got = process.bound(net, batch_of(ids), generator(2), samples=3).view(len(TEXTS), 400)
+    got = objective.bound(net, batch_of(ids), generator(2), samples=3).view(len(TEXTS), 400)
 
     def stop(state):
         return float(net.table(state, None)[1][:2].softmax(0)[0])
@@ -265,8 +265,8 @@ def test_bound_counts_ties_once():
         return z, even[0] + torch.tensor([0.0 if len(state) == 3 else -99, 0.0])
 
     net.table = table
-    process = Insertion(VOCAB, SPECIALS)
-    got = process.bound(net, batch_of([[0, 0, 0]] * 3000), generator(0), samples=3)
+    objective = Insertion(VOCAB, SPECIALS)
+    got = objective.bound(net, batch_of([[0, 0, 0]] * 3000), generator(0), samples=3)
     stop = math.log(2)  # at the whole text; going on before it is free
     # n = 3: one gap, m = 3. n = 2: kept first, middle or last: both missing in one gap of two, or
     # one in each. n = 1: any gap of three
@@ -279,14 +279,14 @@ def test_bound_counts_ties_once():
 
 def test_length_readout():
     """Classes of the number of missing tokens: 0 is `complete`, all others are not."""
-    process = Insertion(VOCAB, SPECIALS, stop="length", longest=6)
+    objective = Insertion(VOCAB, SPECIALS, stop="length", longest=6)
     net, _ = network({"stop": "length"})
     z = torch.randn(5, 16)
-    two = process.complete(net, z)
+    two = objective.complete(net, z)
     p = net.heads["length"](z).softmax(-1)
     torch.testing.assert_close(two.exp(), torch.stack([p[:, 0], 1 - p[:, 0]], 1))
     n = torch.tensor([0, 1, 2, 3, 6])
-    torch.testing.assert_close(process.stop_loss(net, z, n), -p.log()[torch.arange(5), n])
+    torch.testing.assert_close(objective.stop_loss(net, z, n), -p.log()[torch.arange(5), n])
 
 
 # ---- samplers of ilm -----------------------------------------------------------------------------
@@ -296,15 +296,15 @@ def network(options, name="ilm", seed=0):
     sizes = {"block_size": 6, "n_layer": 2, "n_head": 2, "n_embd": 16, "cond_dim": 8}
     cfg = Config(objective=name, **(sizes | options))
     torch.manual_seed(seed)
-    process = build_objective(cfg, {"vocab_size": VOCAB, "specials": SPECIALS})
-    net = build_network(cfg, process)
+    objective = build_objective(cfg, {"vocab_size": VOCAB, "specials": SPECIALS})
+    net = build_network(cfg, objective)
     for p in net.parameters():
         nn.init.normal_(p, std=0.3)
-    return net.eval(), process
+    return net.eval(), objective
 
 
-def run(process, net, ids, given, seed=0, **options):
-    return list(process.sample(net, ids, given, generator(seed), SampleOptions(**options)))
+def run(objective, net, ids, given, seed=0, **options):
+    return list(objective.sample(net, ids, given, generator(seed), SampleOptions(**options)))
 
 
 def canvas(count, width=6):
@@ -324,10 +324,10 @@ def texts_of(frame):
 def test_ancestral_sampling_follows_the_law_of_the_network():
     """Frequencies of 8,000 draws against the recursion over states, joint draws and, with gap and
     token each at temperature 1, the same."""
-    net, process = exact_ilm(), Insertion(VOCAB, SPECIALS)
+    net, objective = exact_ilm(), Insertion(VOCAB, SPECIALS)
     want = law_of_samples(net, stop_law(net))
     for gap in (None, SampleOptions()):
-        frames = run(process, net, *canvas(8000), sampler="ancestral", gap=gap)
+        frames = run(objective, net, *canvas(8000), sampler="ancestral", gap=gap)
         got = texts_of(frames[-1])
         distance = sum(abs(got.count(t) / len(got) - p) for t, p in want.items()) / 2
         assert distance < 0.03
@@ -335,16 +335,16 @@ def test_ancestral_sampling_follows_the_law_of_the_network():
 
 
 def test_threshold_stops_when_sure():
-    net, process = network({})[0], Insertion(VOCAB, SPECIALS)
-    never = texts_of(run(process, net, *canvas(5, 20), stop_threshold=1.1)[-1])
+    net, objective = network({})[0], Insertion(VOCAB, SPECIALS)
+    never = texts_of(run(objective, net, *canvas(5, 20), stop_threshold=1.1)[-1])
     assert all(len(t) == 18 for t in never)
-    at_once = texts_of(run(process, net, *canvas(5, 20), stop_threshold=0.0)[-1])
+    at_once = texts_of(run(objective, net, *canvas(5, 20), stop_threshold=0.0)[-1])
     assert all(t == () for t in at_once)
 
 
 def test_rules_of_ilm_choose_the_gap_first():
     """second_top = 1 takes the likeliest gap although the likeliest pair is in another."""
-    net, process = exact_ilm(), Insertion(VOCAB, SPECIALS)
+    net, objective = exact_ilm(), Insertion(VOCAB, SPECIALS)
     z = torch.full((8, VOCAB + 1), -20.0, dtype=torch.float64)
     z[0, 0], z[1, :3] = 2.0, 1.5  # the best pair is (0, 0); gap 1 holds more
     stop = torch.tensor([-9.0, 9.0], dtype=torch.float64)
@@ -352,10 +352,10 @@ def test_rules_of_ilm_choose_the_gap_first():
     ids = torch.tensor([[3, 9, 1, 9]]).expand(50, 4)
     given = torch.tensor([True, False, True, False]).expand(50, 4)
     z[2:] = -30
-    first = run(process, net, ids, given, temperature=0.0, capacity=8)[1]
+    first = run(objective, net, ids, given, temperature=0.0, capacity=8)[1]
     assert (first.ids[:, 1] == 0).all()  # jointly
     rule = {"gap": SampleOptions(top_k=1), "temperature": 0.0, "capacity": 8}
-    both = run(process, net, ids, given, **rule)[1]
+    both = run(objective, net, ids, given, **rule)[1]
     assert (both.ids[:, 1] == 1).all() and (both.ids[:, 2] < 3).all()
 
 
@@ -365,14 +365,14 @@ def test_given_text_is_kept_in_its_order(name, data):
     """Any pattern of holes, any sampler: what is given stands in every frame, runs of it together,
     and the room is respected; with `exact`, every given token stays in its place."""
     options = {"noise": "exponential", "sigma_min": 3.0} if name == "idlm" else {}
-    net, process = network(options, name)
+    net, objective = network(options, name)
     holes = data.draw(st.lists(st.booleans(), min_size=5, max_size=5))
-    exact, sampler = data.draw(st.booleans()), data.draw(st.sampled_from(process.samplers))
+    exact, sampler = data.draw(st.booleans()), data.draw(st.sampled_from(objective.samplers))
     ids = torch.tensor([[3, 0, 1, 2, 0, 1]] * 3)
     given = torch.tensor([[True, *(not h for h in holes)]] * 3)
     capacity = 0 if exact else 9
     frames = run(
-        process, net, ids, given, sampler=sampler, exact=exact, capacity=capacity, steps=30
+        objective, net, ids, given, sampler=sampler, exact=exact, capacity=capacity, steps=30
     )
     shown = zip([False, *holes], ids[0].tolist(), strict=True)
     runs = "".join(" " if hole else str(token) for hole, token in shown).split()
@@ -391,18 +391,18 @@ def test_given_text_is_kept_in_its_order(name, data):
 
 def test_given_tokens_are_never_inserted_into():
     """Closed gaps stay closed: between two given tokens nothing appears."""
-    net, process = network({})
+    net, objective = network({})
     ids = torch.tensor([[3, 0, 1, 2, 9, 9, 9, 9, 9]]).expand(20, 9)
     given = (torch.arange(9) < 4).expand_as(ids)
-    for sampler in process.samplers:
-        last = run(process, net, ids, given, sampler=sampler, stop_threshold=1.1)[-1]
+    for sampler in objective.samplers:
+        last = run(objective, net, ids, given, sampler=sampler, stop_threshold=1.1)[-1]
         assert (last.ids[:, :4] == ids[:, :4]).all()
 
 
 def test_frames_tell_what_changed():
-    net, process = network({})
-    for sampler in process.samplers:
-        frames = run(process, net, *canvas(9, 12), sampler=sampler, threshold=0.2)
+    net, objective = network({})
+    for sampler in objective.samplers:
+        frames = run(objective, net, *canvas(9, 12), sampler=sampler, threshold=0.2)
         assert not frames[0].changed.any()
         for before, after in itertools.pairwise(frames):
             new = after.changed.sum(1)
@@ -411,19 +411,19 @@ def test_frames_tell_what_changed():
                 kept = after.ids[b][~after.changed[b]]
                 n = int(before.length[b])
                 assert kept[:n].tolist() == before.ids[b, :n].tolist()
-        again = run(process, net, *canvas(9, 12), sampler=sampler, threshold=0.2)[-1]
+        again = run(objective, net, *canvas(9, 12), sampler=sampler, threshold=0.2)[-1]
         assert torch.equal(frames[-1].ids, again.ids)
         assert not {3, 5, 6} & set(frames[-1].ids[:, 1:][frames[-1].ids[:, 1:] != 5].tolist())
 
 
 def test_parallel_needs_fewer_calls_and_respects_the_room():
-    net, process = network({})
+    net, objective = network({})
     calls = {}
     for threshold in (1.0, 0.0):
         seen = []
         hook = net.norm.register_forward_hook(lambda m, a, out, seen=seen: seen.append(len(out)))
         options = {"sampler": "parallel", "threshold": threshold, "stop_threshold": 1.1}
-        last = run(process, net, *canvas(6, 17), **options)[-1]
+        last = run(objective, net, *canvas(6, 17), **options)[-1]
         hook.remove()
         assert (last.length == 17).all()
         calls[threshold] = sum(seen)
@@ -432,10 +432,10 @@ def test_parallel_needs_fewer_calls_and_respects_the_room():
 
 def test_finished_rows_leave_the_batch():
     """A row that has stopped costs nothing any more."""
-    net, process = network({})
+    net, objective = network({})
     sizes = []
     hook = net.norm.register_forward_hook(lambda m, a, out: sizes.append(len(out)))
-    run(process, net, *canvas(64, 30), sampler="ancestral")
+    run(objective, net, *canvas(64, 30), sampler="ancestral")
     hook.remove()
     assert sizes[0] == 64 and sizes[-1] < 64
     assert all(a >= b for a, b in itertools.pairwise(sizes))
@@ -447,7 +447,7 @@ def test_finished_rows_leave_the_batch():
 def test_insertion_transformer_writes_a_text_that_it_knows():
     """A network whose slots know what is missing in [0, 1, 2], one token each, and EOS elsewhere:
     serial and parallel decoding both write it."""
-    process = InsertionTransformer(VOCAB, SPECIALS)
+    objective = InsertionTransformer(VOCAB, SPECIALS)
     net = exact_ilm()
 
     def table(state, t):
@@ -459,12 +459,12 @@ def test_insertion_transformer_writes_a_text_that_it_knows():
 
     net.table = table
     calls = {}
-    for sampler in process.samplers:
-        frames = run(process, net, *canvas(4, 8), sampler=sampler)
+    for sampler in objective.samplers:
+        frames = run(objective, net, *canvas(4, 8), sampler=sampler)
         assert texts_of(frames[-1]) == [(0, 1, 2)] * 4
         calls[sampler] = len(frames) - 1
     assert calls == {"serial": 3, "parallel": 2}
-    assert texts_of(run(process, net, *canvas(1, 8), stop_threshold=1.1)[-1])[0][:0] == ()
+    assert texts_of(run(objective, net, *canvas(1, 8), stop_threshold=1.1)[-1])[0][:0] == ()
 
 
 # ---- insertion diffusion -------------------------------------------------------------------------
@@ -497,7 +497,7 @@ def test_bound_of_the_exact_reverse_process_is_the_likelihood(noise):
     """With the posterior's own rates, the relative entropy of the two processes is -log p(text): a
     wrong rate, factor, range or tie shifts it."""
     net = exact_idlm(noise)
-    process = IDLM(VOCAB, SPECIALS, noise, longest=3)
+    objective = IDLM(VOCAB, SPECIALS, noise, longest=3)
 
     def rate(net_, cls, time, first, options=None):
         """Of the exact process: the mean pull of the missing tokens, not of their number."""
@@ -514,10 +514,10 @@ def test_bound_of_the_exact_reverse_process_is_the_likelihood(noise):
         net.norms = torch.stack([count.logsumexp(0) for _, count in tables])
         return inner(ids, time, mask)
 
-    net.features, process.insertion_rate = features, rate
+    net.features, objective.insertion_rate = features, rate
     repeat = 400
     ids = [t for t in TEXTS for _ in range(repeat)]
-    got = process.bound(net, batch_of(ids), generator(0), samples=4).view(len(TEXTS), repeat)
+    got = objective.bound(net, batch_of(ids), generator(0), samples=4).view(len(TEXTS), repeat)
     error = (got.mean(1) + P.log()).abs()
     assert (error < 4.5 * got.std(1) / math.sqrt(repeat) + 0.02).all(), (error, got.std(1))
 
@@ -525,8 +525,8 @@ def test_bound_of_the_exact_reverse_process_is_the_likelihood(noise):
 def test_idlm_samples_follow_the_exact_process():
     """Tau-leaping with many steps and the exact rates gives the world back."""
     noise = Exponential(1.0, 40.0)
-    net, process = exact_idlm(noise), IDLM(VOCAB, SPECIALS, noise, longest=3)
-    frames = run(process, net, *canvas(1000, 6), steps=250)
+    net, objective = exact_idlm(noise), IDLM(VOCAB, SPECIALS, noise, longest=3)
+    frames = run(objective, net, *canvas(1000, 6), steps=250)
     got = texts_of(frames[-1])
     distance = (
         sum(abs(got.count(tuple(t)) / len(got) - p) for t, p in zip(TEXTS, P.tolist(), strict=True))
@@ -537,9 +537,9 @@ def test_idlm_samples_follow_the_exact_process():
 
 def test_idlm_drops_as_many_as_poisson_says():
     noise = Exponential(1.0, 40.0)
-    process = IDLM(VOCAB, SPECIALS, noise, longest=3)
+    objective = IDLM(VOCAB, SPECIALS, noise, longest=3)
     time = torch.full((20000,), 0.4, dtype=torch.float64)
-    rows = process.at_time(batch_of([[0, 1, 2]] * 20000), time, generator(0))
+    rows = objective.at_time(batch_of([[0, 1, 2]] * 20000), time, generator(0))
     x = float(noise.total(time[:1]))
     want = [poisson(k, x) for k in range(3)]
     want.append(1 - sum(want))
@@ -549,12 +549,12 @@ def test_idlm_drops_as_many_as_poisson_says():
 
 def test_missing_before_the_end_is_the_conditioned_poisson():
     noise = Exponential(1.0, 8.0)
-    process = IDLM(VOCAB, SPECIALS, noise, longest=3)
+    objective = IDLM(VOCAB, SPECIALS, noise, longest=3)
     low, time = torch.tensor(1e-3, dtype=torch.float64), torch.tensor(0.7, dtype=torch.float64)
     some, end = (float(noise.total(t) - noise.total(low)) for t in (time, torch.ones_like(time)))
     L = torch.full((40000,), 3)
     now = torch.full((40000,), some, dtype=torch.float64)
-    n = process.missing_before_the_end(L, now, torch.tensor(end), generator(0))
+    n = objective.missing_before_the_end(L, now, torch.tensor(end), generator(0))
     joint = [
         sum(poisson(k, some) * poisson(j, end - some) for j in range(40) if k + j >= 3)
         for k in range(40)
@@ -567,9 +567,9 @@ def test_missing_before_the_end_is_the_conditioned_poisson():
 @pytest.mark.parametrize("name", ["ilm", "it", "idlm"])
 def test_gradients_reach_every_parameter(name):
     options = {"noise": "geometric"} if name == "idlm" else {"time_input": False}
-    net, process = network(options, name)
+    net, objective = network(options, name)
     texts = [TEXTS[i % len(TEXTS)] for i in range(64)]
-    loss = process.loss(net, process.corrupt(batch_of(texts), generator(0)))
+    loss = objective.loss(net, objective.corrupt(batch_of(texts), generator(0)))
     loss.sum.backward()
     for key, p in net.named_parameters():
         assert p.grad is not None and p.grad.isfinite().all() and p.grad.abs().sum() > 0, key
@@ -579,30 +579,30 @@ def test_gradients_reach_every_parameter(name):
 @pytest.mark.parametrize("name", ["ilm", "it", "idlm"])
 def test_rows_with_nothing_to_write_count_nothing(name):
     options = {"noise": "geometric"} if name == "idlm" else {}
-    net, process = network(options, name)
+    net, objective = network(options, name)
     batch = batch_of([[0, 1, 2], [1, 2]])
-    both = process.loss(
+    both = objective.loss(
         net,
-        process.corrupt(
+        objective.corrupt(
             batch._replace(prompt_mask=torch.ones_like(batch.prompt_mask)), generator(0)
         ),
     )
     assert both.count == 0 and float(both.sum.detach()) == 0
-    empty = process.loss(
-        net, process.corrupt(batch_of([[], []]), generator(0))
+    empty = objective.loss(
+        net, objective.corrupt(batch_of([[], []]), generator(0))
     )  # EOS alone: stop at once
     assert empty.count == 2 and float(empty.sum.detach()) > 0
-    if process.bounded:
-        assert process.bound(net, batch_of([[], []]), generator(0)).isfinite().all()
+    if objective.bounded:
+        assert objective.bound(net, batch_of([[], []]), generator(0)).isfinite().all()
 
 
 @pytest.mark.parametrize("name", ["ilm", "idlm"])
 def test_bound_of_a_row_does_not_depend_on_its_neighbours(name):
     options = {"noise": "geometric"} if name == "idlm" else {}
-    net, process = network(options, name)
+    net, objective = network(options, name)
     texts = [[0, 1, 2], [1, 0], [2, 0, 1], [1]]
     other = [texts[0], [0, 1], [0, 2, 1], [2]]
-    one, two = (process.bound(net, batch_of(t), generator(3), samples=3) for t in (texts, other))
+    one, two = (objective.bound(net, batch_of(t), generator(3), samples=3) for t in (texts, other))
     assert float(one[0]) == pytest.approx(float(two[0]), rel=1e-5)
     assert not torch.allclose(one[1:], two[1:])
 

@@ -78,9 +78,9 @@ class ExactNetwork(nn.Module):
     """The posterior of a World: features are log p of the letters, -inf for other ids, and what the
     readout needs for the expected number of missing tokens to the left."""
 
-    def __init__(self, world, process):
+    def __init__(self, world, objective):
         super().__init__()
-        self.world, self.process, self.known = world, process, {}
+        self.world, self.process, self.known = world, objective, {}
         self.time = nn.Identity()
         V = MASK + 1
         self.head = nn.Linear(V + 1, V, dtype=torch.float64)
@@ -168,11 +168,11 @@ def test_noising_token_by_token(seed):
     sizes = torch.randint(0, 6, (4,), generator=rng).tolist()
     texts = [torch.randint(6, 9, (n,), generator=rng).tolist() for n in sizes]
     batch = rows_of(texts, [1, 2, 1, 2], 9, ended=seed % 2 == 0)
-    process = FlexMDM(9, SPECIALS, longest=9)
-    rows = process.with_eos(batch)
-    insert, unmask = process.times(rows, rng)
+    objective = FlexMDM(9, SPECIALS, longest=9)
+    rows = objective.with_eos(batch)
+    insert, unmask = objective.times(rows, rng)
     time = torch.rand(4, generator=rng).double()
-    x = noised(rows, insert, unmask, time, process.mask_id, PAD)
+    x = noised(rows, insert, unmask, time, objective.mask_id, PAD)
     for b, text in enumerate(texts):
         row, first = [BOS, *text, EOS], [1, 2, 1, 2][b]
         want, gaps, places, missing = [], [], [], 0
@@ -181,7 +181,7 @@ def test_noising_token_by_token(seed):
             if free and time[b] < insert[b, j]:
                 missing += 1
                 continue
-            want.append(process.mask_id if free and time[b] < unmask[b, j] else token)
+            want.append(objective.mask_id if free and time[b] < unmask[b, j] else token)
             gaps.append(missing)
             places.append(j)
             missing = 0
@@ -199,9 +199,9 @@ def test_noising_token_by_token(seed):
 
 def test_times_have_the_law_of_the_schedule():
     """At time t a token is missing with probability 1 - t, masked with -(1 - t) log(1 - t)."""
-    n, process = 40000, flex()
+    n, objective = 40000, flex()
     rows = FlexRows(torch.zeros(1, n, dtype=torch.int64), None, None, None)
-    insert, unmask = process.times(rows, generator(0))
+    insert, unmask = objective.times(rows, generator(0))
     for t in (0.1, 0.5, 0.9):
         for got, p in (
             ((insert > t), 1 - t),
@@ -212,22 +212,22 @@ def test_times_have_the_law_of_the_schedule():
 
 
 def test_what_is_given_is_never_noised_nor_open():
-    net, process = network()
+    net, objective = network()
     batch = rows_of([[6, 7, 8, 7], [6, 7, 8, 8]], [5, 3], 6)
     batch.prompt_mask[0] = True  # EOS as well
     seen, inner = [], net.features
     net.features = lambda ids, *a, **k: (seen.append(ids), inner(ids, *a, **k))[1]
-    loss = process.loss(net, process.corrupt(batch, generator(0)))
-    assert loss.count == process.longest
+    loss = objective.loss(net, objective.corrupt(batch, generator(0)))
+    assert loss.count == objective.longest
     for ids in seen:
         assert torch.equal(ids[0, :6], batch.ids[0]) and torch.equal(ids[1, :3], batch.ids[1, :3])
-    rows = process.with_eos(batch)
+    rows = objective.with_eos(batch)
     assert not rows.editable[0].any() and not rows.free[0].any()
     assert rows.editable[1].tolist() == [False] * 3 + [True] * 3 + [False]
     one = Batch(*(x[:1] for x in batch))
-    loss = process.loss(net, process.corrupt(one, generator(0)))
+    loss = objective.loss(net, objective.corrupt(one, generator(0)))
     assert loss.count == 0 and float(loss.sum.detach()) == 0
-    assert float(process.bound(net, one, generator(0))) == 0
+    assert float(objective.bound(net, one, generator(0))) == 0
 
 
 # ---- loss ----------------------------------------------------------------------------------------
@@ -236,14 +236,14 @@ def test_what_is_given_is_never_noised_nor_open():
 @pytest.mark.parametrize("gap_loss", ["expectation", "distribution"])
 def test_loss_by_hand(gap_loss):
     """Value and gradients against a loop over tokens and gaps that reads like the paper."""
-    net, process = network(gap_loss)
+    net, objective = network(gap_loss)
     batch = rows_of([[6, 7, 8, 6, 8], [7], [], [8, 8, 7, 6]], [1, 1, 1, 3], 7)
-    rows = process.with_eos(batch)
-    insert, unmask = process.times(rows, generator(3))
+    rows = objective.with_eos(batch)
+    insert, unmask = objective.times(rows, generator(3))
     time = torch.tensor([0.3, 0.6, 0.2, 0.5], dtype=torch.float64)
-    x = noised(rows, insert, unmask, time, process.mask_id, PAD)
+    x = noised(rows, insert, unmask, time, objective.mask_id, PAD)
     assert x.masked.any() and (x.gap > 1).any()
-    loss = process.loss(net, x._replace(target_rows=4))
+    loss = objective.loss(net, x._replace(target_rows=4))
     assert loss.count == 4 * 12
     grads = torch.autograd.grad(loss.sum, list(net.parameters()), allow_unused=True)
     total = 0.0
@@ -255,7 +255,7 @@ def test_loss_by_hand(gap_loss):
             w = 1 / (1 - float(time[b]))
             if x.masked[b, j]:
                 z = net.logits(h[j])
-                z = torch.cat([z[: process.mask_id], z[process.mask_id + 1 :]])
+                z = torch.cat([z[: objective.mask_id], z[objective.mask_id + 1 :]])
                 total = total - w * z.log_softmax(0)[rows.ids[b, x.source[b, j]]]
             if x.editable[b, j]:
                 k = int(x.gap[b, j])
@@ -280,13 +280,13 @@ def test_deviance():
 
 
 def test_rows_are_independent_and_seeds_decide():
-    net, process = network()
+    net, objective = network()
     batch = rows_of([[6, 7, 8], [7, 8], []], [1, 2, 1], 6)
     other = rows_of([[6, 7, 8], [8, 8, 6], [7]], [1, 1, 1], 6)
-    a, b = (process.bound(net, x, generator(1), 2) for x in (batch, other))
+    a, b = (objective.bound(net, x, generator(1), 2) for x in (batch, other))
     assert float(a[0]) == pytest.approx(float(b[0]), rel=1e-5) and float(a[1]) != float(b[1])
     losses = [
-        float(process.loss(net, process.corrupt(batch, generator(i))).sum.detach())
+        float(objective.loss(net, objective.corrupt(batch, generator(i))).sum.detach())
         for i in (1, 1, 2)
     ]
     assert losses[0] == losses[1] != losses[2]
@@ -298,12 +298,12 @@ def test_rows_are_independent_and_seeds_decide():
 @pytest.mark.parametrize("lengths", [range(3), range(1, 4), [2]])
 def test_bound_of_the_exact_network_is_the_likelihood(lengths):
     """For every text and prompt, the mean of the estimate is -log p(text | prompt)."""
-    world, process, repeat = World(lengths), flex(), 2000
-    net = ExactNetwork(world, process)
+    world, objective, repeat = World(lengths), flex(), 2000
+    net = ExactNetwork(world, objective)
     which = torch.arange(len(world.texts)).repeat_interleave(repeat)
     for prompt in range(LETTERS):
         batch = world.batch(which, torch.full_like(which, prompt))
-        got = process.bound(net, batch, generator(prompt), samples=3).view(-1, repeat)
+        got = objective.bound(net, batch, generator(prompt), samples=3).view(-1, repeat)
         error = got.mean(1) + world.p[prompt].log()
         noise = got.std(1) / math.sqrt(repeat)
         assert (error.abs() < 4.5 * noise + 4e-3).all(), (error, noise)
@@ -312,11 +312,11 @@ def test_bound_of_the_exact_network_is_the_likelihood(lengths):
 
 
 def test_bound_of_a_wrong_network_is_larger():
-    world, process = World(range(3)), flex()
+    world, objective = World(range(3)), flex()
     which = categorical(world.p[0].expand(6000, -1), torch.rand(6000, generator=generator(4)))
     batch = world.batch(which, torch.zeros_like(which))
-    wrong = ExactNetwork(World(range(3), seed=7), process)
-    got = process.bound(wrong, batch, generator(1), samples=2).mean()
+    wrong = ExactNetwork(World(range(3), seed=7), objective)
+    got = objective.bound(wrong, batch, generator(1), samples=2).mean()
     assert got > -(world.p[0] * world.p[0].log()).sum() + 0.05
 
 
@@ -325,10 +325,10 @@ def test_bound_of_a_wrong_network_is_larger():
 def test_bound_of_a_flat_network_in_closed_form(mean, L):
     """y in each of the 1 + L s gaps that there are on average at time s END; missing L (1 - s),
     masked -L (1 - s) log(1 - s); the integrals over s by Simpson's rule in -log(1 - s)."""
-    process, repeat = flex(), 20000 if L else 40000
+    objective, repeat = flex(), 20000 if L else 40000
     batch = rows_of([[A, B, A][:L]], [1], LONGEST)
     many = Batch(*(x.expand(repeat, *x.shape[1:]) for x in batch))
-    got = process.bound(Flat(mean), many, generator(1), samples=3)
+    got = objective.bound(Flat(mean), many, generator(1), samples=3)
     v = torch.linspace(0, 45, 90001, dtype=torch.float64)  # 1 - s = e^-v
     late = (-v).exp()
     ours = 1 / (END * late + 1 - END)
@@ -345,14 +345,14 @@ def test_bound_of_a_flat_network_in_closed_form(mean, L):
 
 def test_rates_near_the_end():
     """Where the rate of the model is half of the other's: what the mean does not show."""
-    process = flex()
-    rows = process.with_eos(rows_of([[A, B, A, A]], [1], LONGEST))
+    objective = flex()
+    rows = objective.with_eos(rows_of([[A, B, A, A]], [1], LONGEST))
     insert = torch.tensor([[0, 0.1, 2, 0.2, 2, 0, 0]], dtype=torch.float64)
     unmask = torch.tensor([[0, 0.3, 2, 2, 2, 0, 0]], dtype=torch.float64)
     left = torch.tensor([1 - END], dtype=torch.float64)
     x = noised(rows, insert, unmask, END - left, MASK, PAD)
     assert x.ids[:, :4].tolist() == [[BOS, A, MASK, EOS]]  # two are missing; three gaps
-    got, rate, mean = process.slope(Flat(0.7), x, left), 1 / (1 - END), 0.7
+    got, rate, mean = objective.slope(Flat(0.7), x, left), 1 / (1 - END), 0.7
     want = rate / 2 * (3 * mean + 1) - 3 * rate
     want += rate * (2 * math.log(2 / mean) + math.log(2 * LETTERS))
     assert float(got.detach()) == pytest.approx(want, rel=1e-5)
@@ -372,9 +372,9 @@ def canvas(prompts, width, after=()):
     return ids, given
 
 
-def run(process, net, ids, given, seed=0, **options):
+def run(objective, net, ids, given, seed=0, **options):
     rng = generator(seed)
-    return list(process.sample(net, ids, given, rng, SampleOptions(**options)))
+    return list(objective.sample(net, ids, given, rng, SampleOptions(**options)))
 
 
 def distance(got, p):
@@ -386,28 +386,32 @@ def distance(got, p):
 def test_law_of_the_samplers(sampler):
     """Total variation from the world, for each of two prompts; sampling alone gives about 0.015.
     Confidence order is another law of texts, but not of lengths, where letters do not matter."""
-    world, process = World(range(3)), flex()
+    world, objective = World(range(3)), flex()
     if sampler == "confidence":
         size = torch.tensor([len(t) for t in world.texts])
         world.p = torch.tensor([0.2, 0.3, 0.5]).double()[size] / 2.0**size
         world.p = world.p.expand(LETTERS, -1)
     prompts = torch.arange(6000) % 2
     ids, given = canvas(prompts, 8)
-    last = run(process, ExactNetwork(world, process), ids, given, sampler=sampler, steps=100)[-1]
+    last = run(objective, ExactNetwork(world, objective), ids, given, sampler=sampler, steps=100)[
+        -1
+    ]
     got = world.index(last.ids)
     for prompt in range(LETTERS):
         assert distance(got[prompts == prompt], world.p[prompt]) < 0.04
-    coarse = run(process, ExactNetwork(world, process), ids, given, sampler=sampler, steps=2)[-1]
+    coarse = run(objective, ExactNetwork(world, objective), ids, given, sampler=sampler, steps=2)[
+        -1
+    ]
     assert (coarse.length - 3).double().mean() == pytest.approx(
         sum(float(world.p[:, i].mean()) * len(t) for i, t in enumerate(world.texts)), rel=0.15
     )  # of few steps as well
 
 
 def test_law_where_the_length_is_known():
-    world, process = World([2]), flex()
-    net = ExactNetwork(world, process)
+    world, objective = World([2]), flex()
+    net = ExactNetwork(world, objective)
     ids, given = canvas(torch.zeros(6000, dtype=torch.int64), 5, [EOS])
-    last = run(process, net, ids, given, exact=True, steps=100)[-1]
+    last = run(objective, net, ids, given, exact=True, steps=100)[-1]
     assert distance(world.index(last.ids), world.p[0]) < 0.035
 
 
@@ -428,10 +432,10 @@ def random_canvas(seed, width):
 @any_of(st.integers(0, 10**6), st.sampled_from(FlexMDM.samplers), st.booleans())
 def test_given_text_never_changes(seed, sampler, exact):
     width = 9
-    net, process = network(vocab_size=30, seed=seed % 3)
+    net, objective = network(vocab_size=30, seed=seed % 3)
     ids, given = random_canvas(seed, width)
     frames = run(
-        process, net, ids, given, seed, sampler=sampler, exact=exact, steps=1 + seed % 5,
+        objective, net, ids, given, seed, sampler=sampler, exact=exact, steps=1 + seed % 5,
         capacity=0 if exact else width + seed % 12, banned=tuple(range(10, 10 + width)),
     )  # fmt: skip
     end = max(width, 0 if exact else width + seed % 12)
@@ -447,7 +451,7 @@ def test_given_text_never_changes(seed, sampler, exact):
                 if given[b, j - 1] and given[b, j] and int(ids[b, j]) not in (EOS, PAD):
                     assert row[row.index(ids[b, j]) - 1] == ids[b, j - 1]
             if k == len(frames) - 1:
-                assert process.mask_id not in row
+                assert objective.mask_id not in row
                 assert not {EOS, PAD, BOS} & set(row[1 : n - 1])
                 if exact:
                     assert torch.equal(frame.ids[b][given[b]], ids[b][given[b]])
@@ -460,11 +464,11 @@ def test_given_text_never_changes(seed, sampler, exact):
 
 @pytest.mark.parametrize("sampler", FlexMDM.samplers)
 def test_seeds_bans_and_steps(sampler):
-    net, process = network(vocab_size=9, width=20)
+    net, objective = network(vocab_size=9, width=20)
     ids, given = canvas(torch.full((16,), 6), 20)
     many = {"sampler": sampler, "steps": 6, "banned": (7,)}
-    first, again = (run(process, net, ids, given, **many) for _ in range(2))
-    other = run(process, net, ids, given, seed=1, **many)[-1].ids
+    first, again = (run(objective, net, ids, given, **many) for _ in range(2))
+    other = run(objective, net, ids, given, seed=1, **many)[-1].ids
     assert len(first) == len(again) <= 1 + 6 + 1 + 1
     for a, b in zip(first, again, strict=True):
         assert all(torch.equal(x, y) for x, y in zip(a[:3], b[:3], strict=True))
@@ -473,19 +477,19 @@ def test_seeds_bans_and_steps(sampler):
     assert not (written == 7).any() and (written > EOS).any()
     for before, after in itertools.pairwise(first):
         assert (after.length >= before.length).all()
-    greedy = [run(process, net, ids, given, i, sampler=sampler, temperature=0.0) for i in (1, 1)]
+    greedy = [run(objective, net, ids, given, i, sampler=sampler, temperature=0.0) for i in (1, 1)]
     assert torch.equal(greedy[0][-1].ids, greedy[1][-1].ids)
 
 
 def test_no_more_columns_than_positions():
     """Learnt positions end with the block: a full row and a full canvas have room in it."""
-    net, process = network(width=7, positions="both")
+    net, objective = network(width=7, positions="both")
     assert net.place.num_embeddings == 7 + 1  # EOS, behind a row that has none
     full = rows_of([[6, 7, 8, 7, 6, 6]], [1], 7, ended=False)
-    assert process.loss(net, process.corrupt(full, generator(0))).sum.isfinite()
+    assert objective.loss(net, objective.corrupt(full, generator(0))).sum.isfinite()
     net.place = nn.Embedding.from_pretrained(net.place.weight[:7])
     ids, given = canvas(torch.full((64,), 6), 7)
-    last = run(process, net, ids, given, steps=20)[-1]
+    last = run(objective, net, ids, given, steps=20)[-1]
     assert last.length.max() == 7
 
 
@@ -493,15 +497,15 @@ class Wanted:
     """A Leaper on rows of one hole whose network sees nothing, and what its process says."""
 
     def __init__(self, mean_gap, **options):
-        process = FlexMDM(9, SPECIALS, longest=40)
-        process.mean_gap = lambda net, h: mean_gap(h)
+        objective = FlexMDM(9, SPECIALS, longest=40)
+        objective.mean_gap = lambda net, h: mean_gap(h)
         net = SimpleNamespace(head=SimpleNamespace(weight=torch.zeros(10, 1)), logits=lambda h: h)
         rows, width = options.pop("rows", 4000), options.pop("width", 6)
         ids = torch.full((rows, width), BOS)
         o = SampleOptions(sampler=options.pop("sampler", "tau"), **options)
         given = (torch.arange(width) < 1).expand(rows, -1)
-        self.leaper = FlexSampler(process, net, ids, given, generator(0), o)
-        self.rows, self.objective = torch.arange(rows), process
+        self.leaper = FlexSampler(objective, net, ids, given, generator(0), o)
+        self.rows, self.objective = torch.arange(rows), objective
 
 
 def test_insertions_are_poisson_and_all_or_nothing():
@@ -569,10 +573,10 @@ def test_confidence_takes_as_many_but_the_surest():
 @any_of(st.integers(0, 10**6))
 def test_growing_like_a_list(seed):
     """Again and again, so that buffers grow; holes are inherited, and rooms shrink."""
-    rng, process = generator(seed), FlexMDM(30, SPECIALS, longest=40)
+    rng, objective = generator(seed), FlexMDM(30, SPECIALS, longest=40)
     ids, given = random_canvas(seed, 9)
     o = SampleOptions(sampler="tau", capacity=60)
-    leaper = FlexSampler(process, None, ids, given, rng, o)
+    leaper = FlexSampler(objective, None, ids, given, rng, o)
     texts = [x[:n].tolist() for x, n in zip(leaper.x, leaper.length, strict=True)]
     holes = [x[:n].tolist() for x, n in zip(leaper.hole, leaper.length, strict=True)]
     room, left = leaper.room.clone(), leaper.left.clone()
@@ -582,13 +586,13 @@ def test_growing_like_a_list(seed):
         more = torch.randint(0, 4, (2, W), generator=rng) * (leaper.hole[rows, :W] >= 0)
         if ((leaper.left[rows] - more.sum(1)) < 0).any():
             continue
-        leaper.insert(rows, more, process.mask_id)
+        leaper.insert(rows, more, objective.mask_id)
         for r, b in enumerate(rows.tolist()):
             times = more[r].tolist() + [0] * 99
             for old in (texts, holes):
                 was, old[b] = old[b], []
                 for j, value in enumerate(was):
-                    new = process.mask_id if old is texts else value
+                    new = objective.mask_id if old is texts else value
                     old[b] += [value] + [new] * times[j]
             left[b] -= sum(times)
     for b in range(3):
@@ -596,9 +600,9 @@ def test_growing_like_a_list(seed):
         assert leaper.x[b, :n].tolist() == texts[b] and leaper.hole[b, :n].tolist() == holes[b]
         assert (leaper.x[b, n:] == PAD).all() and (leaper.hole[b, n:] == -1).all()
         assert n == len(texts[b]) and leaper.left[b] == left[b]
-        assert torch.equal(leaper.fresh[b, :n], leaper.x[b, :n] == process.mask_id)
+        assert torch.equal(leaper.fresh[b, :n], leaper.x[b, :n] == objective.mask_id)
         for k in range(room.shape[1]):
-            new = sum(t == process.mask_id and h == k for t, h in zip(texts[b], holes[b]))  # noqa: B905
+            new = sum(t == objective.mask_id and h == k for t, h in zip(texts[b], holes[b]))  # noqa: B905
             assert leaper.room[b, k] == room[b, k] - new
 
 
@@ -609,13 +613,13 @@ def test_refusals():
     for specials in ({"pad": 1}, {"pad": 1, "eos": 1}, {"eos": 1}):
         with pytest.raises(UserError, match="eos"):
             FlexMDM(5, specials, longest=4)
-    net, process = network()
+    net, objective = network()
     batch = rows_of([[6, 7]], [0], 5)
     with pytest.raises(UserError, match="prompt"):
-        process.loss(net, process.corrupt(batch, generator(0)))
+        objective.loss(net, objective.corrupt(batch, generator(0)))
     ids, given = canvas(torch.tensor([6]), 5)
     with pytest.raises(UserError, match="sampler"):
-        run(process, net, ids, given, sampler="serial")
-    ids[:, 0] = process.mask_id
+        run(objective, net, ids, given, sampler="serial")
+    ids[:, 0] = objective.mask_id
     with pytest.raises(UserError, match="MASK"):
-        run(process, net, ids, given)
+        run(objective, net, ids, given)

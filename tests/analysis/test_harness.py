@@ -125,7 +125,7 @@ def test_masked_is_a_bound_below_the_enumerated_likelihood():
 
 def test_masked_bound_of_the_exact_network_loses_nothing():
     data = Distribution(N, T)
-    model = stream_model("masked", lambda process: ExactNetwork(data, process))
+    model = stream_model("masked", lambda objective: ExactNetwork(data, objective))
     got = loglikelihood(model, [("b", answer) for answer in ANSWERS], maskings=4096)
     for answer, (nats, _) in zip(ANSWERS, got, strict=True):
         assert nats == pytest.approx(conditional(data, "b", answer), abs=0.06), answer
@@ -135,16 +135,16 @@ def test_bound_of_insertion_is_below_its_likelihood(trained, helpers):
     """p(text) of the ancestral sampler, summed over all orders in which tokens can come."""
     model = checkpoint.load(str(trained(objective="ilm", time_input=False) / "ckpt.pt"))
     model = helpers.untrained(model, 2, 0.3)
-    process, net, bos = model.objective, model.net, model.meta["specials"]["bos"]
+    objective, net, bos = model.objective, model.net, model.meta["specials"]["bos"]
 
     def law(state: tuple) -> tuple[torch.Tensor, float]:
         """Probabilities (gap, token), and that of stopping."""
-        ids = torch.tensor([[process.cls_id, bos, *state]])
+        ids = torch.tensor([[objective.cls_id, bos, *state]])
         with torch.no_grad():
             h = net.features(ids)
             z = net.logits(h[0, 1:]).double()
-            done = float(process.complete(net, h[:, 0])[0, 0].exp())
-        z[:, process.never] = -torch.inf
+            done = float(objective.complete(net, h[:, 0])[0, 0].exp())
+        z[:, objective.never] = -torch.inf
         return z.flatten().softmax(0).view(z.shape), done
 
     def reach(text: tuple) -> float:
