@@ -330,7 +330,8 @@ class Corpus:
     def require_block(self, block_size: int) -> None:
         """Raise UserError for a block size smaller than a row or larger than a stream."""
         for split, shards in self.splits.items():
-            tokens, longest = min(s.tokens for s in shards), self._longest(split)
+            tokens = min(s.tokens for s in shards)
+            longest = self.meta["splits"].get(split, {}).get("longest", 0)
             if not self.rows(split) and tokens < block_size + 1:
                 raise UserError(
                     f"{shards[0].path}: {tokens} tokens, but block_size={block_size} "
@@ -348,9 +349,6 @@ class Corpus:
                     f"{shards[0].path}: the longest row has {longest} tokens; "
                     f"block_size={block_size} is too small"
                 )
-
-    def _longest(self, split: str) -> int:
-        return self.meta["splits"].get(split, {}).get("longest", 0)
 
     def require_like(self, meta: dict[str, Any]) -> None:
         """Raise UserError if `meta`, that of a model's corpus, has another vocabulary."""
@@ -371,7 +369,9 @@ class Corpus:
         prompt_mask = np.zeros_like(ids, dtype=bool)  # (B, T)
         lengths = np.empty(len(rows), np.int64)
         owner = np.searchsorted(ends, rows, side="right")
-        self._remap()
+        self.batches += 1
+        if self.batches % 256 == 0:  # or resident memory grows with the part that has been read
+            self.maps.clear()
         for k in np.unique(owner):
             data, index, in_prompt = self._mapped(shards[k])
             at = np.flatnonzero(owner == k)
@@ -389,13 +389,6 @@ class Corpus:
         if ids.max() >= self.vocab_size:
             raise UserError(f"{self.folder}: id {ids.max()} >= vocab_size {self.vocab_size}")
         return Batch(*map(torch.from_numpy, (ids, prompt_mask, lengths)))
-
-    def _remap(self) -> None:
-        """Drop the memory maps every 256 batches, so that resident memory does not grow with the
-        part of a corpus that has been read."""
-        self.batches += 1
-        if self.batches % 256 == 0:
-            self.maps.clear()
 
     def _mapped(self, shard: Shard) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
         maps = self.maps.get(shard.path)  # `get`, as another thread may clear them

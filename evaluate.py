@@ -643,8 +643,10 @@ def sampled(cfg: EvaluateConfig, model: Model, corpus: Corpus, split: str, defau
     )
     prompts = [i[mask].tolist() for i, mask in zip(batch.ids, batch.prompt_mask, strict=True)]
     if cfg.chat or model.meta.get("task") in ("stage", *PUZZLES):
-        room = cfg.max_length or answer_room(model)
-        starts = [answer_canvas(model, p, min(room, block - len(p))) for p in prompts]
+        # 0: the rest of the block, as in training; insertion models need no more than the answer
+        longest = model.meta.get("longest_answer", 0) if model.objective.inserts else 0
+        length = cfg.max_length or longest
+        starts = [answer_canvas(model, p, min(length, block - len(p))) for p in prompts]
     else:
         starts = canvases(sample_cfg, model)
     options, watch = sample_options(cfg, model), watcher(sample_cfg, model, [])
@@ -653,12 +655,6 @@ def sampled(cfg: EvaluateConfig, model: Model, corpus: Corpus, split: str, defau
     rate = sum(map(len, samples)) / result.seconds
     speed = {"seconds": result.seconds, "tokens_per_second": rate, "nfe": result.rows / len(starts)}
     return Texts(prompts, samples, written_text(batch), speed)
-
-
-def answer_room(model: Model) -> int:
-    """Room for an answer in tokens: of the longest answer for insertion models; else 0, the rest of
-    the block, as in training."""
-    return model.meta.get("longest_answer", 0) if model.objective.inserts else 0
 
 
 def describe_cost(speed: dict[str, float], settings: dict[str, Any] | None = None) -> None:

@@ -444,7 +444,9 @@ def start(cfg: Config, origins: dict[str, str], world: World) -> TrainState:
     if weights is not None:
         checkpoint.load_weights(net, weights, cfg.init_from, grow)
     net = net.to("cpu" if sharded else world.device).train()
-    compile_blocks(net, cfg, world.device)
+    if wants_compile(cfg.compile, world.device):
+        for block in net.blocks:
+            block.compile()
     module, root = fsdp.wrap_model(net, objective, cfg, world)
     if parts:
         parts.fill_weights(checkpoint.weights_of(net))
@@ -457,13 +459,6 @@ def start(cfg: Config, origins: dict[str, str], world: World) -> TrainState:
             resumed = fsdp.shard_state(resumed, parts, ema, optimizers)
         state.load_state_dict(resumed)
     return state
-
-
-def compile_blocks(net: Any, cfg: Config, device: torch.device) -> None:
-    """Compile each block by itself, if cfg.compile says so."""
-    if wants_compile(cfg.compile, device):
-        for block in net.blocks:
-            block.compile()
 
 
 def warn_of_order(cfg: Config, saved: dict[str, Any], world: World) -> None:

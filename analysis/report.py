@@ -19,7 +19,7 @@ import torch
 
 from analysis.compare import greedy, opened, parameters, quality, table
 from analysis.curves import CurveConfig, curves, draw
-from analysis.probes import Point, axis, by_level
+from analysis.probes import axis, by_level
 from checkpoint import Model
 from configurator import PUZZLES, UserError, optional, save_json
 from corpus import Corpus, fingerprint
@@ -167,15 +167,12 @@ def levels(page: Page) -> None:
     page.figure("loss.png", f"Nats against {name}", curve("nats"), xlabel=name, ylabel="nats")
     labels = {"xlabel": name, "ylabel": "best token right, %"}
     page.figure("accuracy.png", f"Right guesses against {name}", curve("right", 100), **labels)
-    page.say(*table([name, "nats", "best token right", "guesses"], [*map(level_row, points)]))
+    rows = [[f"{p.level:.2f}", f"{p.nats:.4f}", f"{p.right:.1%}", f"{p.guesses:,}"] for p in points]
+    page.say(*table([name, "nats", "best token right", "guesses"], rows))
     page.say(
         f"Of {few.rows:,} rows at most, each destroyed anew at each level; nats per lost token "
         "(analysis/probes.py says what is counted for each objective)."
     )
-
-
-def level_row(point: Point) -> list[str]:
-    return [f"{point.level:.2f}", f"{point.nats:.4f}", f"{point.right:.1%}", f"{point.guesses:,}"]
 
 
 def noise(page: Page) -> None:

@@ -155,7 +155,9 @@ class Trace:
         if not any(self.show(i) for _, i, _ in token.history if i != GONE):
             return None
         history = [
-            [step, i, *((None, None) if drawn is None else (_short(drawn.p), _pairs(drawn)))]
+            [step, i, None, None]
+            if drawn is None
+            else [step, i, _short(drawn.p), [[j, _short(p)] for j, p in drawn.best]]
             for step, i, drawn in token.history
         ]
         return {"given": token.given, "history": history}
@@ -164,10 +166,6 @@ class Trace:
 def _short(p: float) -> float:
     """A probability with four digits, so that a page stays small."""
     return float(f"{p:.4g}")
-
-
-def _pairs(drawn: Drawn) -> list[list[Any]]:
-    return [[i, _short(p)] for i, p in drawn.best]
 
 
 def readable(text: str) -> str:
