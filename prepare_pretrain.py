@@ -372,8 +372,8 @@ def refuse_empty(cfg: PretrainConfig, out: ShardWriter) -> None:
 
 
 def settings(cfg: PretrainConfig, source: Source) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The options that determine the corpus, for meta.json and for recognising an interrupted
-    run."""
+    """The options that determine the corpus, for meta.json; and with them the files and the Python
+    version, by which an interrupted run is recognised."""
     elsewhere = "dataset data_dir path_to_data_store num_workers huggingface_cache_dir".split()
     options = {k: v for k, v in dataclasses.asdict(cfg).items() if k not in elsewhere}
     stats = [(p, p.stat()) for p in source.files]
@@ -384,8 +384,8 @@ def settings(cfg: PretrainConfig, source: Source) -> tuple[dict[str, Any], dict[
 def prepare(cfg: PretrainConfig, folder: Path) -> None:
     """Write the corpus, complete or not at all, and print a summary and the speed."""
     source = find_source(cfg)
-    options, source_info = settings(cfg, source)
-    kept = unfinished(folder, source_info)
+    options, identity = settings(cfg, source)
+    kept = unfinished(folder, identity)
     if kept:
         print(f"{partial_of(folder)}: {kept['mark']['bytes'] / 1e6:,.0f} MB of text are done")
     tokenizer = kept_tokenizer(kept) if kept else make_tokenizer(cfg, source)
@@ -393,10 +393,10 @@ def prepare(cfg: PretrainConfig, folder: Path) -> None:
         if name not in tokenizer.specials:
             raise UserError(f"packing={cfg.packing} needs a tokenizer with {name}")
     info = {"task": "text", "source": "large" if cfg.large_dataset else cfg.source}
-    info |= {"options": options, "held_out": source.held_out, "python": source_info["python"]}
+    info |= {"options": options, "held_out": source.held_out, "python": identity["python"]}
     length = cfg.context_length if cfg.packing == "pad" else 0
     clock = time.perf_counter()
-    with ShardWriter(folder, tokenizer, source_info, length, **info) as out:
+    with ShardWriter(folder, tokenizer, identity, length, **info) as out:
         before = sum(c["tokens"] for c in out.counts.values())
         size = write(cfg, source, out)
         refuse_empty(cfg, out)

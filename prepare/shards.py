@@ -57,7 +57,7 @@ def unfinished(folder: Path, options: dict[str, Any]) -> dict[str, Any] | None:
 class ShardWriter(CorpusWriter):
     """A CorpusWriter that takes up where it was interrupted. Ids are appended with `tokens`;
     `complete(mark)` closes a shard, after which `mark` is what a later run finds in `self.mark`.
-    The files are train_000.bin ... and val.bin. A later run must have the same `options`. With
+    The files are train_000.bin ... and val.bin. A later run must have the same `identity`. With
     `row_length`, all rows are of that length; without, the corpus is a stream, or consists of
     rows that are appended with `rows`.
     """
@@ -66,18 +66,18 @@ class ShardWriter(CorpusWriter):
         self,
         folder: Path,
         tokenizer: Tokenizer,
-        options: dict[str, Any],
+        identity: dict[str, Any],
         row_length: int = 0,
         **info: Any,
     ):
         super().__init__(folder, tokenizer, **info)
-        self.partial, self.options, self.row_length = partial_of(folder), options, row_length
+        self.partial, self.identity, self.row_length = partial_of(folder), identity, row_length
         self.sizes: dict[str, int] = {}  # bytes of every file, complete ones included
         self.mark: dict[str, Any] = {}
         self.number = 0  # of the shard of training ids that is being written
 
     def __enter__(self) -> "ShardWriter":
-        kept = unfinished(self.folder, self.options)
+        kept = unfinished(self.folder, self.identity)
         try:
             self.partial.mkdir(parents=True, exist_ok=True)
         except OSError as e:
@@ -131,7 +131,7 @@ class ShardWriter(CorpusWriter):
     def _save(self) -> None:
         """Write progress.json atomically."""
         kept = {
-            "options": self.options,
+            "options": self.identity,
             "tokenizer": self.tokenizer.spec(),
             "tokenizer_files": self.tokenizer.files,
             "sizes": self.sizes,
