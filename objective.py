@@ -212,7 +212,7 @@ def gumbel_argmax(weights: Tensor, u: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """How to sample; what an objective has no use for, it ignores."""
+    """Options of all samplers; an objective ignores those that it has no use for."""
 
     steps: int = 64  # of the reverse process, where it has a grid
     sampler: str = "auto"  # auto: the first that the objective names

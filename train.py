@@ -389,7 +389,8 @@ class TrainState:
         self.skipped = state.get("skipped", 0)
 
     def within(self, work: Callable, *args: Any) -> Any:
-        """work(*args); with FSDP inside the root module, where parameters can be gathered."""
+        """work(*args); with FSDP inside the root module, where parameters outside of the blocks are
+        gathered."""
         return work(*args) if self.root is None else self.root(partial(work, *args))
 
     def averaged(self) -> ContextManager[nn.Module]:

@@ -1,7 +1,7 @@
-"""Where a model fails: how well it knows tokens, by how much of their text was destroyed.
+"""Where a model fails: how well it predicts tokens, by how much of the text was corrupted.
 
-A row is destroyed to a level, and what the network says of the lost tokens is counted: nats, and
-how often its best guess is right. What a level is depends on the objective:
+Rows are corrupted to some level, and for the lost tokens nats are averaged, and how often the most
+probable token is right. The level depends on the objective:
 
     masked, bd3, mlm, sedd   the share of written tokens (of a block) that are MASK
     sedd, uniform graph      the share that noise has moved; the guess is the denoiser's

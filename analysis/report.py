@@ -234,29 +234,23 @@ def gallery(page: Page) -> None:
         page.say("None here: of patches, `evaluate.py` without --report writes some.")
         return
     texts = sampled(dataclasses.replace(cfg, samples=GALLERY), model, page.corpus, cfg.split, 0)
-    decode, prompts = (
-        model.tokenizer.decode,
-        model.meta.get("task")
-        in (
-            *("chat", "stage"),
-            *PUZZLES,
-        ),
-    )
+    decode = model.tokenizer.decode
+    answers = model.meta.get("task") in ("chat", "stage", *PUZZLES)  # samples with a prompt
     for prompt, sample, wanted in zip(*texts[:3], strict=False):
         lines = [f"written  {decode(sample)}"]
-        if prompts:
+        if answers:
             lines = [f"given    {decode(prompt)}", *lines, f"wanted   {decode(wanted)}"]
         page.say("````text", *lines, "````")
     for name, ids in (("samples", texts.found), ("corpus", texts.wanted)):
-        quality_of = judged(ids, model.tokenizer, page.judge)
-        page.numbers.setdefault("samples", {})[name] = quality_of
-        page.say(describe_judged(quality_of, name, page.judge).replace("\n ", ";"))
-    sample = page.numbers["quality"] = quality(cfg, model, page.corpus)
-    if sample["score"] is not None:
+        result = judged(ids, model.tokenizer, page.judge)
+        page.numbers.setdefault("samples", {})[name] = result
+        page.say(describe_judged(result, name, page.judge).replace("\n ", ";"))
+    result = page.numbers["quality"] = quality(cfg, model, page.corpus)
+    if result["score"] is not None:
         page.say(
-            f"{sample['measure']}: {sample['score']:.1%} +- {sample['score_error']:.1%} of "
-            f"{sample['samples']:,} samples, {sample['nfe']:.1f} network calls and "
-            f"{sample['tokens_per_second']:,.0f} tokens/s."
+            f"{result['measure']}: {result['score']:.1%} +- {result['score_error']:.1%} of "
+            f"{result['samples']:,} samples, {result['nfe']:.1f} network calls and "
+            f"{result['tokens_per_second']:,.0f} tokens/s."
         )
     page.say(", ".join(f"{k}={v}" for k, v in settings(cfg, model).items()))
 

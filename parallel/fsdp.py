@@ -1,9 +1,9 @@
-"""One network over many processes: DDP, where each has all of it, or a part of every parameter,
-gradient and moment each.
+"""One network over many processes: DDP, where each process has all of it, or FSDP2, where each has
+a shard of every parameter, gradient and moment.
 
-The latter is PyTorch's FSDP2 (`fully_shard`; Zhao et al. 2023, arXiv 2304.11277): a block is put
-together from its parts while it computes, and gradients are summed into the parts. A loss reads the
-head beside calling the network, so what lies outside of the blocks is whole while it runs.
+FSDP2 is PyTorch's `fully_shard` (Zhao et al. 2023, arXiv 2304.11277): a block is gathered from its
+shards while it computes, and gradients are reduced into the shards. A loss also reads the head, so
+parameters outside of the blocks are gathered while it runs.
 """
 
 import contextlib
@@ -58,7 +58,7 @@ def wrap_model(
         return module, None
     if cfg.parallel == "fsdp":
         return module, shard(net, cfg, world.device)
-    # without device_ids, as they would move batches to the GPU, whose places are found on the CPU
+    # without device_ids, which would move batches to the GPU: indices are computed on the CPU
     return nn.parallel.DistributedDataParallel(module), None
 
 
@@ -149,7 +149,7 @@ def replaced(root: Root, values: dict[str, Tensor]) -> Iterator[nn.Module]:
             local(params[name]).detach().copy_(local(value))
         yield root.net
     finally:
-        root.reshard()  # evaluation leaves whole what lies outside of the blocks
+        root.reshard()  # evaluation leaves parameters outside of the blocks gathered
         for name, value in raw.items():
             local(params[name]).detach().copy_(value)
         root.train()

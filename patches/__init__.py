@@ -1,4 +1,4 @@
-"""Models of code changes: a file and a commit message are given, the hunks are written.
+"""Models of code changes: the prompt is a file and a commit message, the target its hunks.
 
 patch.py      patches of one file: parse, apply all of one or nothing, make, write the result
 history.py    changes of files in a git repository, read by git's plumbing

@@ -1,12 +1,12 @@
 """Patches of one file: read them, apply all of one or nothing, make them, write the result.
 
-    found = apply_patch(before, patch)            # found.state, found.text, found.why
+    result = apply_patch(before, patch)           # result.state, result.text, result.why
     patch = make_hunks(before, after)
 
 A patch here is what follows the headers of a unified diff: hunks, each from its `@@` on, and no
-name of any file. Whoever applies one says to which file, so that a patch cannot choose. Lines end
-in "\\n" only; a carriage return is a part of its line. Nothing that a model wrote is trusted: line
-numbers are hints, sizes are not read at all, and where anything does not fit, nothing is applied.
+file name: the caller names the file, so a patch cannot choose one. Lines end in "\\n" only; a
+carriage return is a part of its line. Patches of a model are not trusted: line numbers are hints,
+sizes are ignored, and if one hunk does not fit, nothing is applied.
 
 Imports nothing of ours.
 """

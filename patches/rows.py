@@ -1,4 +1,4 @@
-"""Samples of a diff model: a file and a message are given, the patch is written.
+"""Samples of a diff model: the prompt is a file and a message, the target a patch.
 
     <NME> name of the file
     <BEF> the file before
@@ -6,12 +6,12 @@
     <DFF> hunks, then EOS
 
 Each marker stands at the beginning of a line, and one newline separates two sections. All before
-`<DFF>` is given; the marker itself is the first thing that is written. Of a new file, the word
-ADDFILE stands for the file before. (Format: the CarperAI diff models.)
+`<DFF>` is the prompt; the marker itself begins the target. For a new file, the word ADDFILE stands
+for the file before. (Format: the CarperAI diff models.)
 
-The sections are found again whatever they hold: a name has no newline, so that the first `<BEF>`
-is the marker; of `<MSG>` it is the last one, since a message with a line like it is refused; and
-no line of a hunk can begin with `<DFF>`, so that it is the last one as well.
+The sections can be parsed whatever they hold: a name has no newline, so the first `<BEF>` is the
+marker; so is the last `<MSG>`, since a message with such a line is refused, and the last `<DFF>`,
+since no line of a hunk can begin with it.
 """
 
 import ast

@@ -1,8 +1,8 @@
 """Published weights of insertion models (ILM), under our names.
 
 Their network is our transformer with biased layer norms, ReLU, an MLP of any width, and rotary
-positions on the first channels of a head; of its heads only the sizes of the whole are told by the
-tensors, so the number of heads is that of the config. Hub id: dhruveshpatel/ilm-owt.
+positions on the first channels of a head. The tensors do not tell the number of heads, so it is
+that of the config. Hub id: dhruveshpatel/ilm-owt.
 """
 
 from typing import Any
