@@ -21,7 +21,7 @@ import checkpoint
 import diffusion
 from checkpoint import Model, build_network, build_objective, load, load_weights, read, save
 from configurator import Config, UserError
-from objective import SampleOptions
+from objective import Objective, SampleOptions
 from pretrained import published
 from pretrained.published import from_sedd, to_sedd
 from sample import canvas, generate
@@ -654,3 +654,23 @@ def test_a_checkpoint_without_its_corpus_is_refused(trained: Any, tmp_path: Path
 def test_a_pth_is_no_model_to_sample_from(tmp_path: Path):
     (tmp_path / "x.pth").write_bytes(b"")
     assert "start a run" in error_of(load, str(tmp_path / "x.pth"))
+
+
+def test_an_objective_is_a_class_and_a_line(monkeypatch: pytest.MonkeyPatch):
+    """docs/recipes.md: `from_config` reads the options; by default, only the vocabulary counts."""
+
+    class Mine(diffusion.Masked):
+        @classmethod
+        def from_config(cls, cfg: Config, vocab_size: int, specials: dict) -> Objective:
+            return cls(vocab_size, specials.get("mask"), diffusion.noise_schedule(cfg))
+
+    class Plain(Objective):
+        def __init__(self, vocab_size: int, specials: dict[str, int]):
+            self.sizes = vocab_size, specials
+
+    for name, cls in (("mine", Mine), ("plain", Plain)):
+        monkeypatch.setitem(checkpoint.OBJECTIVES, name, cls.from_config)
+    meta = {"vocab_size": 5, "specials": {"mask": 4}}
+    built = build_objective(replace(SMALL, objective="mine", noise="cosine"), meta)
+    assert type(built) is Mine and built.mask_id == 4 and built.noise == diffusion.Cosine()
+    assert build_objective(replace(SMALL, objective="plain"), meta).sizes == (5, {"mask": 4})
