@@ -6,7 +6,7 @@
     4. Masked diffusion           Masked: MDLM, LLaDA; MaskedTokens: plain masked language modelling
     5. Block diffusion            BlockDiffusion: BD3
     6. Which places come next     unmasking schedules, orders, remasking
-    7. The sampler of masked text Decoder: ancestral, first-hitting, confidence orders, remasking
+    7. The sampler of masked text MaskedSampler: ancestral, first-hitting, confidence orders, remasking
     8. Samplers on a grid         SEDD's, on both graphs
     9. Samplers of blocks         with a cache of keys and values
 
@@ -1117,10 +1117,10 @@ class BlockDiffusion(Masked):
         return super().noisy(batch, *args)._replace(clean=batch.rows.ids)
 
     def features(self, net: Any, noisy: Noisy) -> tuple[Tensor, Tensor, Tensor]:
-        both = NoisyAndClean(net, noisy.clean, self.still(net), self.zero_time)
+        both = NoisyAndClean(net, noisy.clean, self.clean_time(net), self.zero_time)
         return super().features(both, noisy)
 
-    def still(self, net: Any) -> Tensor | None:
+    def clean_time(self, net: Any) -> Tensor | None:
         """(1,) time input of a clean token."""
         return self.condition(net, torch.zeros(1), net.head.weight.device)
 
@@ -1166,7 +1166,7 @@ class BlockDiffusion(Masked):
 
 
 # ==================================================================================================
-# 6. Which masked places are written next: how many, which, and which are doubted again
+# 6. Which masked places are written next: how many, which, and which are masked again
 #
 # Pure functions; chapter 7 runs them. Scores are in [0, 1], 1 for certainty.
 #
@@ -1268,7 +1268,7 @@ def entropy(logp: Tensor, row: Tensor, col: Tensor, masked: Tensor) -> Tensor:
 
 
 ORDERS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None] = {
-    "random": None,  # needs no look at the tokens
+    "random": None,  # does not depend on the logits
     "confidence": confidence,
     "margin": margin,
     "entropy": entropy,
@@ -1291,7 +1291,7 @@ class RemaskStep(NamedTuple):
         return (self.alpha_s - kept) / (1 - self.alpha_t)
 
 
-# A remasking rule is one step from t to s, the share of text 1 - t. trust (B, T) float64: the
+# A remasking rule is one step from t to s, the share of text 1 - t. confidence (B, T) float64: the
 # probability that each token had when it was written, infinite where it is MASK or given; eta
 # scales.
 
@@ -1301,24 +1301,24 @@ def most_remasked(t: float, s: float) -> float:
     return min(1.0, s / (1 - t)) if t < 1 else 1.0
 
 
-def cap(t: float, s: float, eta: float, trust: Tensor) -> RemaskStep:
-    return RemaskStep(1 - t, 1 - s, torch.full_like(trust, min(eta, most_remasked(t, s))))
+def cap(t: float, s: float, eta: float, confidence: Tensor) -> RemaskStep:
+    return RemaskStep(1 - t, 1 - s, torch.full_like(confidence, min(eta, most_remasked(t, s))))
 
 
-def rescale(t: float, s: float, eta: float, trust: Tensor) -> RemaskStep:
-    return RemaskStep(1 - t, 1 - s, torch.full_like(trust, eta * most_remasked(t, s)))
+def rescale(t: float, s: float, eta: float, confidence: Tensor) -> RemaskStep:
+    return RemaskStep(1 - t, 1 - s, torch.full_like(confidence, eta * most_remasked(t, s)))
 
 
-def by_confidence(t: float, s: float, eta: float, trust: Tensor) -> RemaskStep:
-    """Tokens of little trust first; no eta."""
-    share = trust.neg().softmax(1).nan_to_num()
+def by_confidence(t: float, s: float, eta: float, confidence: Tensor) -> RemaskStep:
+    """The least confident tokens first; no eta."""
+    share = confidence.neg().softmax(1).nan_to_num()
     return RemaskStep(1 - t, 1 - s, share * most_remasked(t, s))
 
 
 LOOP_ON, LOOP_OFF, LOOP_ALPHA = 0.55, 0.05, 0.9  # ReMDM's loop on OpenWebText
 
 
-def loop(t: float, s: float, eta: float, trust: Tensor) -> RemaskStep:
+def loop(t: float, s: float, eta: float, confidence: Tensor) -> RemaskStep:
     """Write down to a share of 0.9, then mask and rewrite at that share, then finish."""
 
     def alpha(time: float) -> float:
@@ -1327,7 +1327,7 @@ def loop(t: float, s: float, eta: float, trust: Tensor) -> RemaskStep:
         return LOOP_ALPHA if time > LOOP_OFF else 1 - time * (1 - LOOP_ALPHA) / LOOP_OFF
 
     looping = LOOP_OFF < t <= LOOP_ON
-    sigma = torch.full_like(trust, eta if looping else 0.0)
+    sigma = torch.full_like(confidence, eta if looping else 0.0)
     return RemaskStep(alpha(t), LOOP_ALPHA if looping else alpha(s), sigma)
 
 
@@ -1389,7 +1389,7 @@ class MaskedSampler(Sampler):
         self.x = torch.where(prompt_mask, ids, self.start(ids))
         self.editable = ~prompt_mask
         places = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)  # (B, T)
-        self.inside = None  # (B, 1, T): rows of unequal length do not look beyond their ends
+        self.inside = None  # (B, 1, T): rows of unequal length do not attend beyond their ends
         if o.length is not None and bool((o.length < ids.shape[1]).any()):
             self.inside = (places < o.length[:, None])[:, None]
         self.first = torch.where(prompt_mask, ids.shape[1], places).amin(1, keepdim=True)  # (B, 1)
@@ -1420,8 +1420,8 @@ class MaskedSampler(Sampler):
             f"cache={o.cache} needs our own network": o.cache != "none"
             and not isinstance(self.net, Transformer),
         }
-        for problem, found in problems.items():
-            if found:
+        for problem, present in problems.items():
+            if present:
                 raise UserError(problem)
 
     def start(self, ids: Tensor) -> Tensor:
@@ -1887,11 +1887,11 @@ class BlockSampler(MaskedSampler):
         return h[rows, clean:] if clean else h, start
 
     def levels(self, rows: Tensor, time: Tensor, start: int) -> Tensor:
-        """What the network is told of the columns of this pass: time (r,) of the present block,
-        and the others that they are clean."""
-        still, width = self.objective.still(self.net), self.kept.visible - self.kept.at.start
+        """Time input of the columns of this pass: time (r,) in the present block, that of clean
+        tokens in the others."""
+        clean, width = self.objective.clean_time(self.net), self.kept.visible - self.kept.at.start
         if self.objective.zero_time:
-            return still.repeat(len(self.x))
-        levels = still.repeat(len(self.x), width)
+            return clean.repeat(len(self.x))
+        levels = clean.repeat(len(self.x), width)
         levels[rows, start - self.kept.at.start :] = time[:, None]
         return levels

@@ -224,7 +224,7 @@ class SampleOptions:
     factor: float = 1.0  # unmask_schedule=factor: the r best while they score 1 - factor / (r + 1)
     block_length: int = 0  # tokens that are written before those to their right; 0: all at once
     cfg: float = 0.0  # guidance towards the prompt; 0 is none
-    remask: str = "none"  # doubt what is written: cap, rescale, conf, loop
+    remask: str = "none"  # mask written tokens again: cap, rescale, conf, loop (ReMDM)
     eta: float | None = None  # how much; None: as published
     cache: str = "none"  # keys and values from the start of a block: prefix, dual
     stop: int | None = None  # id that ends a text; what comes after it is not sampled

@@ -26,7 +26,7 @@ from prepare.texts import python_prose
 # ==================================================================================================
 
 
-SAMPLES = 512  # that evaluate.py scores, unless told otherwise
+SAMPLES = 512  # that evaluate.py scores, by default
 SHORTEST = 3  # characters; shorter texts mirror themselves too easily to count
 
 
@@ -77,21 +77,23 @@ def report(texts: Iterable[str], seen: set[str] | None = None) -> dict[str, Any]
     }
 
 
-def describe(found: dict[str, Any]) -> str:
+def describe(counts: dict[str, Any]) -> str:
     """Two lines for the terminal from what `report` returned."""
-    told = [
-        f"{found['samples']} samples",
-        f"exact palindromes {found['exact']:.1%}",
-        f"ignoring case, spaces and punctuation {found['normalised']:.1%}",
+    parts = [
+        f"{counts['samples']} samples",
+        f"exact palindromes {counts['exact']:.1%}",
+        f"ignoring case, spaces and punctuation {counts['normalised']:.1%}",
     ]
-    if not found["frequent"]:
-        return ", ".join(told)
-    of_exact = [f"distinct {found['distinct']:.1%}"]
-    if found["new"] is not None:
-        of_exact.append(f"not in the training set {found['new']:.1%}")
-    of_exact.append(f"mean length {found['length']:.1f} characters")
-    frequent = ", ".join(f"{text} ({count})" for text, count in found["frequent"])
-    return f"{', '.join(told)}\nof the exact ones: {', '.join(of_exact)}; most frequent: {frequent}"
+    if not counts["frequent"]:
+        return ", ".join(parts)
+    of_exact = [f"distinct {counts['distinct']:.1%}"]
+    if counts["new"] is not None:
+        of_exact.append(f"not in the training set {counts['new']:.1%}")
+    of_exact.append(f"mean length {counts['length']:.1f} characters")
+    frequent = ", ".join(f"{text} ({count})" for text, count in counts["frequent"])
+    return (
+        f"{', '.join(parts)}\nof the exact ones: {', '.join(of_exact)}; most frequent: {frequent}"
+    )
 
 
 def score(model: Any, texts: Any) -> tuple[str, float]:
@@ -117,17 +119,17 @@ def evaluate(cfg: Any, model: Any, corpus: Any) -> dict[str, Any]:
         runs = [("samples", cfg.sampler, False)]
     reports = {}
     for name, sampler, mirrored in runs:
-        told = {"palindrome": mirrored, "max_length": cfg.max_length, "show": cfg.show}
-        told = SampleConfig(num_samples=count(cfg, SAMPLES), **told)
+        options = {"palindrome": mirrored, "max_length": cfg.max_length, "show": cfg.show}
+        sample_cfg = SampleConfig(num_samples=count(cfg, SAMPLES), **options)
         options = sample_options(dataclasses.replace(cfg, sampler=sampler), model)
         sampler = choose_sampler(model.objective, options).sampler
         if cfg.show:
             print(f"\n{name}, as it is written:")
-        begun, watch = canvases(told, model), watcher(told, model, [])
+        begun, watch = canvases(sample_cfg, model), watcher(sample_cfg, model, [])
         made = generate(model, begun, options, cfg.seed, 128, watch, cfg.dtype)
-        found = report(made.texts, seen)
-        print(f"{name} ({sampler}): {describe(found)}", flush=True)
-        reports[name] = {"sampler": sampler, **found}
+        counts = report(made.texts, seen)
+        print(f"{name} ({sampler}): {describe(counts)}", flush=True)
+        reports[name] = {"sampler": sampler, **counts}
     return {"palindromes": reports}
 
 
@@ -262,6 +264,6 @@ def repeats(halves: np.ndarray) -> np.ndarray:
     same = np.r_[False, (halves[order][1:] == halves[order][:-1]).all(1)]
     place = np.arange(len(order))
     first = np.maximum.accumulate(np.where(same[: len(order)], 0, place))
-    found = np.empty_like(place)
-    found[order] = place - first
-    return found
+    rank = np.empty_like(place)
+    rank[order] = place - first
+    return rank
