@@ -6,7 +6,7 @@
     4. Masked diffusion           Masked: MDLM, LLaDA; MaskedTokens: plain masked language modelling
     5. Block diffusion            BlockDiffusion: BD3
     6. Which places come next     unmasking schedules, orders, remasking
-    7. The sampler of masked text MaskedSampler: ancestral, first-hitting, confidence orders, remasking
+    7. The sampler of masked text MaskedSampler: ancestral, first-hitting, ordered, remasking
     8. Samplers on a grid         SEDD's, on both graphs
     9. Samplers of blocks         with a cache of keys and values
 

@@ -140,7 +140,7 @@ def test_cached_logits_are_those_of_training(time, T, length, begin, positions, 
     values = objective.condition(net, sigma, torch.device("cpu"))
     with torch.no_grad():
         shown = cells(full(xt), length).ids
-        beside = NoisyAndClean(net, x0, objective.still(net), objective.zero_time)
+        beside = NoisyAndClean(net, x0, objective.clean_time(net), objective.zero_time)
         h = beside.features(shown, values)
         want = net.logits(h.view(3, -1, h.shape[-1])[:, :T])
         walk = decoder(objective, net, x0.clone())
@@ -160,7 +160,7 @@ def test_clean_tokens_are_told_that_they_are_clean():
     """With a time input, a change of one block's noise level changes that block alone."""
     net, objective = network(8), process(3)
     x0 = torch.randint(V, (2, 9))
-    beside = NoisyAndClean(net, x0, objective.still(net), per_row=False)
+    beside = NoisyAndClean(net, x0, objective.clean_time(net), per_row=False)
     level = torch.full((6,), 0.5)
     with torch.no_grad():
         one = beside.features(noised(x0, 0.5).view(6, 3), level)
