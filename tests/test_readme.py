@@ -1,6 +1,7 @@
-"""The README is a promise: its commands run, in its order, in a copy of the repository, at toy
-size. Commands that need a network are refused in one line without one."""
+"""The README and docs/ are promises: their commands run, in their order, in a copy of the
+repository, at toy size. Commands that need a network are refused in one line without one."""
 
+import importlib.metadata
 import os
 import re
 import shlex
@@ -26,13 +27,22 @@ TOY = {  # appended to a command, so that it takes seconds
 }
 
 
-def commands():
-    """Every `python ...` and `torchrun ...` line of the README's code blocks, in order."""
-    text = (ROOT / "README.md").read_text()
+# README first, then the pages of docs/, each behind those whose checkpoints it uses
+PAGES = "objectives data finetune chat patches cascades insertion sampling evaluation running speed"
+PAGES = ["README.md", *(f"docs/{name}.md" for name in PAGES.split()), "docs/recipes.md"]
+PAGES += [
+    f"docs/{name}.md" for name in "performance promises results scale troubleshooting".split()
+]
+LONG = {"docs/performance.md", "docs/results.md", "docs/scale.md", "docs/promises.md"}
+
+
+def commands(*pages):
+    """Every `python ...` and `torchrun ...` line of the pages' code blocks, in order."""
+    text = "\n".join((ROOT / page).read_text() for page in pages)
     blocks = re.findall(r"```sh\n(.*?)```", text, re.S)
     lines = [line.split("  #") for block in blocks for line in block.splitlines()]
-    found = [(line[0].strip(), "".join(line[1:])) for line in lines if line[0].strip()]
-    return [(c, note) for c, note in found if c.startswith(("python ", "torchrun "))]
+    pairs = [(line[0].strip(), "".join(line[1:])) for line in lines if line[0].strip()]
+    return [(c, note) for c, note in pairs if c.startswith(("python ", "torchrun "))]
 
 
 def toy(command):
@@ -76,24 +86,79 @@ def commits_in(folder):
         git("commit", "-m", f"a comment, number {k}")
 
 
+def run(command, note, copy, **more):
+    """One command, without a network; in one line where it needs one."""
+    offline = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HF_HOME": str(copy / "hf"), **more}
+    env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "RANK")} | offline
+    result = subprocess.run(
+        toy(command), cwd=copy, env=env, capture_output=True, text=True, timeout=300
+    )
+    shown = f"{command}\n{result.stdout[-1500:]}\n{result.stderr[-1500:]}"
+    if "network" in note:
+        assert result.returncode == 2 and "Traceback" not in result.stderr, shown
+    else:
+        assert result.returncode == 0, shown
+
+
+def test_every_page_is_tried():
+    pages = {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")}
+    assert pages | {"README.md"} == set(PAGES)
+    assert len((ROOT / "README.md").read_bytes()) <= 15_000
+
+
 @pytest.mark.slow
 def test_every_command(copy):
-    offline = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HF_HOME": str(copy / "hf")}
-    env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "RANK")} | offline
     done = set()
-    for command, note in commands():
+    for command, note in commands(*(page for page in PAGES if page not in LONG)):
         if "pytest" in command or command in done:
             continue
         done.add(command)
-        result = subprocess.run(
-            toy(command), cwd=copy, env=env, capture_output=True, text=True, timeout=300
-        )
-        told = f"{command}\n{result.stdout[-1500:]}\n{result.stderr[-1500:]}"
-        if "network" in note:
-            assert result.returncode == 2 and "Traceback" not in result.stderr, told
-        else:
-            assert result.returncode == 0, told
-    assert len(done) >= 12
+        run(command, note, copy)
+    assert len(done) >= 60
+
+
+def modules_beyond_requirements():
+    """Names of installed modules that requirements.txt does not bring."""
+    wanted, seen = re.findall(r"^([\w-]+)", (ROOT / "requirements.txt").read_text(), re.M), set()
+    while wanted:
+        name = re.sub("[-_.]+", "-", wanted.pop()).lower()
+        if name not in seen:
+            seen.add(name)
+            try:
+                needs = importlib.metadata.requires(name) or []
+            except importlib.metadata.PackageNotFoundError:
+                continue
+            wanted += [re.match(r"[\w.-]+", line)[0] for line in needs if "extra ==" not in line]
+    brought = importlib.metadata.packages_distributions()
+    normal = {m: {re.sub("[-_.]+", "-", d).lower() for d in dists} for m, dists in brought.items()}
+    return sorted(m for m, dists in normal.items() if not dists & seen and m.isidentifier())
+
+
+BLOCK = """
+import sys
+class Blocked:
+    names = set({names})
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in self.names:
+            raise ModuleNotFoundError("No module named " + repr(name), name=name)
+sys.meta_path.insert(0, Blocked())
+"""
+
+
+@pytest.mark.slow
+def test_the_laptop_section_needs_requirements_txt_alone(copy, tmp_path):
+    """As if nothing else were installed; so do sampling, infilling and the tests' own demo."""
+    names = modules_beyond_requirements()
+    assert {"transformers", "datasets", "matplotlib"} <= set(names)
+    assert not {"torch", "numpy", "tqdm", "tokenizers", "PIL", "safetensors"} & set(names)
+    (tmp_path / "sitecustomize.py").write_text(BLOCK.format(names=names))
+    text = (ROOT / "README.md").read_text()
+    section = text[text.index("## A laptop") :].split("\n## ")[0]
+    sampling = text[text.index("## Sample and infill") :].split("\n## ")[0]
+    both = [c for c in commands("README.md") if c[0] in section or c[0] in sampling]
+    assert len(both) >= 12
+    for command, note in both:
+        run(command, note, copy, PYTHONPATH=str(tmp_path))
 
 
 def test_examples_in_python(copy, monkeypatch):
@@ -107,7 +172,7 @@ def test_examples_in_python(copy, monkeypatch):
     from train import main
 
     monkeypatch.chdir(copy)
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "docs/data.md").read_text() + (ROOT / "docs/recipes.md").read_text()
     corpus, objective = re.findall(r"```python\n(.*?)```", text, re.S)
     exec(corpus, {})
     assert Corpus("data/dna").rows("train") == 100
