@@ -46,6 +46,7 @@ class Ordered(Objective):
     """What both have in common: where a row begins and ends, exact bounds, the sampler's frame."""
 
     samplers = ("left_to_right",)
+    config_fields = ()
     exact = crops_padding = True
     estimator = "exact likelihood, a sum of cross entropies from left to right"
 

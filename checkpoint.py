@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from autoregressive import LeftToRight, RandomOrder
 from configurator import Config, UserError, checked_values, from_saved, optional
 from corpus import Corpus, check_meta
-from diffusion import BlockDiffusion, Masked, MaskedTokens, ScoreEntropy
+from diffusion import NOISES, BlockDiffusion, Masked, MaskedTokens, ScoreEntropy, has_limits
 from insertion import IDLM, FlexMDM, Insertion, InsertionTransformer
 from model import Transformer
-from objective import Objective
+from objective import CHOICES, Objective
 from parallel import fsdp
 from pretrained import published
 from pretrained.causal import CausalLM
@@ -57,6 +57,45 @@ OBJECTIVES: dict[str, Callable[[Config, int, dict[str, int]], Objective]] = {
     "it": InsertionTransformer.from_config,
     "flex": FlexMDM.from_config,
 }
+
+# Names in the papers of what is one of these with some settings; written next to other values of
+# the same settings they are refused.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "mdlm": {"objective": "masked", "noise": "loglinear"},
+    "llada": {"objective": "masked", "noise": "affine", "time_input": False},
+    "radd": {
+        "objective": "sedd",
+        "graph": "absorb",
+        "noise": "loglinear",
+        "normalize": True,
+        "time_input": False,
+    },
+    "bd3lm": {"objective": "bd3"},
+    "flexmdm": {"objective": "flex"},
+}
+
+
+def names_of(key: str) -> list[str]:
+    """What `objective`, `noise`, and the options of samplers may be."""
+    if key == "sampler":
+        ids = {"pad": 0, "eos": 1, "mask": 2}
+        made = [make(Config(noise="linear"), 4, ids) for make in OBJECTIVES.values()]
+        return list(dict.fromkeys(["auto", *(name for one in made for name in one.samplers)]))
+    return list({"objective": OBJECTIVES | PUBLISHED, "noise": NOISES, **CHOICES}[key])
+
+
+def unused_fields(cfg: Config) -> list[str]:
+    """The fields of other objectives than that of `cfg`. An objective that does not declare its
+    own may use any."""
+    classes = {name: getattr(make, "__self__", Objective) for name, make in OBJECTIVES.items()}
+    own = classes[cfg.objective].config_fields
+    if own is None:
+        return []
+    every = [key for cls in classes.values() for key in cls.config_fields or ()]
+    unused = [key for key in every if key not in own]
+    if "noise" in own and not has_limits(cfg):
+        unused += ["sigma_min", "sigma_max"]
+    return list(dict.fromkeys(unused))
 
 
 def build_objective(cfg: Config, meta: dict[str, Any]) -> Objective:

@@ -7,10 +7,14 @@ Every positional argument is a Python file, run from left to right in an empty n
 public names that it leaves behind, if they are plain data, override the defaults. So files compose:
 one says which data and network, the next which objective. A file may also build on another by an
 ordinary `from config.palindrome import *`. The command line always has the last word, wherever it
-stands. Config files are programs and are executed: run only those you trust.
+stands; `--key value` is `--key=value`. Config files are programs and are executed: run only those
+you trust.
 
 A run whose `out_dir` nobody sets goes to out/ and the names of its config files, the last first:
 out/ilm_star_easy for the second command above.
+
+From another folder: a config file is looked for there and then in this repository; data/ and out/
+are below the folder that a command is run in.
 
 A mistake of the user's is a `UserError`: one line on stderr and exit code 2, raised before
 anything is written. `run(main)` at the bottom of every command turns it into that.
@@ -27,12 +31,14 @@ import runpy
 import shlex
 import subprocess
 import sys
+import textwrap
 import time
 import types
 import typing
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Literal, NoReturn
+from typing import Any, Callable, Iterable, Literal, NoReturn
 
 ROOT = Path(__file__).resolve().parent
 
@@ -69,8 +75,9 @@ class Config:
     block_size: int = 32  # positions per row
     # the run
     out_dir: str = "auto"  # of checkpoints and logs; auto: out/ and the names of the config files
-    init_from: str = "scratch"  # scratch | resume | auto | a checkpoint, folder or hub id
+    init_from: str = "scratch"  # scratch | resume | a checkpoint, folder or hub id | auto, auto:ID
     finetune_suffix: str = ""  # what out_dir gets at its end where init_from names weights
+    overwrite: bool = False  # replace the run that is in out_dir already
     seed: int = 1337  # every draw derives from it: init, data order, noise, dropout
     device: str = "auto"  # auto | cpu | cuda | cuda:N
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on GPUs with it
@@ -94,7 +101,7 @@ class Config:
     block_length: int = 0  # bd3: tokens per block, from left to right; 0: all of them are one
     t_low: float = 0.0  # bd3: noise levels of training, a clipped schedule; 0: as the noise has it
     t_high: float = 1.0  # bd3: evaluate.py names the limits with the least spread
-    # insertion: insertion.py and insertion.py
+    # insertion
     stop: Literal["stop", "length"] = "stop"  # ilm: learn whether tokens are missing, or how many
     stop_weight: float = 1.0  # ilm: of that loss
     stop_class_weight: float | None = None  # ilm: of rows that miss nothing, the others 1 less it
@@ -196,6 +203,8 @@ class Config:
 
 # ---- reading values ----------------------------------------------------------------------------
 
+BOOLS = {"true": True, "1": True, "false": False, "0": False}
+
 # Keys that have been renamed: the present name -> the former one, which old command lines, config
 # files and checkpoints still use. A former name means the present one that the class has.
 ALIASES = {
@@ -208,6 +217,9 @@ ALIASES = {
 DROPPED = {
     "muon_momentum": 0.95,
 }
+
+# Fields that are a name in a registry, which checkpoint.py knows and is asked for
+NAMES = "objective noise sampler unmask_schedule remask cache".split()
 
 
 def present_name(cls: type, name: str) -> str:
@@ -226,10 +238,23 @@ def _parts(kind: Any) -> tuple[list, tuple]:
     return [kind], ()
 
 
+def one_of(choices: Iterable[str]) -> str:
+    """The choices for a message or -h; an empty one is shown as ''."""
+    return "one of " + ", ".join(choice or "''" for choice in choices)
+
+
+def choices_of(cls: type, key: str) -> list[str]:
+    """What the field may be, if it is one of several names; they are in its annotation, or in a
+    registry."""
+    if key in NAMES:
+        return importlib.import_module("checkpoint").names_of(key)
+    return list(_parts(typing.get_type_hints(cls)[key])[1])
+
+
 def _describe(kind: Any) -> str:
     members, choices = _parts(kind)
     if choices:
-        return "one of " + ", ".join(choices)
+        return one_of(choices)
     return " or ".join("None" if m is type(None) else m.__name__ for m in members)
 
 
@@ -245,7 +270,7 @@ def _from_text(text: str, kind: Any) -> Any:
     if str in members:
         return text  # raw: `12`, `a=b` and the empty string are good strings
     if bool in members:
-        return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        return BOOLS[text.lower()]
     value = (int if int in members else float)(text)
     if not math.isfinite(value):
         raise ValueError(text)
@@ -308,12 +333,35 @@ def _convert_all(cls: type, origin: str, given: dict[str, Any], reader: Callable
             both = f"{ALIASES[key]} is the former name of {key}"
             _refuse(origin, f"{both}, and they differ: {values[key]!r} and {value!r}; keep {key}")
         values[key] = value
+    if "objective" in values:
+        values = _spelled_out(origin, values)
+    for key in values.keys() & {"objective", "noise"}:
+        if values[key] not in choices_of(cls, key):
+            _refuse(origin, f"{key} must be {one_of(choices_of(cls, key))}, got {values[key]!r}")
     return values
+
+
+def _spelled_out(origin: str, values: dict[str, Any]) -> dict[str, Any]:
+    """The values with an objective by its published name, such as mdlm, as what it is here."""
+    name = values["objective"]
+    means = importlib.import_module("checkpoint").PUBLISHED.get(name, {})
+    for key in (means.keys() & values.keys()) - {"objective"}:
+        if values[key] != means[key]:
+            clash = f"objective={name} has {key}={means[key]!r}, not {values[key]!r}"
+            _refuse(origin, f"{clash}; write objective={means['objective']} to choose it")
+    return values | means
 
 
 def _find(path: str) -> Path | None:
     """A config file, in the working directory or in this repository."""
     return next((p for p in (Path(path), ROOT / path) if p.is_file()), None)
+
+
+def _nearest(path: str) -> str:
+    """The committed config file whose name is most like that of `path`, or nothing."""
+    files = {p.stem: str(p.relative_to(ROOT)) for p in sorted((ROOT / "config").rglob("*.py"))}
+    near = difflib.get_close_matches(Path(path).stem, files, 1)
+    return files[near[0]] if near else ""
 
 
 def _composed(path: str) -> list[str]:
@@ -340,7 +388,9 @@ def _read_file(path: str) -> dict[str, Any]:
     """Run one override file -> its public names that are plain data."""
     found = _find(path)
     if found is None:
-        raise UserError(f"config error: no such config file: {path}")
+        near = _nearest(path)
+        hint = f"; did you mean {near}?" if near else ""
+        raise UserError(f"config error: no such config file: {path}{hint}")
     try:
         names = runpy.run_path(str(found))
     except UserError:
@@ -349,6 +399,58 @@ def _read_file(path: str) -> dict[str, Any]:
         raise UserError(f"config error: {path}: {type(e).__name__}: {e}") from e
     skip = (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type)
     return {k: v for k, v in names.items() if not k.startswith("_") and not isinstance(v, skip)}
+
+
+def _file(cls: type, word: str) -> str:
+    """The config file that a word of the command line names. Anything else is refused, with the
+    spelling that is meant: key=value and model=NAME are those of Hydra."""
+    key, equals, text = word.partition("=")
+    fields = {f.name for f in dataclasses.fields(cls)}
+    if equals:
+        parts = key.replace("-", "_").split(".")  # training.batch_size, or noise.type
+        known = [part for part in reversed(parts) if present_name(cls, part) in fields]
+        if known:
+            _refuse("command line", f"write --{known[0]}={text} instead of {word}")
+        hint = f", such as {_nearest(text)}" if _nearest(text) else ""
+        _refuse("command line", f"unknown key {key}; a config file is named by its path{hint}")
+    if word.endswith(".py"):
+        return word
+    for path in (f"{word}.py", f"config/{word}.py"):
+        if _find(path):
+            _refuse("command line", f"write {path} instead of {word}")
+    hint = f"; write --{word}=value" if present_name(cls, word) in fields else ""
+    _refuse("command line", f"{word!r} is neither a .py file nor --key=value{hint}")
+
+
+def split_arguments(cls: type, argv: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Arguments -> (config files, {key: text}). A key may be followed by its value instead of
+    holding it, and a bool by none: --show is --show=true. Raises UserError for anything else."""
+    kinds = typing.get_type_hints(cls)
+    words, files, texts = deque(argv), [], {}
+    while words:
+        word = words.popleft()
+        if not word.startswith("-"):
+            files += _composed(_file(cls, word))
+            continue
+        key, equals, text = word.lstrip("-").partition("=")
+        key = key.replace("-", "_")
+        if not word.startswith("--"):
+            _refuse("command line", f"write --{key}=value instead of {word}")
+        kind = kinds.get(present_name(cls, key))
+        if not equals and kind is bool:
+            text = words.popleft() if words and words[0].lower() in BOOLS else "true"
+        elif not equals and words and not words[0].startswith("--"):
+            text = words.popleft()
+        elif not equals and kind is not None:
+            _refuse("command line", f"write --{key}=value instead of {word}")
+        texts[key] = text
+    return files, texts
+
+
+def respelled(cls: type, argv: list[str], **changes: str | None) -> list[str]:
+    """The arguments with other values of some keys; a key whose value is None is left out."""
+    files, texts = split_arguments(cls, argv)
+    return [*files, *(f"--{k}={v}" for k, v in (texts | changes).items() if v is not None)]
 
 
 def load(cls: type, argv: list[str]) -> tuple[Any, dict[str, str]]:
@@ -361,23 +463,14 @@ def load(cls: type, argv: list[str]) -> tuple[Any, dict[str, str]]:
         print(usage(cls))
         raise SystemExit(0)
     values, origins = {}, {}
-    files = [file for a in argv if not a.startswith("-") for file in _composed(a)]
+    files, texts = split_arguments(cls, argv)
     for path in files:
-        if not path.endswith(".py"):
-            _refuse("command line", f"{path!r} is neither a .py file nor --key=value")
         given = _convert_all(cls, path, _read_file(path), _from_data)
         values |= given
         origins |= dict.fromkeys(given, path)
-    kinds, told = typing.get_type_hints(cls), {}
-    for arg in [a for a in argv if a.startswith("-")]:
-        key, equals, text = arg.lstrip("-").partition("=")
-        key = key.replace("-", "_")
-        if not equals and kinds.get(present_name(cls, key)) is bool:
-            text = "true"  # --show is --show=true
-        elif not equals or not arg.startswith("--"):
-            _refuse("command line", f"write --{key}=value instead of {arg}")
-        told[key] = text
-    given = _convert_all(cls, "command line", told, _from_text)
+    given = _convert_all(cls, "command line", texts, _from_text)
+    if given.get("init_from") == "auto" and "init_from" in values:
+        given["init_from"] = f"auto:{values['init_from']}"  # the weights of a file are not lost
     values |= given
     origins |= dict.fromkeys(given, "command line")
     cfg = build(cls, values, origins)
@@ -410,29 +503,41 @@ def from_saved(cls: type, saved: dict[str, Any], origin: str) -> Any:
 # ---- telling about them ------------------------------------------------------------------------
 
 
-def comments(cls: type) -> dict[str, str]:
-    """Field -> the comment that trails it in the source of `cls` or of what it inherits from."""
+def comments(cls: type) -> dict[str, tuple[str, str]]:
+    """Field -> (heading, comment) in the source of `cls` and of what it inherits from: the comment
+    line above its group of fields, and the comment that trails it."""
     found = {}
-    sources = (inspect.getsource(c) for c in reversed(cls.__mro__[:-1]))
-    for line in "".join(sources).splitlines():
-        code, _, comment = line.partition("  # ")
-        name, colon, _ = code.strip().partition(":")
-        if colon and comment and name.isidentifier():
-            found[name] = comment.strip()
+    for part in reversed(cls.__mro__[:-1]):
+        heading = ""
+        for line in inspect.getsource(part).splitlines():
+            code, _, comment = line.partition("  # ")
+            name, colon, _ = code.strip().partition(":")
+            if line.strip().startswith("# "):
+                heading = line.strip()[2:]
+            elif colon and comment and name.isidentifier():
+                found[name] = (heading, comment.strip())
     return found
 
 
 def usage(cls: type) -> str:
-    """The text of -h: what the command does, then every field with default and comment."""
+    """The text of -h: what the command does, then every field with default, comment and choices,
+    in the groups of its class."""
     main = sys.modules["__main__"].__spec__  # of `python -m`; None for a file
     script = f"-m {main.name.removesuffix('.__main__')}" if main else Path(sys.argv[0]).name
-    about = (sys.modules[cls.__module__].__doc__ if cls is not Config else None) or ""
+    about = sys.modules["__main__" if cls is Config else cls.__module__].__doc__ or ""
     head = f"usage: python {script} [config/FILE.py ...] [--key=value ...]"
-    lines = [head, *about.splitlines(), ""]
+    lines, group = [head, "", *about.splitlines()], None
     told = comments(cls)
     for field in dataclasses.fields(cls):
+        heading, comment = told.get(field.name, ("", ""))
+        if heading != group:
+            lines += ["", heading] if heading else [""]
+            group = heading
         shown = f"--{field.name}={field.default}"
-        lines.append(f"  {shown:<38} {told.get(field.name, '')}".rstrip())
+        lines.append(f"  {shown:<38} {comment}".rstrip())
+        choices = choices_of(cls, field.name)
+        if choices:
+            lines += textwrap.indent(textwrap.fill(one_of(choices), 58), " " * 41).splitlines()
     return "\n".join(lines)
 
 

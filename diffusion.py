@@ -292,9 +292,12 @@ def noise_schedule(cfg: Config) -> Noise:
     if cfg.noise not in NOISES:
         names = ", ".join(NOISES)
         raise UserError(f"config error: noise must be one of {names}, got {cfg.noise!r}")
-    bounded = cfg.noise in ("geometric", "exponential") or cfg.objective == "idlm"
-    limits = (cfg.sigma_min, cfg.sigma_max) if bounded else ()
-    return NOISES[cfg.noise](*limits)
+    return NOISES[cfg.noise](*((cfg.sigma_min, cfg.sigma_max) if has_limits(cfg) else ()))
+
+
+def has_limits(cfg: Config) -> bool:
+    """Does the noise schedule go from sigma_min to sigma_max?"""
+    return cfg.noise in ("geometric", "exponential") or cfg.objective == "idlm"
 
 
 # ==================================================================================================
@@ -499,6 +502,8 @@ class ScoreEntropy(Objective):
         self.samplers = ("analytic", "euler", *(SAMPLERS if graph.absorbing else ()))
         term = "k of n tokens masked" if graph.absorbing else "plus the prior KL at t = 1"
         self.estimator = f"variational bound of score entropy (SEDD, theorem 3.6), {term}"
+
+    config_fields = "noise sigma_min sigma_max graph scale_by_sigma normalize".split()
 
     @classmethod
     def from_config(cls, cfg: Config, vocab_size: int, specials: dict[str, int]) -> Objective:
@@ -745,6 +750,10 @@ class Masked(Objective):
         self.random_length, self.by_importance = random_length, by_importance
         self.network_kwargs = {"causal": False, "time": True, "vocab_size": states}
 
+    config_fields = (
+        "noise sigma_min sigma_max zero_time loss_per padding random_length importance"
+    ).split()
+
     @classmethod
     def from_config(cls, cfg: Config, vocab_size: int, specials: dict[str, int]) -> Objective:
         noise = noise_schedule(cfg)
@@ -951,6 +960,8 @@ class MaskedTokens(Masked):
         super().__init__(vocab_size, mask_id, noise, **options)
         self.network_kwargs["time"] = False
 
+    config_fields = "noise sigma_min sigma_max padding random_length".split()
+
     @classmethod
     def from_config(cls, cfg: Config, vocab_size: int, specials: dict[str, int]) -> Objective:
         if cfg.importance or cfg.loss_per != "token":
@@ -1074,6 +1085,10 @@ class BlockDiffusion(Masked):
         self.length, self.low, self.high = length, 1.0 if length == 1 else low, high
         if length == 1:
             self.exact, self.estimator = True, "exact likelihood, blocks of one token"
+
+    config_fields = (
+        "noise sigma_min sigma_max zero_time padding random_length block_length t_low t_high"
+    ).split()
 
     @classmethod
     def from_config(cls, cfg: Config, vocab_size: int, specials: dict[str, int]) -> Objective:

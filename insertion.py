@@ -502,6 +502,8 @@ class Insertion(Objective):
             "heads": {"stop": 2} if stop == "stop" else {"length": longest + 1},
         }
 
+    config_fields = "stop stop_weight stop_class_weight close_prompt".split()
+
     @classmethod
     def from_config(cls, cfg: Config, vocab_size: int, specials: dict[str, int]) -> Objective:
         return cls(
@@ -693,6 +695,8 @@ class InsertionTransformer(Insertion):
         self.eos_weight, self.stop = eos_weight, "slots"
         del self.network_kwargs["heads"]
 
+    config_fields = ("eos_weight", "close_prompt")
+
     @classmethod
     def from_config(cls, cfg: Config, vocab_size: int, specials: dict[str, int]) -> Objective:
         options = {"eos_weight": cfg.eos_weight, "close_prompt": cfg.close_prompt}
@@ -804,14 +808,18 @@ class IDLM(Insertion):
         self.upstream = upstream_rules
         self.bounded, self.epsilon = not upstream_rules, noise.t_min
 
+    OPTIONS = (
+        "ce_weight length_loss_weight length_loss use_diffusion_weight_for_ce "
+        "use_diffusion_weight_for_length_loss use_n_drops_for_ce use_incomplete_gamma_factor "
+        "send_t_to_model upstream_rules close_prompt"
+    ).split()
+    config_fields = (*OPTIONS, "noise", "sigma_min", "sigma_max")
+
     @classmethod
     def from_config(cls, cfg: Config, vocab_size: int, specials: dict[str, int]) -> Objective:
         if cfg.noise not in ("linear", "geometric", "exponential"):
             raise UserError("objective=idlm needs noise=linear, geometric or exponential")
-        flags = "ce_weight length_loss_weight length_loss use_diffusion_weight_for_ce "
-        flags += "use_diffusion_weight_for_length_loss use_n_drops_for_ce "
-        flags += "use_incomplete_gamma_factor send_t_to_model upstream_rules close_prompt"
-        options = {key: getattr(cfg, key) for key in flags.split()}
+        options = {key: getattr(cfg, key) for key in cls.OPTIONS}
         return cls(vocab_size, specials, noise_schedule(cfg), longest=cfg.block_size, **options)
 
     # -- the process --
@@ -1078,6 +1086,8 @@ class FlexMDM(Objective):
             "vocab_size": max(vocab_size, self.mask_id + 1),
             "heads": {"gaps": 1 if gap_loss == "expectation" else longest},
         }
+
+    config_fields = ("gap_loss",)
 
     @classmethod
     def from_config(cls, cfg: Config, vocab_size: int, specials: dict[str, int]) -> Objective:

@@ -11,7 +11,7 @@ network is handed to it. To add one, write a class and a line in checkpoint.py's
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Callable, Container, Iterator, NamedTuple
+from typing import Any, Callable, Collection, Container, Iterator, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -63,6 +63,9 @@ class Objective:
     epsilon: float = 0.0  # share of the time range that `bound` leaves out at its ends
     inserts: bool = False  # tokens are inserted: a canvas has holes of unknown length
     crops_padding: bool = False  # rows end where their text does, in any batch
+    # fields of Config that are for this objective, or for some; train.py refuses others of this
+    # kind. None: not declared, so that all are taken
+    config_fields: Collection[str] | None = None
 
     @classmethod
     def from_config(cls, cfg: Config, vocab_size: int, specials: dict[str, int]) -> "Objective":

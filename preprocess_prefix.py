@@ -75,8 +75,7 @@ class PrefixConfig:
     tokenizer: str = ""  # see above; empty: gpt2, for pydoc bytes
     bpe_dir: str = ""  # gpt2: folder with vocab.bpe and encoder.json, instead of a download
     # the importance
-    # which words there are, and their tags
-    tagger: Literal["auto", "spacy", "textblob", "rules"] = "auto"
+    tagger: Literal["auto", "spacy", "textblob", "rules"] = "auto"  # what finds words and tags
     scorer: Literal["auto", "minilm", "tfidf"] = "auto"  # keybert modes: closeness to the document
     kw_model: str = MINILM  # minilm: a sentence encoder, by name or folder
     # the result

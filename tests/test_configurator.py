@@ -7,6 +7,7 @@ AssertionError, a ValueError or a FileNotFoundError, or is silently accepted.
 import dataclasses
 import json
 import math
+import re
 import resource
 import subprocess
 import sys
@@ -19,8 +20,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import configurator
-from checkpoint import OBJECTIVES, build_objective
+from checkpoint import OBJECTIVES, PUBLISHED, build_objective
 from configurator import Config, UserError, describe, from_saved, load, usage
+from diffusion import NOISES
 from evaluate import EvaluateConfig
 from sample import SampleConfig
 
@@ -96,7 +98,17 @@ def test_accepted(argument: str, key: str, value: object):
         ("--lerning_rate=1", ["lerning_rate", "did you mean learning_rate?"]),
         ("--batch_size", ["--batch_size=value"]),
         ("-batch_size=4", ["--batch_size=value"]),
-        ("device", ["'device'", "--key=value"]),  # nanoGPT: FileNotFoundError: 'device'
+        ("device", ["'device'", "--device=value"]),  # nanoGPT: FileNotFoundError: 'device'
+        ("batch_size=4", ["write --batch_size=4 instead of batch_size=4"]),
+        ("training.batch_size=4", ["write --batch_size=4 instead of"]),  # Hydra
+        ("noise.type=geometric", ["write --noise=geometric instead of"]),
+        ("model=small_shuffle", ["unknown key model", "config/stage2_shuffle.py"]),
+        ("xyzzy=plugh", ["unknown key xyzzy", "a config file is named by its path"]),
+        ("config/palindrome", ["write config/palindrome.py instead of config/palindrome"]),
+        ("palindrome", ["write config/palindrome.py instead of palindrome"]),
+        ("--bogus", ["unknown key bogus"]),
+        ("--objective=magic", ["objective must be one of sedd, masked,", "mdlm", "'magic'"]),
+        ("--noise=pink", ["noise must be one of loglinear,", "'pink'"]),
         ("--=1", ["command line"]),
         ("", ["command line"]),
     ],
@@ -106,6 +118,65 @@ def test_refused(argument: str, words: list[str]):
     assert message.startswith("config error: command line: ")
     for word in words:
         assert word in message
+
+
+@pytest.mark.parametrize(
+    "argv, values",
+    [
+        (["--batch_size", "4"], {"batch_size": 4}),
+        (["--demo", "evaluate.py --show"], {"demo": "evaluate.py --show"}),
+        (["--demo", ""], {"demo": ""}),
+        (["--muon-lr", "0.5", "--seed=3"], {"muon_lr": 0.5, "seed": 3}),
+        (["--eval_only", "--seed", "3"], {"eval_only": True, "seed": 3}),
+        (["--eval_only", "false", "--seed=3"], {"eval_only": False, "seed": 3}),
+        (["--ema_warmup", "False"], {"ema_warmup": False}),
+        (["--eval_only", "FILE"], {"eval_only": True, "beta1": 0.5}),
+        (["--seed", "3", "FILE", "--beta2", "0.75"], {"seed": 3, "beta1": 0.5, "beta2": 0.75}),
+    ],
+)
+def test_a_value_may_follow_its_key(argv: list[str], values: dict, file):
+    path = str(file("beta1 = 0.5"))
+    cfg, _ = load(Config, [path if word == "FILE" else word for word in argv])
+    assert {key: getattr(cfg, key) for key in values} == values
+    out = "out/mine" if "FILE" in argv else "out"
+    assert dataclasses.replace(Config(), **values, out_dir=out) == cfg
+
+
+def test_a_value_that_does_not_follow():
+    assert "write --batch_size=value" in told("--batch_size", "--seed=3")
+    assert "seed must be at least 0, got -3" in told("--seed", "-3")
+    assert "eval_only must be bool, got 'yes'" in told("--eval_only=yes")
+    assert "'yes' is neither" in told("--eval_only", "yes")
+
+
+def test_arguments_in_other_words(file):
+    """What a command says that is to be run again."""
+    path = str(file("seed = 1"))
+    argv = ["--seed", "3", path, "--eval_only", "--demo=a b", "--lr-schedule=linear"]
+    again = configurator.respelled(Config, argv, seed=None, max_iters="7")
+    assert again == [
+        path,
+        "--eval_only=true",
+        "--demo=a b",
+        "--lr_schedule=linear",
+        "--max_iters=7",
+    ]
+    one, two = (dataclasses.replace(load(Config, a)[0], max_iters=7) for a in (argv, again))
+    assert dataclasses.replace(two, seed=3) == one
+
+
+def test_an_empty_choice_is_shown():
+    message = told("--sampling_method=pink", cls=SampleConfig)
+    assert "sampling_method must be one of '', sample, sample_top_k, sample_top_p" in message
+
+
+def test_a_choice_is_found_where_its_registry_is(monkeypatch):
+    """So that one of one's own is known, in refusals, in -h, and in what a checkpoint says."""
+    monkeypatch.setitem(OBJECTIVES, "mine", OBJECTIVES["masked"])
+    assert load(Config, ["--objective=mine"])[0].objective == "mine"
+    assert ", mine," in told("--objective=magic").replace("\n", " ")
+    with pytest.raises(UserError, match=r"ckpt\.pt: noise must be one of loglinear, "):
+        from_saved(Config, {"noise": "pink"}, "ckpt.pt")
 
 
 @given(st.text(max_size=20))
@@ -224,7 +295,10 @@ def test_bad_files(file, text: str, words: list[str]):
 
 
 def test_missing_files():
-    assert "no such config file: config/absent.py" in told("config/absent.py")
+    assert "no such config file: config/xyzzy.py" in told("config/xyzzy.py")
+    near = "no such config file: config/star_esay.py; did you mean config/star_easy.py?"
+    assert near in told("config/star_esay.py")
+    assert "did you mean config/objective/ilm.py?" in told("objectives/ilm.py")
     assert "notes.txt" in told("notes.txt")
 
 
@@ -428,6 +502,54 @@ def test_help_lists_every_field_with_default_and_comment(cls: type):
         shown, _, comment = line.strip().partition(" ")
         assert shown == f"--{field.name}={field.default}"
         assert len(comment.strip()) > 3, f"{field.name} has no comment"
+
+
+@pytest.mark.parametrize(
+    "cls, key, choices",
+    [
+        (Config, "objective", [*OBJECTIVES, *PUBLISHED]),
+        (Config, "noise", list(NOISES)),
+        (Config, "padding", ["learn", "crop", "ignore"]),
+        (SampleConfig, "sampler", ["auto", "analytic", "confidence", "left_to_right", "tau"]),
+        (SampleConfig, "remask", ["none", "cap", "rescale", "conf", "loop"]),
+        (SampleConfig, "unmask_schedule", ["uniform", "cosine", "threshold"]),
+        (SampleConfig, "second_sampling_method", ["''", "sample_top_p"]),
+    ],
+)
+def test_help_shows_what_may_be_chosen(cls: type, key: str, choices: list[str]):
+    text = " ".join(usage(cls).split(f"  --{key}=")[1].split("  --")[0].split())
+    shown = text.partition("one of ")[2].replace(",", " ").split()
+    assert set(choices) <= set(shown), text
+
+
+def test_help_is_in_groups():
+    """Those of the class, each with its fields."""
+    heads, group = {}, ""
+    for line in usage(Config).split("\ncorpus\n")[1].splitlines():
+        if line and not line.startswith(" "):
+            group = line
+        elif line.startswith("  --"):
+            heads[line.split("=")[0].strip(" -")] = group
+    for key, wanted in {
+        "dataset": "",
+        "init_from": "the run",
+        "noise": "the objective",
+        "gap_loss": "insertion",
+        "n_layer": "the network",
+        "eval_iters": "evaluation, checkpoints, logs",
+    }.items():
+        assert heads[key] == wanted, (key, heads[key])
+
+
+def test_help_of_train_has_examples(run_cli):
+    """From its docstring, and each of them is understood."""
+    done = run_cli("train.py", "-h")
+    head, _, _ = done.stdout.partition("\ncorpus\n")
+    examples = re.findall(r"train\.py ((?:config/\S+ ?)+.*)$", head, re.M)
+    assert len(examples) >= 4
+    for example in examples:
+        load(Config, example.split())
+    assert "From another folder" in head and "--overwrite" in head
 
 
 @pytest.mark.parametrize("flag", ["-h", "--help"])
