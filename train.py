@@ -1,20 +1,30 @@
-"""Train any objective: python train.py config/palindrome.py --max_iters=500
+"""Train any objective: python train.py config/palindrome.py
 
+    python train.py config/star_tiny.py config/objective/ilm.py --max_iters=500
     torchrun --standalone --nproc_per_node=4 train.py config/palindrome_pretrain.py
-    python train.py config/palindrome.py --init_from=resume
     python train.py config/palindrome_finetune.py --init_from=out/palindrome_pretrain/ckpt.pt
+    python train.py config/palindrome.py --init_from=resume --max_iters=2500
 
 A run writes out_dir/config.json, log.jsonl (one object per line) and ckpt.pt. Every draw derives
 from (seed, stream, step, micro-batch): a run resumes exactly, is the same on 1 or 4 processes, and
-does not depend on how often it is evaluated.
+does not depend on how often it is evaluated. A run that is there already is not replaced, unless
+with --overwrite.
+
+--init_from=auto goes on where there is a checkpoint. Else it begins with the weights that it names,
+auto:WEIGHTS, or that the config file names; or from scratch.
+
+From another folder: config files are looked for there and then beside train.py; data/ and out/ are
+below the folder that one is in.
 """
 
 import contextlib
 import dataclasses
+import difflib
 import gc
 import json
 import math
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -31,7 +41,17 @@ from tqdm import tqdm
 
 import checkpoint
 from checkpoint import build_network, build_objective
-from configurator import Config, UserError, describe, load, optional, run, run_command, save_json
+from configurator import (
+    Config,
+    UserError,
+    describe,
+    load,
+    optional,
+    respelled,
+    run,
+    run_command,
+    save_json,
+)
 from corpus import Batch, Corpus, Prefetcher, length_bucketed_rows, sole_writer
 from model import autocast, gemm_peak, to_device, wants_compile
 from objective import Objective, generator, seed_of
@@ -307,6 +327,7 @@ def corrupt_prompt(batch: Batch, share: float, rng: torch.Generator) -> Batch:
 
 
 INIT, NOISE, DROPOUT, ORDER, EVALUATION = range(5)  # streams of randomness
+FRESH = ("scratch", "modernbert-tiny")  # init_from: neither another run nor weights
 
 
 class Diverged(UserError):
@@ -315,21 +336,37 @@ class Diverged(UserError):
     code, shared = 1, True
 
 
-def open_corpus(cfg: Config, world: World) -> Corpus:
+def open_corpus(cfg: Config, origins: dict[str, str], world: World) -> Corpus:
     """The corpus of the config; made by the config's own command if its folder is missing."""
     folder = Path(cfg.data_dir) / cfg.dataset
-    if not folder.exists() and cfg.prepare and world.rank == 0:
+    # the command of a file makes the corpus that this file names, and no other
+    makes = cfg.prepare and origins.get("prepare") in ("command line", origins.get("dataset"))
+    if not folder.exists() and makes and world.rank == 0:
         command = f"{cfg.prepare} --data_dir={cfg.data_dir} --dataset={cfg.dataset}"
         print(f"no corpus at {folder}; running: python {command}", flush=True)
         run_command(command)
     if world.size > 1:
         dist.barrier()
     if not folder.exists():
-        how = f"run: python {cfg.prepare}" if cfg.prepare else "run one of the prepare_*.py"
-        raise UserError(f"no corpus at {folder}; {how}")
+        raise UserError(f"no corpus at {folder}; {corpus_hint(cfg, origins, bool(makes))}")
     corpus = Corpus(folder)
     corpus.require_block(cfg.block_size)
     return corpus
+
+
+def corpus_hint(cfg: Config, origins: dict[str, str], makes: bool) -> str:
+    """What to do about a corpus that is not there."""
+    if makes:
+        return f"run: python {cfg.prepare}"
+    there = sorted(path.parent.name for path in Path(cfg.data_dir).glob("*/meta.json"))
+    near = difflib.get_close_matches(Path(cfg.dataset).name, there, 1)
+    hints = [f"did you mean --dataset={near[0]}?"] if near else []
+    if not near and Path(cfg.dataset).name != cfg.dataset:
+        hints = [f"dataset is a name: --dataset={Path(cfg.dataset).name} --data_dir={cfg.data_dir}"]
+    hints.append(f"in {cfg.data_dir} there are: {', '.join(there) or 'none'}")
+    if cfg.prepare:
+        hints.append(f"without --dataset, {origins['prepare']} makes its own")
+    return "; ".join([*hints, "others are made by the prepare_*.py"])
 
 
 # ---- the state of a run ------------------------------------------------------------------------
@@ -419,13 +456,13 @@ class TrainState:
 
 def start(cfg: Config, origins: dict[str, str], world: World) -> TrainState:
     """Build network, objective and optimisers, from scratch or from the weights of `init_from`."""
-    corpus, out = open_corpus(cfg, world), Path(cfg.out_dir)
     source, weights, resumed, parts = cfg.init_from, None, None, None
+    if source in FRESH:
+        refuse_unused(cfg, origins, world)  # before a corpus is made for it
+    corpus, out = open_corpus(cfg, origins, world), Path(cfg.out_dir)
     sharded = cfg.parallel == "fsdp" and world.size > 1
     if source == "modernbert-tiny":
         cfg, source = dataclasses.replace(cfg, backbone=source), "scratch"
-    if source == "auto":
-        source = "resume" if fsdp.newest(out) else "scratch"
     if cfg.backbone:
         cfg = checkpoint.with_backbone(cfg, origins, corpus, cfg.backbone)
     if source == "resume":
@@ -438,6 +475,8 @@ def start(cfg: Config, origins: dict[str, str], world: World) -> TrainState:
         weights = resumed["model"] or None  # None: sharded, read below
     elif source != "scratch":
         cfg, weights = checkpoint.pretrained(cfg, origins, corpus)
+    if source != "scratch":
+        refuse_unused(cfg, origins, world)  # the objective may be that of the weights
     grow = source not in ("resume", "scratch") and bool(cfg.backbone)
     objective = build_objective(cfg, corpus.meta)
     torch.manual_seed(seed_of(cfg.seed, INIT))
@@ -460,6 +499,20 @@ def start(cfg: Config, origins: dict[str, str], world: World) -> TrainState:
             resumed = fsdp.shard_state(resumed, parts, ema, optimizers)
         state.load_state_dict(resumed)
     return state
+
+
+def refuse_unused(cfg: Config, origins: dict[str, str], world: World) -> None:
+    """Raise UserError for options of other objectives on the command line. Those of config files,
+    which may be meant for several objectives, are told."""
+    unused = [key for key in checkpoint.unused_fields(cfg) if key in origins]
+    kind = f"objective={cfg.objective}, noise={cfg.noise}"
+    for key in unused:
+        if origins[key] == "command line":
+            raise UserError(f"config error: command line: {key} means nothing for {kind}; omit it")
+    changed = [key for key in unused if getattr(cfg, key) != getattr(Config, key)]
+    if changed and world.rank == 0:
+        names = ", ".join(f"{key} ({origins[key]})" for key in changed)
+        print(f"warning: not used by {kind}: {names}", file=sys.stderr)
 
 
 def warn_of_order(cfg: Config, saved: dict[str, Any], world: World) -> None:
@@ -592,17 +645,21 @@ def loop(state: TrainState) -> None:
     state.best = float(world.sum(torch.tensor(best, dtype=torch.float64).to(world.device)))
     tokens = cfg.batch_size * cfg.gradient_accumulation_steps * cfg.block_size
     flops = state.net.flops_per_token(cfg.block_size) * tokens / world.size
-    peak = gemm_peak(world.device, cfg.dtype)
+    on_gpu = world.device.type == "cuda"  # elsewhere there is no peak that a share would be of
+    peak = gemm_peak(world.device, cfg.dtype) if on_gpu else math.nan
     since, clock = state.step, time.perf_counter()
     while state.step < cfg.max_iters and not state.stopping:
         values, saved = train_step(state), False
         log.bar.update()
         if values and (state.step % cfg.log_interval == 0 or state.step == cfg.max_iters):
             seconds = (time.perf_counter() - clock) / (state.step - since)  # per step
-            rate, mfu = tokens / seconds, flops / seconds / peak
+            values["tokens_per_s"] = tokens / seconds
             line = f"iter {state.step}: loss {values['loss']:.4f}, time {seconds * 1000:.1f} ms"
-            line += f", {rate:,.0f} tokens/s, mfu {mfu:.1%}"
-            log.write(line, step=state.step, **values, tokens_per_s=rate, mfu=mfu)
+            line += f", {values['tokens_per_s']:,.0f} tokens/s"
+            if on_gpu:
+                values["mfu"] = flops / seconds / peak
+                line += f", mfu {values['mfu']:.1%}"
+            log.write(line, step=state.step, **values)
             since, clock = state.step, time.perf_counter()
         if state.step % cfg.eval_interval == 0 or state.step == cfg.max_iters:
             pause = time.perf_counter()
@@ -646,13 +703,68 @@ def save_and_evaluate(state: TrainState, log: Log, ckpt: Path) -> bool:
     return saved
 
 
-def named(cfg: Config, origins: dict[str, str]) -> Config:
-    """The config with cfg.finetune_suffix on its out_dir if init_from names weights, so that
-    fine-tuning does not overwrite a run from scratch. An out_dir of the command line stays."""
-    same_run = cfg.init_from in ("scratch", "resume", "auto", "modernbert-tiny")
-    if same_run or origins.get("out_dir") == "command line":
-        return cfg
-    return dataclasses.replace(cfg, out_dir=cfg.out_dir + cfg.finetune_suffix)
+# ---- which run it is ---------------------------------------------------------------------------
+
+
+def resolve(cfg: Config, origins: dict[str, str]) -> Config:
+    """The config with the folder of the run as out_dir, and as init_from what `auto` comes to.
+
+    finetune_suffix comes to out_dir where weights are named, so that fine-tuning does not touch the
+    run that they are of. A run that goes on is in the folder with a checkpoint, or with the suffix
+    if that is on the command line. An out_dir of the command line stays.
+    """
+    source, _, begin = cfg.init_from.partition(":")
+    going_on = source in ("resume", "auto")
+    begin = (begin or "scratch") if source == "auto" else cfg.init_from
+    weights = begin not in (*FRESH, "resume")
+    suffixed = going_on and origins.get("finetune_suffix") == "command line"
+    if cfg.finetune_suffix and origins.get("out_dir") != "command line":
+        folders = [cfg.out_dir, cfg.out_dir + cfg.finetune_suffix]
+        if weights or suffixed:
+            folders = folders[1:]
+        elif not going_on:
+            folders = folders[:1]
+        there = [folder for folder in folders if fsdp.newest(Path(folder))]
+        if len(there) == 2:
+            raise UserError(f"{' and '.join(there)} are both there: name one with --out_dir=")
+        cfg = dataclasses.replace(cfg, out_dir=(there or folders)[0])
+    if source == "auto":
+        there = fsdp.newest(Path(cfg.out_dir)) is not None
+        if suffixed and not (there or weights):
+            raise UserError(
+                f"no checkpoint in {cfg.out_dir}, and no weights to begin with: "
+                "name them, --init_from=auto:WEIGHTS"
+            )
+        cfg = dataclasses.replace(cfg, init_from="resume" if there else begin)
+    return cfg
+
+
+def refuse_replacing(cfg: Config) -> None:
+    """Raise UserError if this run would replace one that is in out_dir already."""
+    out = Path(cfg.out_dir)
+    if cfg.init_from == "resume" or cfg.overwrite or cfg.eval_only or not fsdp.newest(out):
+        return
+    done = max([0, *(record["step"] for record in log_lines(out / "log.jsonl"))])
+    finished = done >= cfg.max_iters
+    state = "a finished run" if finished else "an unfinished run"
+    more = f" --max_iters={2 * done}" if finished else ""
+    raise UserError(
+        f"{out} holds {state} of {done} steps: go on with --init_from=resume{more}, "
+        "write elsewhere with --out_dir=..., or replace it with --overwrite"
+    )
+
+
+def command_to_resume(cfg: Config, argv: list[str], world: World) -> str:
+    """The whole command that goes on with this run."""
+    changes = {"init_from": "resume", "overwrite": None}
+    if cfg.finetune_suffix:
+        changes["out_dir"] = cfg.out_dir
+    start = ["python"]
+    if world.size > 1:
+        start = ["torchrun", "--standalone", f"--nproc_per_node={world.size}"]
+        if int(os.environ.get("LOCAL_WORLD_SIZE", world.size)) < world.size:
+            start = ["torchrun", "..."]  # several machines: as before
+    return shlex.join([*start, sys.argv[0], *respelled(Config, argv, **changes)])
 
 
 def prepare_out(cfg: Config, lock: contextlib.ExitStack | None) -> None:
@@ -671,16 +783,18 @@ def prepare_out(cfg: Config, lock: contextlib.ExitStack | None) -> None:
 
 
 def perform(
-    cfg: Config, origins: dict, world: World, lock: contextlib.ExitStack
+    cfg: Config, origins: dict, world: World, lock: contextlib.ExitStack, again: str
 ) -> Interrupted | None:
-    """Run a config; `lock` keeps other processes out of its folder. Returns the signal that has
-    ended the run early, or None."""
-    if world.rank == 0:
-        print(describe(cfg, origins), flush=True)
+    """Run a config; `lock` keeps other processes out of its folder, `again` is the command that
+    goes on. Returns the signal that has ended the run early, or None."""
     writes = world.rank == 0 and not cfg.eval_only
     early = writes and Path(cfg.out_dir).is_dir()
     if early:  # before a checkpoint is read that another process may be about to replace
         lock.enter_context(sole_writer(Path(cfg.out_dir)))
+    refuse_replacing(cfg)
+    if world.rank == 0:
+        out, data = (Path(folder).absolute() for folder in (cfg.out_dir, cfg.data_dir))
+        print(f"{describe(cfg, origins)}\nout_dir is {out}, data_dir is {data}", flush=True)
     state = start(cfg, origins, world)
     if writes:
         prepare_out(state.cfg, None if early else lock)
@@ -700,16 +814,19 @@ def perform(
         return None
     saved = f"saved at step {state.step}" if cfg.always_save_checkpoint else "the best is kept"
     number = state.signals[0] if state.signals else signal.SIGTERM
-    return Interrupted(number, f"{saved}; go on with --init_from=resume")
+    return Interrupted(number, f"{saved}; go on with: {again}")
 
 
 def main(argv: list[str]) -> None:
+    if not argv:
+        raise UserError("nothing to train: try python train.py config/palindrome.py, or see -h")
     cfg, origins = load(Config, argv)
-    cfg = named(cfg, origins)
+    cfg = resolve(cfg, origins)
     world = enter_world(cfg)
     try:
         with contextlib.ExitStack() as lock:
-            interrupted = perform(cfg, origins, world, lock)
+            again = command_to_resume(cfg, argv, world)
+            interrupted = perform(cfg, origins, world, lock, again)
             if world.size > 1:
                 gc.collect()  # free DDP while all processes are alive: later it may hang
                 dist.barrier()  # exit together: gloo's threads abort if another process has left
@@ -718,8 +835,20 @@ def main(argv: list[str]) -> None:
             dist.destroy_process_group()
     if interrupted is not None:
         raise interrupted
-    if cfg.demo and world.rank == 0 and not cfg.eval_only:
-        run_command(f"{cfg.demo} --ckpt={fsdp.newest(Path(cfg.out_dir))}")
+    if world.rank == 0 and not cfg.eval_only:
+        conclude(cfg)
+
+
+def conclude(cfg: Config) -> None:
+    """Run the demo on the finished checkpoint, and say where it is and what to do with it."""
+    ckpt = fsdp.newest(Path(cfg.out_dir))
+    if cfg.demo:
+        run_command(f"{cfg.demo} --ckpt={ckpt}")
+    print(f"the model is in {ckpt}; next:")
+    for name in ("sample.py", "evaluate.py"):
+        print(
+            "   ", shlex.join(["python", str(Path(sys.argv[0]).with_name(name)), f"--ckpt={ckpt}"])
+        )
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 #   torchrun --standalone --nproc_per_node=8 train.py config/idlm_owt.py
 from config.ilm_owt import *  # noqa: F403
 
+del stop_weight, stop_class_weight  # noqa: F821, of ILM
 objective = "idlm"
 noise = "exponential"
 sigma_min = 50.0

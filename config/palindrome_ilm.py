@@ -4,6 +4,7 @@
 #   python sample.py --ckpt=out/palindrome_ilm/ckpt.pt --infill="ab[*]a" --show
 from config.palindrome import *  # noqa: F403
 
+del normalize  # noqa: F821, of score entropy
 block_size = 18
 objective = "ilm"
 time_input = False
