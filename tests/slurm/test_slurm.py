@@ -4,6 +4,7 @@ again, and goes on. torchrun, python and scontrol are replaced by scripts that t
 import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -101,10 +102,24 @@ def test_stages_of_palindromes_follow_one_another(place: Path):
     values = [" ".join(call) for call in calls(place)]
     assert ["prepare_bytes" in x for x in values] == [True, True, False, False]
     assert "--init_from=auto" in values[2]
-    assert "--init_from=out/palindrome_pretrain/ckpt.pt" in values[3]
-    (place / "calls").unlink()
-    assert start(place, "palindrome.slurm").wait(60) == 0
-    assert "--init_from=resume" in " ".join(calls(place)[-1])
+    assert "--init_from=auto:out/palindrome_pretrain/ckpt.pt" in values[3]
+
+
+def test_logs_have_a_folder_in_a_fresh_clone():
+    """Slurm makes none, and a job whose log cannot be opened is gone without a word."""
+    for job in JOBS:
+        [log] = re.findall(r"^#SBATCH --output=(.*)$", (ROOT / "slurm" / job).read_text(), re.M)
+        tracked = ["git", "ls-files", str(Path(log).parent)]
+        assert subprocess.run(tracked, cwd=ROOT, capture_output=True, check=True).stdout, log
+        ignored = ["git", "check-ignore", "-q", log]
+        assert subprocess.run(ignored, cwd=ROOT).returncode == 0, log
+
+
+def test_stages_begin_with_weights_and_go_on(place: Path):
+    """The name of the run says so, and only a run that begins needs them."""
+    for init, out in (("louaaron/sedd-small", "out/stage1-finetuning"), ("scratch", "out/stage1")):
+        assert start(place, "stages.slurm", INIT=init).wait(60) == 0
+        assert calls(place)[-1][-2:] == [f"--out_dir={out}", f"--init_from=auto:{init}"]
 
 
 @pytest.mark.parametrize("job", JOBS)
