@@ -75,12 +75,16 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 }
 
 
+# a corpus with all that an objective may ask for, where none is there yet
+ANY_CORPUS = {"vocab_size": 5, "specials": {"pad": 1, "bos": 2, "eos": 3, "mask": 4}}
+
+
 def names_of(key: str) -> list[str]:
     """What `objective`, `noise`, and the options of samplers may be."""
     if key == "sampler":
-        ids = {"pad": 0, "eos": 1, "mask": 2}
-        made = [make(Config(noise="linear"), 4, ids) for make in OBJECTIVES.values()]
-        return list(dict.fromkeys(["auto", *(name for one in made for name in one.samplers)]))
+        cfgs = [Config(objective=name, noise="linear") for name in OBJECTIVES]
+        samplers = [build_objective(cfg, ANY_CORPUS).samplers for cfg in cfgs]
+        return list(dict.fromkeys(["auto", *(name for names in samplers for name in names)]))
     return list({"objective": OBJECTIVES | PUBLISHED, "noise": NOISES, **CHOICES}[key])
 
 

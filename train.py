@@ -459,6 +459,7 @@ def start(cfg: Config, origins: dict[str, str], world: World) -> TrainState:
     source, weights, resumed, parts = cfg.init_from, None, None, None
     if source in FRESH:
         refuse_unused(cfg, origins, world)  # before a corpus is made for it
+        build_objective(cfg, checkpoint.ANY_CORPUS)
     corpus, out = open_corpus(cfg, origins, world), Path(cfg.out_dir)
     sharded = cfg.parallel == "fsdp" and world.size > 1
     if source == "modernbert-tiny":

@@ -39,15 +39,19 @@ ROWS = {  # name of a row -> what its objective needs
     "IDLM": "--objective=idlm --noise=exponential --time_input=True",
     "Insertion Transformer": "--objective=it",
 }
-STARS = "--sigma_min=1 --sigma_max=10"  # of IDLM: more noise than a text has tokens
 DATASETS = {  # name -> its config and the command that makes it
-    "star_tiny": (f"config/star_tiny.py {STARS}", "-m tasks.stars --level=tiny"),
-    "star_small": (f"config/star_small.py {STARS}", "-m tasks.stars --level=small"),
+    "star_tiny": ("config/star_tiny.py", "-m tasks.stars --level=tiny"),
+    "star_small": ("config/star_small.py", "-m tasks.stars --level=small"),
     "prose_rows": (
-        "config/star_tiny.py --block_size=64 --dataset=prose_rows --sigma_min=10 --sigma_max=100",
+        "config/star_tiny.py --block_size=64 --dataset=prose_rows",
         "prepare_pretrain.py --source=pydoc --tokenizer=bytes --packing=rows "
         "--context_length=64 --dataset=prose_rows",
     ),
+}
+LIMITS = {  # of IDLM: more noise than a text has tokens
+    "star_tiny": "--sigma_min=1 --sigma_max=10",
+    "star_small": "--sigma_min=1 --sigma_max=10",
+    "prose_rows": "--sigma_min=10 --sigma_max=100",
 }
 TRIAL = 30  # steps of the run that tells how long a step takes
 
@@ -89,6 +93,7 @@ def command(cfg: ResultsConfig, name: str, steps: int, out: Path) -> str:
     config, _ = DATASETS[cfg.dataset]
     options = f"--data_dir={shlex.quote(cfg.data_dir)} --out_dir={shlex.quote(str(out))} --demo= "
     options += f"--max_iters={steps} --eval_interval={steps} --threads={cfg.threads} "
+    options += f"{LIMITS[cfg.dataset]} " if name == "IDLM" else ""
     return f"train.py {config} {ROWS[name]} {options}{cfg.flags}".strip()
 
 
@@ -108,7 +113,7 @@ def steps_for(cfg: ResultsConfig, name: str) -> int:
     if not cfg.seconds:
         return cfg.iters
     out = folder_of(cfg, name, TRIAL)
-    run_command(command(cfg, name, TRIAL, out) + f" --log_interval={TRIAL // 3}")
+    run_command(command(cfg, name, TRIAL, out) + f" --log_interval={TRIAL // 3} --overwrite")
     tokens = [one["tokens_per_s"] for one in log_lines(out / "log.jsonl") if "tokens_per_s" in one]
     step = tokens_per_step(checkpoint.load(str(out / "ckpt.pt")))
     return max(1, int(cfg.seconds * tokens[-1] / step))

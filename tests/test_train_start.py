@@ -235,8 +235,9 @@ def test_a_corpus_is_made_where_its_command_belongs_to_it(
 
 def test_wrong_choices_are_refused_before_a_corpus_is_made(tmp_path: Path, base: Any):
     file = base(dataset="letters", prepare=MAKES, data_dir=str(tmp_path / "data"))
-    for wrong in ("--objective=magic", "--noise=pink", "--gap_loss=distribution"):
-        refused(Launched("train.py", file, wrong), wrong[2:].split("=")[0])
+    for wrong in ("objective=magic", "noise=pink", "gap_loss=distribution", "objective=idlm"):
+        refused(Launched("train.py", file, f"--{wrong}"), wrong.split("=")[0])
+    refused(Launched("train.py", file, "--graph=uniform", "--normalize"), "needs graph=absorb")
     assert not (tmp_path / "data").exists()
 
 

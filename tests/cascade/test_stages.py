@@ -473,7 +473,7 @@ def test_names_of_fine_tuning(tmp_path: Path):
         (["--init_from=resume"], "out/stage2_shuffle"),
         (["--init_from=out/x/ckpt.pt", "--out_dir=mine"], "mine"),
     ):
-        assert train.named(*load(Config, [file, *more])).out_dir == name
+        assert train.resolve(*load(Config, [file, *more])).out_dir == name
 
 
 def test_configs_fit_their_corpora():
