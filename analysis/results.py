@@ -2,9 +2,9 @@
 
 Trains one model after another on the same corpus with the same network, optimiser and batches, for
 --iters steps each or, with --seconds, as many as fit into that time (measured in a short run of its
-own), evaluates each, and writes the table to its place in docs/results.md. Nothing else decides the
-numbers: rows differ in the objective and in what it needs, which the table names. A run that is
-done already, in --out_dir, is not trained again.
+own), evaluates each, and prints the table; --table=docs/results.md writes it to its place in that
+file instead. Nothing else decides the numbers: rows differ in the objective and in what it needs,
+which the table names. A run that is done already, in --out_dir, is not trained again.
 
     --dataset=star_tiny, star_small     star graphs: exact paths are counted
     --dataset=prose_rows                bytes of the docstrings of Python that fit into 64 of them
@@ -69,7 +69,7 @@ class ResultsConfig:
     flags: str = ""  # more for train.py, the same for every row
     data_dir: str = "data"
     out_dir: str = "out/results"  # runs go to a folder of their own below it
-    table: str = "docs/results.md"  # the file whose part for this dataset is written anew
+    table: str = ""  # a file whose part about this dataset is written anew; empty: print it
     threads: int = 1  # of torch
 
     def __post_init__(self):
@@ -80,7 +80,8 @@ class ResultsConfig:
         require(self, "dataset", self.dataset in DATASETS, "one of " + ", ".join(DATASETS))
         choices = "names of " + "; ".join(ROWS)
         require(self, "rows", all(name in ROWS for name in names(self)), choices)
-        require(self, "table", Path(self.table).parent.is_dir(), "a file in a folder that exists")
+        exists = not self.table or Path(self.table).parent.is_dir()
+        require(self, "table", exists, "a file in a folder that exists")
 
 
 def names(cfg: ResultsConfig) -> list[str]:
@@ -113,7 +114,8 @@ def steps_for(cfg: ResultsConfig, name: str) -> int:
     if not cfg.seconds:
         return cfg.iters
     out = folder_of(cfg, name, TRIAL)
-    run_command(command(cfg, name, TRIAL, out) + f" --log_interval={TRIAL // 3} --overwrite")
+    if not (out / "ckpt.pt").is_file():
+        run_command(command(cfg, name, TRIAL, out) + f" --log_interval={TRIAL // 3}")
     tokens = [one["tokens_per_s"] for one in log_lines(out / "log.jsonl") if "tokens_per_s" in one]
     step = tokens_per_step(checkpoint.load(str(out / "ckpt.pt")))
     return max(1, int(cfg.seconds * tokens[-1] / step))
@@ -186,8 +188,11 @@ def main(argv: list[str]) -> None:
     for name in names(cfg):
         rows.append(row(cfg, name))
         print("\n".join(rows_table(rows[-1:])), flush=True)
-    put(section(cfg, rows), Path(cfg.table), cfg.dataset)
-    print(f"wrote {cfg.table}")
+    if cfg.table:
+        put(section(cfg, rows), Path(cfg.table), cfg.dataset)
+        print(f"wrote {cfg.table}")
+    else:
+        print(section(cfg, rows))
 
 
 if __name__ == "__main__":

@@ -381,6 +381,24 @@ def test_results_refuse_unknown_names(tmp_path: Path):
     assert not list(tmp_path.iterdir())
 
 
+def test_results_are_printed_and_no_file_is_written_unasked(tmp_path, monkeypatch, capsys):
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "results.md").write_text("measured before\n")
+    (tmp_path / "data" / "star_tiny").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    made = {"objective": "ar", "parameters": 1, "step": 2, "bound": None, "score": None}
+    made |= {"settings": {"sampler": "left_to_right", "temperature": 1.0}, "seconds": 3.0}
+    made |= {"nfe": None, "tokens_per_second": None}
+    monkeypatch.setattr(results, "row", lambda cfg, name: {"name": name, **made})
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
+    results.main(["--rows=left-to-right"])
+    assert "## star_tiny: 600 steps each" in capsys.readouterr().out
+    assert (tmp_path / "docs" / "results.md").read_text() == "measured before\n"
+    results.main(["--rows=left-to-right", "--table=mine.md"])
+    assert "wrote mine.md" in capsys.readouterr().out
+    assert "## star_tiny: 600 steps each" in (tmp_path / "mine.md").read_text()
+
+
 def test_the_table_in_docs_names_its_command():
     text = (ROOT / "docs" / "results.md").read_text()
     measured = text[text.index("## star_tiny") :]
