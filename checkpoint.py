@@ -14,6 +14,7 @@ It is written to a temporary file, flushed to disk and renamed, and the one befo
 """
 
 import dataclasses
+import difflib
 import json
 import os
 import re
@@ -352,9 +353,37 @@ def _grown(value: Tensor, initial: Tensor, net: Any) -> Tensor:
     return torch.cat([value.to(initial), initial[len(value) :]])
 
 
+def find(source: str) -> str:
+    """The checkpoint that a user means: a file, a folder with weights, or a hub id as it is, and for
+    the folder of a run, its ckpt.pt. Raises UserError where there is none, with the nearest name."""
+    path = Path(source)
+    if path.is_dir():
+        if newest := fsdp.newest(path):
+            return str(newest)
+        if fsdp.saves(path) or any((path / name).exists() for name in published.FILES):
+            return source
+        raise UserError(f"no checkpoint in {source}: neither ckpt.pt nor {published.FILES[1]}")
+    weights = path.suffix in (".pt", ".pth", ".ckpt", ".safetensors")
+    on_hub = published.HUB_ID.fullmatch(source) and not (weights or path.parent.exists())
+    if path.exists() or on_hub:
+        return source
+    raise UserError(f"no checkpoint at {source}; {nearest_run(path)}")
+
+
+def nearest_run(path: Path) -> str:
+    """What to name instead: the run with the most similar name, in the folders around or in out."""
+    folders = {Path("out"), path.parent, path.parent.parent}
+    runs = [run for folder in folders if folder.is_dir() for run in folder.iterdir()]
+    runs = sorted({str(run) for run in runs if fsdp.newest(run)})
+    wanted = str(path.parent if path.suffix == ".pt" else path)
+    near = difflib.get_close_matches(wanted, runs, 1, cutoff=0)
+    return f"the nearest is {near[0]}" if near else "train.py makes one, in out/"
+
+
 def load(path: str, device: str | torch.device = "cpu", use_ema: bool = True) -> Model:
-    """The model in a ckpt.pt, an exported folder, or of a hub id, for `sample.py` and
-    `evaluate.py`."""
+    """The model in a ckpt.pt, in the folder of a run, in an exported folder, or of a hub id, for
+    `sample.py` and `evaluate.py`."""
+    path = find(path)
     if Path(path).suffix in (".pth", ".ckpt", ".safetensors"):
         raise UserError(f"{path} holds weights only; start a run from them with --init_from")
     if Path(path).suffix == ".pt" or Path(path).is_file() or fsdp.saves(Path(path)):
@@ -425,7 +454,7 @@ def with_backbone(cfg: Config, origins: dict[str, str], corpus: Corpus, backbone
 
 def pretrained(cfg: Config, origins: dict[str, str], corpus: Corpus) -> tuple[Config, dict]:
     """Config and weights to start from, the averaged weights where there are any."""
-    source = cfg.init_from
+    source = find(cfg.init_from)
     if Path(source).suffix == ".pt" or fsdp.saves(Path(source)):
         state = read(source)
         corpus.require_like(state["corpus"]["meta"])

@@ -332,7 +332,7 @@ Methods = Literal["", "sample", "sample_top_k", "sample_top_p"]
 class SamplerConfig:
     """The options that `sample.py` and `evaluate.py` share."""
 
-    ckpt: str = "out/palindrome/ckpt.pt"  # a ckpt.pt, a folder with safetensors, or a hub id
+    ckpt: str = "out/palindrome/ckpt.pt"  # folder of a run or of safetensors, ckpt.pt, hub id
     steps: int = 64  # number of steps of the reverse process
     sampler: str = "auto"  # the order of positions (diffusion.py); auto: the objective's own
     temperature: float = 1.0  # of the token draws; 0 takes the most probable

@@ -31,7 +31,7 @@ Points = list[tuple[float, float, float]]  # setting, NFE per answer, share of e
 class CurveConfig:
     """The options of `analysis/curves.py`."""
 
-    ckpt: str = "out/chat_pydoc/ckpt.pt"  # trained on questions; or several, commas between them
+    ckpt: str = "out/chat_pydoc/ckpt.pt"  # a run trained on questions; or several, commas between
     samples: int = 200  # answers per point
     every: bool = False  # also all other samplers that the objective has
     figure: str = ""  # write a figure to this file

@@ -217,7 +217,7 @@ def _options(model: Model, arguments: dict) -> tuple[int, tuple[str, ...], Sampl
 class HarnessConfig:
     """The options of `analysis/harness.py`."""
 
-    ckpt: str = "out/palindrome/ckpt.pt"  # a ckpt.pt, a folder with safetensors, or a hub id
+    ckpt: str = "out/palindrome/ckpt.pt"  # folder of a run or of safetensors, ckpt.pt, hub id
     tasks: str = ""  # of lm-eval, commas between them
     include_path: str = ""  # folder with tasks of your own, as YAML
     num_fewshot: int | None = None  # examples before each question; None: as the task has it

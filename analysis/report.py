@@ -17,6 +17,7 @@ from typing import Any, Callable
 import numpy as np
 import torch
 
+import checkpoint
 from analysis.compare import greedy, opened, parameters, quality, table
 from analysis.curves import CurveConfig, curves, draw
 from analysis.probes import axis, by_level
@@ -125,8 +126,7 @@ def likelihood(page: Page) -> None:
 
 def training(page: Page) -> None:
     page.say("## Training")
-    path = Path(page.cfg.ckpt)
-    records = log_lines((path if path.is_dir() else path.parent) / "log.jsonl")
+    records = log_lines(Path(checkpoint.find(page.cfg.ckpt)).parent / "log.jsonl")
     every = {
         name: [(one["step"], one[key]) for one in records if key in one]
         for name, key in (("training loss", "loss"), ("validation", "val_bound"))
@@ -262,7 +262,7 @@ def reproduce(page: Page) -> None:
         f"--{f.name}={getattr(cfg, f.name)}" for f in fields if getattr(cfg, f.name) != f.default
     ]
     page.say("## Settings", "", "```sh", "python evaluate.py " + shlex.join(flags), "```")
-    ckpt = Path(cfg.ckpt)
+    ckpt = Path(checkpoint.find(cfg.ckpt))
     versions = {
         "checkpoint crc32": fingerprint(ckpt)["crc32"] if ckpt.is_file() else "-",
         "python": platform.python_version(),

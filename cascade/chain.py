@@ -15,7 +15,7 @@ sample_stage1.txt, sample_stage2.txt ... and summary.json.
                  and stay: none is lost
     --judge      perplexity under a causal language model, beside the entropy (evaluate.py)
 
-A stage is a folder with ckpt.pt, a ckpt.pt, or what sample.py --export wrote.
+A stage is the folder of a run, a ckpt.pt, or what sample.py --export wrote.
 """
 
 import dataclasses
@@ -95,9 +95,7 @@ class Stage(NamedTuple):
 
 def open_stage(path: str, number: int, cfg: CascadeConfig) -> Stage:
     """Load stage `number`, from 1. Raises UserError for a model of another stage, or of none."""
-    folder = Path(path)
-    file = str(folder / "ckpt.pt") if (folder / "ckpt.pt").is_file() else path
-    model = checkpoint.load(file, pick_device(cfg.device), cfg.use_ema)
+    model = checkpoint.load(path, pick_device(cfg.device), cfg.use_ema)
     meta = model.meta
     if meta.get("task") != "stage":
         raise UserError(f"{path} is no stage of a cascade: its corpus is not of cascade.stages")

@@ -16,7 +16,7 @@ from parallel import sharded_checkpoint
 class ConvertConfig:
     """The options of this command."""
 
-    source: str = ""  # ckpt.pt, or the folder of a sharded run
+    source: str = ""  # a run: its folder, its ckpt.pt or the folder of a sharded one
     out: str = ""  # the other: a name that ends in .pt, or a folder
 
     def __post_init__(self):
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
     out = Path(cfg.out)
     if out.exists():
         raise UserError(f"out={out} exists already")
-    state = checkpoint.read(cfg.source)
+    state = checkpoint.read(checkpoint.find(cfg.source))
     (checkpoint.save if out.suffix == ".pt" else sharded_checkpoint.save)(state, out)
     print(f"wrote {out}: step {state['step']} of {cfg.source}")
 

@@ -44,6 +44,8 @@ TINY = {  # modernbert-tiny: 2.2 M parameters in the blocks, for two CPU cores
     "num_hidden_layers": 4,
     "num_attention_heads": 4,
 }
+FILES = ("config.json", "model.safetensors", "tokenizer.json")  # of a folder with weights
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 CONVERT = (
     "; where you trust it, run: python -c \"import torch; c = torch.load('THIS.ckpt', "
     "weights_only=False); torch.save({k: c[k] for k in ('state_dict', 'ema')}, 'NEW.ckpt')\""
@@ -147,16 +149,18 @@ def read_tensors(path: Path) -> Any:
 
 def download(source: str, *files: str) -> Path:
     """Folder of a hub repository's files: by default its configuration, weights and tokenizer."""
-    if source.count("/") != 1 or source.startswith((".", "/")):
+    if not HUB_ID.fullmatch(source):
         raise UserError(f"no checkpoint, folder or hub id: {source}")
-    hub = optional("huggingface_hub")
-    names = list(files or ("config.json", "model.safetensors", "tokenizer.json"))
+    absent = f"{source} is no file or folder here, and as a hub id"
     try:
-        return Path(hub.snapshot_download(source, allow_patterns=names))
+        hub = optional("huggingface_hub")
+        return Path(hub.snapshot_download(source, allow_patterns=list(files or FILES)))
+    except UserError as e:
+        raise UserError(f"{absent} it cannot be fetched: {e}") from None
     except Exception as e:  # the hub's errors are many; none of them is ours to interpret
         raise UserError(
-            f"{source} could not be fetched ({type(e).__name__}); download it elsewhere and pass "
-            "the folder with config.json and model.safetensors"
+            f"{absent} it could not be fetched ({type(e).__name__}); download it elsewhere and "
+            "pass the folder with config.json and model.safetensors"
         ) from e
 
 

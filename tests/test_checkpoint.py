@@ -582,6 +582,38 @@ def test_hub_library_missing(monkeypatch):
     assert "pip install huggingface_hub" in error_of(load, "louaaron/sedd-small")
 
 
+def test_the_folder_of_a_run_is_its_checkpoint(trained: Any, tmp_path: Path, monkeypatch: Any):
+    run, cases = trained(), {}
+    cases[str(run)] = str(run / "ckpt.pt")
+    cases[str(run / "ckpt.pt")] = str(run / "ckpt.pt")
+    sharded = tmp_path / "sharded"
+    (sharded / "ckpt" / "000003").mkdir(parents=True)
+    (sharded / "ckpt" / "000003" / "layout.json").touch()
+    cases |= {str(path): str(sharded / "ckpt") for path in (sharded, sharded / "ckpt")}
+    (tmp_path / "exported").mkdir()
+    (tmp_path / "exported" / "config.json").touch()
+    cases |= {name: name for name in (str(tmp_path / "exported"), "louaaron/sedd-small")}
+    assert {name: checkpoint.find(name) for name in cases} == cases
+    assert load(str(run)).step == load(str(run / "ckpt.pt")).step
+
+
+def test_no_checkpoint_is_told_with_the_nearest(tmp_path: Path, monkeypatch: Any):
+    monkeypatch.chdir(tmp_path)
+    assert "no checkpoint at no/such.pt; train.py makes one" in error_of(load, "no/such.pt")
+    for name in ("palindrome", "star_tiny"):
+        Path("out", name).mkdir(parents=True)
+        Path("out", name, "ckpt.pt").touch()
+    Path("out/empty").mkdir()
+    for typo in ("out/palindrom/ckpt.pt", "out/palindrom", "palindrom", "ut/palindrom/ckpt.pt"):
+        message = error_of(load, typo)
+        assert f"no checkpoint at {typo}; the nearest is out/palindrome" == message
+    assert "no checkpoint in out/empty: neither ckpt.pt nor" in error_of(load, "out/empty")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    message = error_of(load, "someone/model")
+    assert "someone/model is no file or folder here" in message
+    assert "huggingface_hub is not installed: pip install huggingface_hub" in message
+
+
 def test_hub_download(monkeypatch, tmp_path: Path, small: Model):
     """What is fetched is read like a folder, and nothing else is fetched."""
     asked = {}
