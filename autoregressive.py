@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from configurator import UserError
 from corpus import Batch
 from model import Cache, chunked_cross_entropy, features_at, to_device
 from objective import (
@@ -136,13 +135,11 @@ class TokenByToken(Sampler):
     Behind EOS stands padding. It is not written before a given token: a text that holds a given
     word does not end before it."""
 
+    reads = (*Sampler.reads, "stop", "length")
+
     def __init__(
         self, objective: Ordered, net: Any, ids: Tensor, prompt_mask: Tensor, rng: Any, o: Any
     ):
-        wrong = {"cfg": o.cfg != 0, "remask": o.remask != "none", "delay_eos": len(o.delay) > 0}
-        for name, asked in wrong.items():
-            if asked:
-                raise UserError(f"{name}: this model writes one token after another, for good")
         super().__init__(o, rng)
         self.objective, self.net, self.T = objective, net, ids.shape[1]
         self.bare = ~prompt_mask[:, :1]

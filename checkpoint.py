@@ -354,8 +354,8 @@ def _grown(value: Tensor, initial: Tensor, net: Any) -> Tensor:
 
 
 def find(source: str) -> str:
-    """The checkpoint that a user means: a file, a folder with weights, or a hub id as it is, and for
-    the folder of a run, its ckpt.pt. Raises UserError where there is none, with the nearest name."""
+    """The checkpoint that a user means: the ckpt.pt of the folder of a run; a file, a folder with
+    weights or a hub id as it is. Raises UserError where there is none, with the nearest name."""
     path = Path(source)
     if path.is_dir():
         if newest := fsdp.newest(path):

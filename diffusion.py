@@ -499,7 +499,8 @@ class ScoreEntropy(Objective):
         self.scaled, self.normalize = scale_by_sigma and graph.absorbing, normalize
         self.mask_id = graph.mask_id if graph.absorbing else None
         self.network_kwargs = {"causal": False, "time": True, "vocab_size": graph.states}
-        self.samplers = ("analytic", "euler", *(SAMPLERS if graph.absorbing else ()))
+        first, *others = SAMPLERS
+        self.samplers = (first, *GRIDS, *others) if graph.absorbing else GRIDS  # chapters 7 and 8
         term = "k of n tokens masked" if graph.absorbing else "plus the prior KL at t = 1"
         self.estimator = f"variational bound of score entropy (SEDD, theorem 3.6), {term}"
 
@@ -634,9 +635,8 @@ class ScoreEntropy(Objective):
     def sampler(self, options: SampleOptions) -> type[Sampler]:
         """analytic and euler on a grid of `steps`, on both graphs; on the absorbing graph also the
         samplers of masked text."""
-        if options.sampler not in ("analytic", "euler"):
+        if options.sampler not in GRIDS:
             return MaskedSampler
-        refuse_unused(options)
         return AbsorbingSampler if self.graph.absorbing else UniformSampler
 
     def log_score(self, net: Any, h: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
@@ -1110,10 +1110,6 @@ class BlockDiffusion(Masked):
             random_length=cfg.random_length,
         )
 
-    @property
-    def samplers(self) -> tuple[str, ...]:
-        return ("first_hitting", *(name for name in SAMPLERS if name != "first_hitting"))
-
     def cut(self, batch: Batch, rng: torch.Generator | None) -> Cells:
         """The batch as blocks instead of rows."""
         return cells(super().cut(batch, rng), self.length)
@@ -1370,8 +1366,8 @@ CHOICES["remask"] = ChainMap(REMASKING, {"none": None})
 # within which part of the text (`block_length`), and whether written ones are masked again
 # (`remask`):
 #
-#     ancestral      the reverse process on a grid of `steps`; idle steps are skipped (MDLM)
-#     first_hitting  its limit of infinitely many steps, a place at a time (FHS)
+#     first_hitting  the reverse process in continuous time, a place at a time (FHS)
+#     ancestral      the same on a grid of `steps`, whose idle ones are skipped (MDLM)
 #     random         so many places, anywhere
 #     confidence     the places whose best token is most probable first (MaskGIT, LLaDA)
 #     margin         ... whose best two tokens are furthest apart (Dream)
@@ -1394,6 +1390,25 @@ class MaskedSampler(Sampler):
     `objective` has mask_id, noise, normalize, and condition(net, sigma, device), which turns the
     total noise into the network's time input.
     """
+
+    reads = (*Sampler.reads, "block_length", "cfg", "cache", "stop", "wrap", "length")
+
+    @classmethod
+    def options_read(cls, objective: Any, o: SampleOptions) -> set[str]:
+        return {*cls.reads, *rule_of(o).reads}
+
+    @classmethod
+    def without_effect(cls, objective: Any, o: SampleOptions) -> set[str]:
+        unused = {name for name in ADAPTIVE if name != o.unmask_schedule}
+        if o.unmask_schedule in ADAPTIVE:
+            unused |= {"steps", "remask"}  # as many steps as it takes, and none goes back
+        if o.sampler == "random":  # looks at no token
+            unused |= {"delay", *ADAPTIVE}
+        if o.sampler == "random" and o.unmask_schedule in ADAPTIVE:
+            unused |= {"unmask_schedule"}
+        if o.remask == "none" or not REMASKING[o.remask].eta:
+            unused |= {"eta"}
+        return unused
 
     def __init__(
         self, objective: Any, net: Any, ids: Tensor, prompt_mask: Tensor, rng: Any, o: Any
@@ -1423,12 +1438,9 @@ class MaskedSampler(Sampler):
         o, adaptive = self.o, self.o.unmask_schedule in ADAPTIVE
         problems = {
             f"remask={o.remask} needs an unmask_schedule with a number of steps": o.remask != "none"
-            and (adaptive or o.sampler == "first_hitting"),
+            and adaptive,
             f"unmask_schedule={o.unmask_schedule} needs a sampler that uses probabilities": adaptive
             and o.sampler == "random",
-            f"sampler={o.sampler} has no use for unmask_schedule and delay_eos": o.sampler
-            not in ORDERS
-            and (o.unmask_schedule != "uniform" or len(o.delay) > 0),
             f"cache={o.cache} does not go with remask": o.cache != "none" and o.remask != "none",
             f"cache={o.cache} needs prompts of one length in a batch": o.cache != "none"
             and (self.inside is not None or bool((self.first != self.first[0]).any())),
@@ -1452,7 +1464,7 @@ class MaskedSampler(Sampler):
             self.current_block, self.cache = k, None
             self.confidence.fill_(torch.inf)  # tokens of other blocks stay
             steps = (self.o.steps * (k + 1) // blocks - self.o.steps * k // blocks).clamp(min=1)
-            rule = SAMPLERS[self.o.sampler](self, steps)
+            rule = rule_of(self.o)(self, steps)
             for step in itertools.islice(itertools.count(), rule.limit):
                 row, col = self.masked_positions()
                 if len(row) == 0 and not remasks:
@@ -1619,6 +1631,7 @@ class Unmasking:
     are written, (R,) bool.
     """
 
+    reads: tuple[str, ...] = ()  # options, beside those that every rule reads
     limit: int | None = None  # steps after which the block ends; None: when nothing is masked
 
     def __init__(self, canvas: MaskedSampler, steps: Tensor):
@@ -1639,6 +1652,8 @@ class Ancestral(Unmasking):
     depend on the network, so it is drawn first, and each row goes from one of its own events to
     the next: T (1 - (1 - 1/T)^L) calls per row instead of T. (MDLM skips a call when the whole
     batch is idle.)"""
+
+    reads = ("steps", "remask")
 
     def __init__(self, canvas: MaskedSampler, steps: Tensor):
         super().__init__(canvas, steps)
@@ -1666,6 +1681,8 @@ def unmask_step(mask_prob: Tensor, u: Tensor) -> Tensor:
 class RemaskingAncestral(Unmasking):
     """The reverse process with remasking (ReMDM, eq. 4): a step at a time."""
 
+    reads = ("steps", "remask", "eta")
+
     def __init__(self, canvas: MaskedSampler, steps: Tensor):
         super().__init__(canvas, steps)
         self.limit = self.steps
@@ -1677,10 +1694,6 @@ class RemaskingAncestral(Unmasking):
     def choose(self, step: int, row: Tensor, col: Tensor, h: Tensor) -> Tensor:
         p = self.canvas.remask.unmask_prob()[row, col]
         return (self.canvas.uniforms(len(row)) < p) | (step == self.steps - 1)
-
-
-def ancestral(canvas: MaskedSampler, steps: Tensor) -> Unmasking:
-    return (Ancestral if canvas.o.remask == "none" else RemaskingAncestral)(canvas, steps)
 
 
 class FirstHitting(Unmasking):
@@ -1703,6 +1716,8 @@ class FirstHitting(Unmasking):
 class Ordered(Unmasking):
     """So many places per step, by a fixed schedule or as many as score well, the best of an order
     first. The network sees the noise level at which as many places are masked."""
+
+    reads = ("steps", "unmask_schedule", *ADAPTIVE, "remask", "eta", "delay")
 
     def __init__(self, canvas: MaskedSampler, steps: Tensor):
         super().__init__(canvas, steps)
@@ -1738,12 +1753,18 @@ class Ordered(Unmasking):
         return ADAPTIVE[name](row, score, getattr(self.o, name))
 
 
-# (canvas, steps (B,) int64 of each row in the present block) -> rule
-SAMPLERS: dict[str, Callable[[MaskedSampler, Tensor], Unmasking]] = {
-    "ancestral": ancestral,
+# (canvas, steps (B,) int64 of each row in the present block) -> rule; the default first
+SAMPLERS: dict[str, type[Unmasking]] = {
     "first_hitting": FirstHitting,
+    "ancestral": Ancestral,
     **dict.fromkeys(ORDERS, Ordered),
 }
+
+
+def rule_of(o: SampleOptions) -> type[Unmasking]:
+    """The rule of SAMPLERS; the reverse process has another one with remasking."""
+    rule = SAMPLERS[o.sampler]
+    return RemaskingAncestral if rule is Ancestral and o.remask != "none" else rule
 
 
 # ==================================================================================================
@@ -1751,23 +1772,23 @@ SAMPLERS: dict[str, Callable[[MaskedSampler, Tensor], Unmasking]] = {
 # ==================================================================================================
 
 
+GRIDS = ("analytic", "euler")
+
+
 def grid(steps: int) -> Tensor:
     """Times 1 = t_0 > ... > t_steps = SAMPLE_EPS, float64; the denoiser acts at the last."""
     return torch.linspace(1, SAMPLE_EPS, steps + 1, dtype=torch.float64)
 
 
-def refuse_unused(options: SampleOptions) -> None:
-    """The grids below write the whole text at once, by scores."""
-    plain = SampleOptions()
-    for key in ("unmask_schedule", "block_length", "cfg", "remask", "cache", "stop", "delay"):
-        if getattr(options, key) != getattr(plain, key):
-            value = getattr(options, key)
-            raise UserError(f"sampler={options.sampler} has no use for {key}={value}")
-
-
 class UniformSampler(MaskedSampler):
     """Samplers of the uniform graph: any place may change in any step, so all of them are
     projected, a chunk at a time. Euler or analytic steps, then the denoiser."""
+
+    reads = (*Sampler.reads, "steps", "wrap", "length")
+
+    @classmethod
+    def options_read(cls, objective: Any, o: SampleOptions) -> set[str]:
+        return {*cls.reads}
 
     def start(self, ids: Tensor) -> Tensor:
         """Random text without banned ids."""
@@ -1819,6 +1840,12 @@ class AbsorbingSampler(MaskedSampler):
     scores), clipped to 1: the total weight of all moves in `analytic_weights` (gain = e^dsigma - 1)
     or `euler_weights` (gain = dt sigma'(t)). Then its token is drawn from the scores. The same law
     as a draw over all V states, and only what is still MASK is projected."""
+
+    reads = (*Sampler.reads, "steps", "wrap", "length")
+
+    @classmethod
+    def options_read(cls, objective: Any, o: SampleOptions) -> set[str]:
+        return {*cls.reads}
 
     def run(self) -> Iterator[None]:
         times, noise = grid(self.o.steps), self.objective.noise
@@ -1874,8 +1901,6 @@ class BlockSampler(MaskedSampler):
         self.block = torch.arange(T, device=ids.device).expand_as(ids) // self.size
         self.blocks = (T - 1) // self.size + 1
         self.kept, self.stored = Cache(B, T), 0  # clean columns below `stored` are in the cache
-        if o.cfg:
-            raise UserError("cfg: block diffusion has no guidance, its prompt lies in the cache")
         if o.block_length not in (0, objective.length):
             raise UserError(f"block_length: this model was trained with {objective.length}")
 

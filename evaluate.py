@@ -37,6 +37,7 @@ from model import autocast, pick_device
 from objective import Objective, SampleOptions, generator
 from prepare_sft import records
 from sample import (
+    SETTINGS,
     Prompt,
     SampleConfig,
     SamplerConfig,
@@ -49,6 +50,7 @@ from sample import (
     sample_options,
     settings,
     watcher,
+    with_sampler,
     written_ids,
 )
 from tokenizer import ASSISTANT, USER, Tokenizer, chat_rows
@@ -733,8 +735,11 @@ def main(argv: list[str]) -> None:
     if cfg.discrete_steps and not hasattr(model.objective, "discrete_bound"):
         raise UserError(f"discrete_steps: objective={model.config.objective} has no such bound")
     if cfg.answer or cfg.answers:
+        for key in [key for key in origins if key in SETTINGS and key != "cfg"]:
+            raise UserError(f"{key} ({origins[key]}): nothing is sampled with --answer")
         result = {"likelihood": answers_report(cfg, model)}
     else:
+        cfg = with_sampler(cfg, origins, model)
         judge = Judge(cfg.judge, device, cfg.dtype) if cfg.judge else None
         result = corpus_report(cfg, model, "samples" in origins, judge)
     if cfg.json:

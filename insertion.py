@@ -20,7 +20,7 @@ readout at CLS predicts whether the text is complete (ILM), or how many tokens a
 """
 
 import math
-from typing import Any, Iterator, NamedTuple
+from typing import Any, ClassVar, Iterator, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -81,6 +81,26 @@ class InsertionSampler(Sampler):
     of the hole that the gap after a token belongs to, or -1; room (B, H) how many tokens still fit
     into each hole, and left (B,) into each row.
     """
+
+    reads = (*Sampler.reads, "capacity", "exact")
+    reads_of: ClassVar = {  # sampler -> what it reads beside these
+        "threshold": ("gap", "stop_threshold", "stop_temperature"),
+        "ancestral": ("gap", "stop_temperature"),
+        "parallel": ("threshold", "stop_threshold", "stop_temperature"),
+        "serial": ("gap", "stop_threshold"),
+        "steps": ("steps", "gap", "length_temperature", "first_step_factor"),
+    }
+
+    @classmethod
+    def options_read(cls, objective: Any, o: SampleOptions) -> set[str]:
+        return {*cls.reads, *cls.reads_of[o.sampler]}
+
+    @classmethod
+    def without_effect(cls, objective: Any, o: SampleOptions) -> set[str]:
+        if o.exact:  # a text is complete when its holes are full
+            return {"stop_threshold", "stop_temperature"}
+        no_readout = getattr(objective, "stop", "") == "slots"
+        return {"stop_temperature"} if no_readout else set()
 
     def __init__(
         self, objective: Any, net: Any, ids: Tensor, prompt_mask: Tensor, rng: Any, o: Any
@@ -1242,6 +1262,8 @@ class FlexMDM(Objective):
 class FlexSampler(InsertionSampler):
     """One run of a sampler. The gap behind column c of x, CLS in column 0, is the one to the left
     of column c of what the network sees: x without CLS, and with EOS."""
+
+    reads_of: ClassVar = dict.fromkeys(("ancestral", "confidence", "tau"), ("steps",))
 
     def __init__(
         self, objective: Any, net: Any, ids: Tensor, prompt_mask: Tensor, rng: Any, o: Any

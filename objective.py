@@ -102,6 +102,11 @@ class Objective:
         """The class of options.sampler, which is one of `samplers`."""
         raise NotImplementedError
 
+    def options_used(self, options: "SampleOptions") -> set[str]:
+        """Names of the options that have an effect on samples beside these options."""
+        sampler = self.sampler(options)
+        return sampler.options_read(self, options) - sampler.without_effect(self, options)
+
     @torch.no_grad()
     def sample(
         self,
@@ -114,6 +119,7 @@ class Objective:
         """ids (B, T) with `prompt_mask` (B, T) kept, the rest ignored and sampled; yields the
         start and then a frame per step. `rng` lives on the device of ids."""
         options = choose_sampler(self, options)
+        refuse_unread(self, options)
         yield from self.sampler(options)(self, net, ids, prompt_mask, rng, options).frames()
 
 
@@ -215,7 +221,7 @@ def gumbel_argmax(weights: Tensor, u: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """Options of all samplers; an objective ignores those that it has no use for."""
+    """How to sample. Each sampler names those that it reads (`Sampler.reads`)."""
 
     steps: int = 64  # of the reverse process, where it has a grid
     sampler: str = "auto"  # auto: the first that the objective names
@@ -272,11 +278,34 @@ def choose_sampler(objective: Objective, options: SampleOptions) -> SampleOption
     return options
 
 
+def refuse_unread(objective: Objective, options: SampleOptions) -> None:
+    """Raise UserError for an option that changes the law of samples, and that this sampler would
+    pass over."""
+    read, plain = objective.sampler(options).options_read(objective, options), SampleOptions()
+    for key in ("unmask_schedule", "block_length", "cfg", "remask", "cache", "delay"):
+        if key not in read and getattr(options, key) != getattr(plain, key):
+            name = "delay_eos" if key == "delay" else key
+            raise UserError(f"sampler={options.sampler} has no use for {name}; leave it out")
+
+
 class Sampler:
     """What samplers share: they draw tokens, and where options.candidates asks for it, they keep
     what from, for the next frame."""
 
+    # options that have an effect, for some values of the others
+    reads: tuple[str, ...] = ("temperature", "top_k", "top_p", "strict_p", "banned", "candidates")
+
     x: Tensor  # (B, T) int64: the canvas
+
+    @classmethod
+    def options_read(cls, objective: Objective, o: SampleOptions) -> set[str]:
+        """`reads`, with those that depend on o.sampler."""
+        return {*cls.reads}
+
+    @classmethod
+    def without_effect(cls, objective: Objective, o: SampleOptions) -> set[str]:
+        """Options that are read, but change nothing beside the others of these options."""
+        return set()
 
     def __init__(self, o: SampleOptions, rng: torch.Generator):
         self.o, self.rng = o, rng

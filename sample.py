@@ -11,7 +11,17 @@
 --cascade=out/stage1,out/stage2,out/stage3    stages in a row; its options: cascade/chain.py -h
 
 With --chat and --file the defaults are those of LLaDA: one sample, temperature 0, and confidence
-order where the objective has one.
+order where the objective has one. --sampler=auto is otherwise the first of the objective's that has
+a use for all options that are given, so --steps=64 asks for one with steps:
+
+    sedd              first_hitting, analytic, euler, and those behind it of masked
+    sedd, uniform     analytic, euler
+    masked, mlm, bd3  first_hitting, ancestral, random, confidence, margin, entropy
+    ar, xlnet         left_to_right
+    ilm               threshold, ancestral, parallel
+    it                serial, parallel
+    idlm              steps
+    flex              ancestral, confidence, tau
 """
 
 import dataclasses
@@ -24,18 +34,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Iterable, Iterator, Literal, NamedTuple, TypeVar
+from typing import Any, Callable, Iterable, Iterator, Literal, NamedTuple, NoReturn, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import checkpoint
+from autoregressive import Ordered
 from checkpoint import Model
 from configurator import PUZZLES, UserError, load, require, room, run
 from corpus import Corpus
+from diffusion import GRIDS, SAMPLERS
+from insertion import IDLM, FlexMDM, Insertion, InsertionTransformer
 from model import autocast, pick_device, pick_dtype
-from objective import Frame, SampleOptions, choose_sampler, generator, seed_of
+from objective import CHOICES, Frame, SampleOptions, choose_sampler, generator, seed_of
 from tokenizer import ASSISTANT, USER, Message, decode_answer, encode_chat
 from viz import page, view
 from viz.story import Trace
@@ -317,6 +330,11 @@ def _counted_calls(net: Any) -> Iterator[dict[str, int]]:
 # ==================================================================================================
 
 
+# the samplers of all objectives
+NAMES = dict.fromkeys((*GRIDS, *SAMPLERS, *Ordered.samplers))
+for objective in (Insertion, InsertionTransformer, IDLM, FlexMDM):
+    NAMES |= dict.fromkeys(objective.samplers)
+
 INSERTION = (  # settings that only samplers of insertion models read
     *("sampling_method", "top", "p", "second_sampling_method", "second_top", "second_p"),
     *("stopping_threshold", "stopping_temperature", "length_temperature", "use_first_step_factor"),
@@ -326,6 +344,10 @@ INSERTION = (  # settings that only samplers of insertion models read
 SHORTEST = 4  # tokens of a text whose length --palindrome draws
 SHOWN = 8  # samples in an animation
 Methods = Literal["", "sample", "sample_top_k", "sample_top_p"]
+SamplerName = Literal[("auto", *NAMES)]
+UnmaskSchedule = Literal[tuple(CHOICES["unmask_schedule"])]
+Remask = Literal[tuple(CHOICES["remask"])]
+CacheKind = Literal[tuple(CHOICES["cache"])]
 
 
 @dataclass(frozen=True)
@@ -333,19 +355,19 @@ class SamplerConfig:
     """The options that `sample.py` and `evaluate.py` share."""
 
     ckpt: str = "out/palindrome/ckpt.pt"  # folder of a run or of safetensors, ckpt.pt, hub id
-    steps: int = 64  # number of steps of the reverse process
-    sampler: str = "auto"  # the order of positions (diffusion.py); auto: the objective's own
+    steps: int = 64  # of the reverse process, for samplers with a grid of them
+    sampler: SamplerName = "auto"  # which places are written when; auto: by the objective
     temperature: float = 1.0  # of the token draws; 0 takes the most probable
     top_k: int = 0  # keep the k most probable tokens; 0 keeps all
     top_p: float = 1.0  # keep the fewest tokens that hold this probability
-    unmask_schedule: str = "uniform"  # how many: uniform | linear | cosine | threshold | factor
+    unmask_schedule: UnmaskSchedule = "uniform"  # how many places are written in a step
     threshold: float = 0.9  # unmask_schedule=threshold: write every place that is at least so sure
     factor: float = 1.0  # unmask_schedule=factor: the r surest while sure of 1 - factor / (r + 1)
     block_length: int = 0  # write so many tokens before those to their right; 0: all at once
     cfg: float = 0.0  # guidance: how far to go beyond what the prompt alone says
-    remask: str = "none"  # write again what was written: cap | rescale | conf | loop (ReMDM)
-    eta: float | None = None  # how often; None: as published
-    cache: str = "none"  # keep keys and values for the time of a block: prefix | dual
+    remask: Remask = "none"  # write again what was written, by a rule of ReMDM
+    eta: float | None = None  # remask=cap, rescale, loop: how often; None: as published
+    cache: CacheKind = "none"  # keep keys and values for the time of a block
     sampling_method: Methods = ""  # insertion: of tokens, in ILM's words; empty: as all others
     top: int = 1000  # sample_top_k: keep so many
     p: float = 0.9  # sample_top_p: keep those that together stay below it, or the best one
@@ -424,6 +446,80 @@ def canvases(cfg: SampleConfig, model: Model) -> list[Prompt]:
     rng = random.Random(seed_of(cfg.seed, SAMPLING))
     sizes = rng.choices(palindrome_lengths(cfg, model, prompt), k=cfg.num_samples)
     return [canvas(model, prompt, length=n, mirrored=True) for n in sizes]
+
+
+# option of SampleOptions -> the flag that sets it, where it is called otherwise
+FLAGS = {
+    "delay": "delay_eos",
+    "gap": "second_sampling_method",
+    "stop_threshold": "stopping_threshold",
+    "stop_temperature": "stopping_temperature",
+    "first_step_factor": "use_first_step_factor",
+}
+SETTINGS = {  # flags that shape samples, each read by some sampler
+    *("steps", "temperature", "top_k", "top_p", "unmask_schedule", "threshold", "factor"),
+    *("block_length", "cfg", "remask", "eta", "cache", "delay_eos"),
+    *INSERTION,
+}
+NEEDS = {  # flag -> the other flag without which it changes nothing
+    "threshold": "unmask_schedule=threshold",
+    "factor": "unmask_schedule=factor",
+    "eta": "remask=cap",
+    "top": "sampling_method=sample_top_k",
+    "p": "sampling_method=sample_top_p",
+    "second_top": "second_sampling_method=sample_top_k",
+    "second_p": "second_sampling_method=sample_top_p",
+}
+
+
+def flags_read(cfg: SamplerConfig, model: Model, sampler: str) -> set[str]:
+    """Those of SETTINGS that have an effect with this sampler and the others of these settings."""
+    options = sample_options(replace(cfg, sampler=sampler), model)
+    flags = {FLAGS.get(option, option) for option in model.objective.options_used(options)}
+    if model.objective.inserts:  # ILM's words: a method, and the option that goes with it
+        flags.add("sampling_method")
+        for method in flags & {"sampling_method", "second_sampling_method"}:
+            chosen = f"{method}={getattr(cfg, method)}"
+            flags |= {key for key, need in NEEDS.items() if need == chosen}
+        flags.discard(cfg.sampling_method.removeprefix("sample_"))  # top_k is top's, top_p is p's
+    return flags
+
+
+def usual_sampler(
+    cfg: SamplerConfig, origins: dict[str, str], model: Model
+) -> tuple[str, list[str]]:
+    """The sampler to use, and which of the flags that were given it has no use for. auto is the
+    first of the objective's with the fewest of those."""
+    names, given = model.objective.samplers, [key for key in origins if key in SETTINGS]
+    if cfg.sampler != "auto":
+        names = (choose_sampler(model.objective, SampleOptions(sampler=cfg.sampler)).sampler,)
+    unread = {}
+    for name in names:
+        read = flags_read(cfg, model, name)
+        unread[name] = [key for key in given if key not in read]
+    name = min(names, key=lambda name: len(unread[name]))
+    return name, unread[name]
+
+
+def with_sampler(cfg: Configured, origins: dict[str, str], model: Model) -> Configured:
+    """`cfg` with its usual sampler. Raises UserError for a flag that was given, on the command line
+    or in a config file, and that would change nothing."""
+    name, unread = usual_sampler(cfg, origins, model)
+    if unread:
+        refuse_flag(cfg, origins, model, name, unread[0])
+    return cfg if name == model.objective.samplers[0] else replace(cfg, sampler=name)
+
+
+def refuse_flag(
+    cfg: SamplerConfig, origins: dict[str, str], model: Model, sampler: str, key: str
+) -> NoReturn:
+    masked = "confidence" in model.objective.samplers and not model.objective.inserts
+    possible = model.objective.inserts if key in INSERTION else masked
+    fix = f", or add --{NEEDS[key]}" if key in NEEDS and possible else ""
+    raise UserError(
+        f"{key}={getattr(cfg, key)} ({origins[key]}): objective={model.config.objective} with "
+        f"sampler={sampler} has no use for it; leave it out{fix}"
+    )
 
 
 def sample_options(cfg: SamplerConfig, model: Model) -> SampleOptions:
@@ -616,12 +712,13 @@ def main(argv: list[str]) -> None:
         return
     cfg, origins = load(SampleConfig, argv)
     model = checkpoint.load(cfg.ckpt, pick_device(cfg.device), cfg.use_ema)
-    if cfg.chat or cfg.file:
-        cfg = answer_defaults(cfg, origins, model.objective.samplers)
     if cfg.export:
         checkpoint.export(model, cfg.export)
         print(f"wrote {cfg.export}/model.safetensors and config.json")
         return
+    if cfg.chat or cfg.file:
+        cfg = answer_defaults(cfg, origins, model.objective.samplers)
+    cfg = with_sampler(cfg, origins, model)
     if cfg.file:
         room("patch").patch_file(cfg, model)
     elif cfg.chat and not cfg.prompt:

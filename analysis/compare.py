@@ -23,7 +23,7 @@ from evaluate import (
     uncropped,
 )
 from evaluate import compare as compare_answers
-from sample import answer_defaults, settings
+from sample import answer_defaults, settings, usual_sampler, with_sampler
 
 
 def opened(path: str, cfg: EvaluateConfig, device: torch.device) -> tuple[Model, Corpus]:
@@ -85,8 +85,10 @@ def greedy(cfg: EvaluateConfig, origins: dict[str, str], model: Model) -> Evalua
 def measure(
     cfg: EvaluateConfig, origins: dict[str, str], name: str, model: Model, corpus: Corpus
 ) -> dict[str, Any]:
-    """A row of the table of several checkpoints."""
+    """A row of the table of several checkpoints; flags that only the others read are left out."""
     cfg = greedy(cfg, origins, model)
+    unread = usual_sampler(cfg, origins, model)[1]
+    cfg = with_sampler(cfg, {k: v for k, v in origins.items() if k not in unread}, model)
     row: dict[str, Any] = {
         "name": name,
         "objective": model.config.objective,
@@ -161,6 +163,13 @@ def same_corpus(paths: list[str], models: list[Model], cfg: EvaluateConfig) -> N
             )
 
 
+def refuse_useless(cfg: EvaluateConfig, origins: dict[str, str], models: list[Model]) -> None:
+    """Raise UserError for a flag of samplers that none of the models has a use for."""
+    unread = [usual_sampler(greedy(cfg, origins, model), origins, model)[1] for model in models]
+    for key in set.intersection(*map(set, unread)):
+        raise UserError(f"{key} ({origins[key]}): none of the samplers has a use for it")
+
+
 def compare(cfg: EvaluateConfig, origins: dict[str, str], device: torch.device) -> dict[str, Any]:
     """Print the table of the checkpoints in cfg.compare, comma-separated."""
     paths = [path.strip() for path in cfg.compare.split(",") if path.strip()]
@@ -168,6 +177,7 @@ def compare(cfg: EvaluateConfig, origins: dict[str, str], device: torch.device) 
         raise UserError(f"compare={cfg.compare}: write two checkpoints or more, commas between")
     pairs = [opened(path, cfg, device) for path in paths]
     same_corpus(paths, [model for model, _ in pairs], cfg)
+    refuse_useless(cfg, origins, [model for model, _ in pairs])
     rows = []
     for path, (model, corpus) in zip(paths, pairs, strict=True):
         rows.append(measure(cfg, origins, path, model, corpus))

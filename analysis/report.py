@@ -35,7 +35,7 @@ from evaluate import (
     judged,
     sampled,
 )
-from sample import settings
+from sample import settings, with_sampler
 from train import log_lines
 
 GALLERY = 8  # samples on the page
@@ -82,7 +82,7 @@ def write(cfg: EvaluateConfig, origins: dict[str, str], device: torch.device) ->
     optional("matplotlib").use("Agg")  # files only: no window, no display needed
     plot = optional("matplotlib.pyplot", "matplotlib")
     model, corpus = opened(cfg.ckpt, cfg, device)
-    cfg, folder = greedy(cfg, origins, model), Path(cfg.report)
+    cfg, folder = with_sampler(greedy(cfg, origins, model), origins, model), Path(cfg.report)
     judge = Judge(cfg.judge, device, cfg.dtype) if cfg.judge else None
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     try:

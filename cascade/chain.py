@@ -48,6 +48,7 @@ from sample import (
     show_token,
     text_of,
     trace_of,
+    with_sampler,
     write_page,
 )
 from viz import view
@@ -323,8 +324,10 @@ def report(
 
 
 def main(argv: list[str]) -> None:
-    cfg, _ = load(CascadeConfig, argv)
+    cfg, origins = load(CascadeConfig, argv)
     stages, folder = open_stages(cfg), Path(cfg.output_dir)
+    for stage in stages:
+        cfg = with_sampler(cfg, origins, stage.model)
     gold = {s.number: gold_rows(cfg, s) for s in stages[1:]} if cfg.gold else {}
     judge = Judge(cfg.judge, pick_device(cfg.device), cfg.dtype) if cfg.judge else None
     try:

@@ -102,19 +102,18 @@ def score(model: Any, texts: Any) -> tuple[str, float]:
 
 
 def evaluate(cfg: Any, model: Any, corpus: Any) -> dict[str, Any]:
-    """Report on samples in random order, in confidence order, and mirrored by construction; or, of
-    the one sampler that was asked for. `cfg` is that of evaluate.py."""
+    """Report on samples by the default sampler, in confidence order, and mirrored by construction;
+    or, of the one sampler that was asked for. `cfg` is that of evaluate.py."""
     from evaluate import count  # preparing a corpus must not import torch
     from objective import choose_sampler
     from sample import SampleConfig, canvases, generate, sample_options, watcher
 
     seen = set(corpus.texts("train"))
-    law = "auto" if model.objective.mask_id is None else "first_hitting"
-    runs = [("random order", law, False), ("mirrored", law, True)]
-    if model.objective.mask_id is not None:
+    usual = cfg.sampler == "auto"
+    name = "random order" if usual and model.objective.mask_id is not None else "samples"
+    runs = [(name, cfg.sampler, False), ("mirrored", cfg.sampler, True)]
+    if usual and model.objective.mask_id is not None:
         runs.insert(1, ("confidence order", "confidence", False))
-    if cfg.sampler != "auto":
-        runs = [("samples", cfg.sampler, False), ("mirrored", cfg.sampler, True)]
     if model.objective.inserts:  # no place is the mirror image of another before the text is whole
         runs = [("samples", cfg.sampler, False)]
     reports = {}
