@@ -1886,6 +1886,8 @@ class BlockSampler(MaskedSampler):
     Blocks lie where they lay in training, at multiples of their length, and `steps` are shared out
     among all of them, given ones included: a row does not depend on its neighbours' prompts."""
 
+    reads = tuple(name for name in MaskedSampler.reads if name not in ("cfg", "cache"))
+
     def __init__(
         self,
         objective: BlockDiffusion,

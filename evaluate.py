@@ -47,6 +47,7 @@ from sample import (
     generate,
     has_bos_eos,
     read_prompt,
+    require_writable,
     sample_options,
     settings,
     watcher,
@@ -652,7 +653,8 @@ def sampled(cfg: EvaluateConfig, model: Model, corpus: Corpus, split: str, defau
     else:
         starts = canvases(sample_cfg, model)
     options, watch = sample_options(cfg, model), watcher(sample_cfg, model, [])
-    result = generate(model, starts, options, cfg.seed, cfg.batch_size, watch, cfg.dtype)
+    how = (options, cfg.seed, cfg.batch_size, watch, cfg.dtype)
+    result = generate(model, starts, *how, quiet=cfg.show)
     samples = closed(model, written_ids(model, result.ids, starts))
     rate = sum(map(len, samples)) / result.seconds
     speed = {"seconds": result.seconds, "tokens_per_second": rate, "nfe": result.rows / len(starts)}
@@ -723,6 +725,7 @@ def corpus_report(cfg: EvaluateConfig, model: Model, sample: bool, judge: Judge 
 
 def main(argv: list[str]) -> None:
     cfg, origins = load(EvaluateConfig, argv)
+    require_writable(cfg, "json")
     device = pick_device(cfg.device)
     if cfg.report or cfg.compare:
         report = room("report").write if cfg.report else room("compare").compare

@@ -25,6 +25,7 @@ a use for all options that are given, so --steps=64 asks for one with steps:
 """
 
 import dataclasses
+import os
 import random
 import re
 import sys
@@ -39,6 +40,7 @@ from typing import Any, Callable, Iterable, Iterator, Literal, NamedTuple, NoRet
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
 import checkpoint
 from autoregressive import Ordered
@@ -222,37 +224,84 @@ def generate(
     batch_size: int = 64,
     watch: Callable[[Iterable[Frame], Tensor], Iterable[Frame]] = lambda frames, given: frames,
     dtype: str = "auto",
+    finished: Callable[["Samples"], None] = lambda batch: None,
+    quiet: bool = False,
 ) -> Samples:
     """Sample every canvas; shorter ones are padded. `watch` receives the frames of the first batch
-    and its prompt mask (B, T), and passes the frames on. The same seed gives the same samples."""
-    device, done = next(model.net.parameters()).device, []
-    widest, pad = max(len(c.ids) for c in canvases), model.meta["specials"].get("pad", 0)
-    clock = time.perf_counter()
-    with _counted_calls(model.net) as counter:
+    and its prompt mask (B, T), and passes the frames on; `finished` receives each batch as soon as
+    it is written. quiet: no progress bar. The same seed gives the same samples."""
+    batches: list[Samples] = []
+    with progress_bar(len(canvases), quiet) as bar:
         for number, first in enumerate(range(0, len(canvases), batch_size)):
             part = canvases[first : first + batch_size]
-            sizes = torch.tensor([len(c.ids) for c in part])
-            even = zip(*_even(part, int(sizes.max()), pad), strict=True)
-            ids, given, mirror = (torch.stack(p).to(device) for p in even)
-            own = options
-            if (sizes != ids.shape[1]).any():
-                own = replace(own, length=sizes.to(device))
-            rng = generator(seed, SAMPLING, number, device=device)
-            if all(c.mirror is None for c in part):
-                frames = model.objective.sample(model.net, ids, given, rng, own)
-            else:  # inside a text whose length is fixed, no special token may be written
-                own = replace(own, banned=tuple(model.meta["specials"].values()))
-                frames = room("mirror").sample(
-                    model.objective, model.net, ids, given, mirror, rng, own
-                )
-            frames = watch(frames, given) if number == 0 else frames
-            with autocast(dtype, device):
-                last = deque(frames, maxlen=1).pop()
-            done.append(last.ids.cpu())
-    widest = max([widest, *(x.shape[1] for x in done)])
-    ids = torch.cat([F.pad(x, (0, widest - x.shape[1]), value=pad) for x in done])
-    texts = [text_of(model, row) for row in ids.tolist()]
-    return Samples(ids, texts, time.perf_counter() - clock, counter["nfe"], counter["rows"])
+            rng = generator(seed, SAMPLING, number, device=next(model.net.parameters()).device)
+            clock = time.perf_counter()
+            with _counted_calls(model.net) as counter:
+                frames, given = _frames(model, part, options, rng)
+                frames = watch(frames, given) if number == 0 else frames
+                with autocast(dtype, given.device):
+                    last = deque(counted(frames, model, len(part), bar), maxlen=1).pop()
+            ids = last.ids.cpu()
+            texts = [text_of(model, row) for row in ids.tolist()]
+            seconds = time.perf_counter() - clock
+            batches.append(Samples(ids, texts, seconds, counter["nfe"], counter["rows"]))
+            finished(batches[-1])
+    return joined(batches, model.meta["specials"].get("pad", 0))
+
+
+def _frames(
+    model: Model, part: list[Prompt], options: SampleOptions, rng: torch.Generator
+) -> tuple[Iterable[Frame], Tensor]:
+    """The frames of a batch of canvases and its prompt mask (B, T)."""
+    sizes, pad = torch.tensor([len(c.ids) for c in part]), model.meta["specials"].get("pad", 0)
+    even = zip(*_even(part, int(sizes.max()), pad), strict=True)
+    ids, given, mirror = (torch.stack(p).to(rng.device) for p in even)
+    if (sizes != ids.shape[1]).any():
+        options = replace(options, length=sizes.to(rng.device))
+    if all(c.mirror is None for c in part):
+        return model.objective.sample(model.net, ids, given, rng, options), given
+    # inside a text whose length is fixed, no special token may be written
+    options = replace(options, banned=tuple(model.meta["specials"].values()))
+    sample = room("mirror").sample
+    return sample(model.objective, model.net, ids, given, mirror, rng, options), given
+
+
+def joined(batches: list[Samples], pad: int) -> Samples:
+    """All batches as one, padded to the longest canvas."""
+    widest = max(batch.ids.shape[1] for batch in batches)
+    ids = [F.pad(one.ids, (0, widest - one.ids.shape[1]), value=pad) for one in batches]
+    texts = [text for batch in batches for text in batch.texts]
+    seconds, nfe, rows = (sum(numbers) for numbers in zip(*(b[2:] for b in batches), strict=True))
+    return Samples(torch.cat(ids), texts, seconds, nfe, rows)
+
+
+# ---- progress ----------------------------------------------------------------------------------
+
+
+PATIENCE = 2.0  # seconds of sampling before a bar is shown
+REDRAW = 0.3  # seconds
+
+
+def progress_bar(samples: int, quiet: bool) -> tqdm:
+    """On stderr, if that is a terminal."""
+    shape = "{l_bar}{bar}| {n:.0f}/{total} samples [{elapsed}<{remaining}, {rate_fmt}]"
+    pace = {"delay": PATIENCE, "mininterval": REDRAW, "miniters": 0}
+    quiet = quiet or None  # None: where it is no terminal
+    return tqdm(total=samples, unit="sample", disable=quiet, leave=False, bar_format=shape, **pace)
+
+
+def counted(frames: Iterable[Frame], model: Model, size: int, bar: tqdm) -> Iterator[Frame]:
+    """The frames of a batch of `size` samples, which move the bar by the share of their places that
+    is written: no longer MASK, or within the length of the text so far."""
+    done, begun, mask = bar.n, 0, model.objective.mask_id
+    for number, frame in enumerate(frames):
+        if not bar.disable:
+            beyond = frame.ids.shape[1] - frame.length
+            left = int(beyond.sum() if mask is None else (frame.ids == mask).sum())
+            begun = left if number == 0 else begun  # 0 on the uniform graph: no share is known
+            bar.update(done + size * (1 - left / begun if begun else 0) - bar.n)
+        yield frame
+    bar.update(done + size - bar.n)
 
 
 def is_stream(model: Model) -> bool:
@@ -665,15 +714,20 @@ def answer_defaults(
     return dataclasses.replace(cfg, **unset)
 
 
+def answers_of(model: Model, samples: Samples, begun: Prompt) -> list[str]:
+    """What stands behind a conversation in its samples: the next message of the assistant."""
+    prompt = int(begun.prompt_mask.sum())
+    return [decode_answer(model.tokenizer, row[prompt:].tolist()) for row in samples.ids]
+
+
 def answer(
     cfg: SampleConfig, model: Model, messages: list[Message], watch: Callable
 ) -> tuple[list[str], Samples]:
     """The next message of the assistant, cfg.num_samples times, and the samples."""
-    begun = chat_canvas(model, messages, cfg.max_length)
-    prompt, begun = int(begun.prompt_mask.sum()), [begun] * cfg.num_samples
-    options = sample_options(cfg, model)
-    samples = generate(model, begun, options, cfg.seed, cfg.batch_size, watch, cfg.dtype)
-    return [decode_answer(model.tokenizer, row[prompt:].tolist()) for row in samples.ids], samples
+    begun, options = chat_canvas(model, messages, cfg.max_length), sample_options(cfg, model)
+    how = (options, cfg.seed, cfg.batch_size, watch, cfg.dtype)
+    samples = generate(model, [begun] * cfg.num_samples, *how, quiet=cfg.show)
+    return answers_of(model, samples, begun), samples
 
 
 def converse(cfg: SampleConfig, model: Model) -> None:
@@ -706,11 +760,36 @@ def ask() -> str:
 # ---- the command -------------------------------------------------------------------------------
 
 
+def require_writable(cfg: Any, *keys: str) -> None:
+    """Raise UserError unless the files that these fields name can be written: before time is spent
+    on what is to stand in them."""
+    for key in [key for key in keys if getattr(cfg, key)]:
+        path = Path(getattr(cfg, key))
+        if path.is_dir():
+            raise UserError(f"{key}={path} is a folder; name a file in it")
+        probe = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            probe.touch()
+            probe.unlink()
+        except OSError as e:
+            raise UserError(f"{key}={path}: {e.strerror}") from e
+
+
+def require_pillow(cfg: SampleConfig) -> None:
+    try:
+        view._pillow()
+    except ModuleNotFoundError as e:
+        raise UserError(f"gif={cfg.gif}: {e}") from e
+
+
 def main(argv: list[str]) -> None:
     if any(a.startswith("--cascade=") for a in argv):
         room("cascade").main(argv)
         return
     cfg, origins = load(SampleConfig, argv)
+    require_writable(cfg, "gif", "html")
+    if cfg.gif:
+        require_pillow(cfg)
     model = checkpoint.load(cfg.ckpt, pick_device(cfg.device), cfg.use_ema)
     if cfg.export:
         checkpoint.export(model, cfg.export)
@@ -728,33 +807,51 @@ def main(argv: list[str]) -> None:
 
 
 def write_texts(cfg: SampleConfig, model: Model) -> None:
-    """Print samples, or answers to the one question, and their cost."""
+    """Print samples, or answers to the one question, each batch when it is finished; then their
+    cost and the files that were written."""
     kept: list[Shown] = []
+    texts: list[str] = []
     trace, watch = trace_of(model), watcher(cfg, model, kept)
     if cfg.html:
         watch = partial(trace.watch, then=watch)
     if cfg.chat:
         messages = [(USER, read_prompt(cfg.prompt))]
         begun = [chat_canvas(model, messages, cfg.max_length)] * cfg.num_samples
-        texts, samples = answer(cfg, model, messages, watch)
     else:
-        begun, options = canvases(cfg, model), sample_options(cfg, model)
-        samples = generate(model, begun, options, cfg.seed, cfg.batch_size, watch, cfg.dtype)
-        texts = samples.texts
-    line = "\n" if not any("\n" in t for t in texts) else "\n---------------\n"
-    print(line.join(texts))
+        begun = canvases(cfg, model)
+
+    def finished(batch: Samples) -> None:
+        found = answers_of(model, batch, begun[0]) if cfg.chat else batch.texts
+        print_batch(found, texts)
+        if not texts and cfg.gif:
+            write_gif(cfg, model, kept, begun)
+        if not texts and cfg.html:
+            write_page(cfg.html, [trace], cfg.ckpt, settings(cfg, model) | {"seed": cfg.seed})
+        texts.extend(found)
+
+    options = sample_options(cfg, model)
+    how = (options, cfg.seed, cfg.batch_size, watch, cfg.dtype)
+    samples = generate(model, begun, *how, finished=finished, quiet=cfg.show)
     tokens = sum(map(len, written_ids(model, samples.ids, begun))) / samples.seconds
-    sampler = choose_sampler(model.objective, sample_options(cfg, model)).sampler
+    sampler = choose_sampler(model.objective, options).sampler
     print(
         f"\n{cfg.num_samples} samples by {sampler}, {samples.rows / cfg.num_samples:.1f} network "
         f"calls each, {samples.seconds:.1f} s, {tokens:,.0f} tokens/s"
     )
-    if cfg.gif:
-        write_gif(cfg, model, kept, begun)
-    if cfg.html:
-        write_page(cfg.html, [trace], cfg.ckpt, settings(cfg, model) | {"seed": cfg.seed})
     if cfg.palindrome or model.meta.get("task") == "palindrome":
         print(palindrome_report(texts, model))
+    if files := [name for name in (cfg.gif, cfg.html) if name]:
+        print(f"wrote {' and '.join(files)}")
+
+
+def print_batch(texts: list[str], before: list[str]) -> None:
+    """Print texts behind those of the batches before: a line each, or from the first batch on in
+    which one has several lines, with a dashed line between them."""
+    dashed = any("\n" in text for text in [*before, *texts])
+    line = "\n---------------\n" if dashed else "\n"
+    start = line[1:] if before else ""
+    tqdm.write(start + line.join(texts), file=sys.stdout)
+    sys.stdout.flush()
 
 
 def write_gif(cfg: SampleConfig, model: Model, kept: list[Shown], begun: list[Prompt]) -> None:
@@ -765,9 +862,8 @@ def write_gif(cfg: SampleConfig, model: Model, kept: list[Shown], begun: list[Pr
         view.gif(
             cfg.gif, kept, show, objective.mask_id, prompt_mask, SHOWN, inserts=objective.inserts
         )
-    except (ModuleNotFoundError, OSError) as e:
+    except OSError as e:
         raise UserError(f"gif={cfg.gif}: {e}") from e
-    print(f"wrote {cfg.gif}")
 
 
 def trace_of(model: Model, name: str = "", skip: int = 0) -> Trace:
@@ -788,7 +884,6 @@ def write_page(path: str, traces: list[Trace], name: str, facts: dict[str, Any])
         page.write(path, traces, f"Samples of {name}", facts)
     except OSError as e:
         raise UserError(f"html={path}: {e.strerror}") from e
-    print(f"wrote {path}")
 
 
 if __name__ == "__main__":

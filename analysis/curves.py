@@ -20,6 +20,7 @@ from configurator import PUZZLES, UserError, load, optional, require, run
 from corpus import Corpus
 from evaluate import EvaluateConfig, compare, sampled, uncropped
 from model import pick_device
+from sample import require_writable
 
 STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 THRESHOLDS = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999)
@@ -102,6 +103,15 @@ def curves(cfg: CurveConfig, model: Model, corpus: Corpus) -> dict[str, Points]:
     return {name: [(number, *point(how)) for number, how in points] for name, points in every}
 
 
+def require_format(path: str) -> None:
+    """Raise UserError without matplotlib, or for a name whose ending it does not know."""
+    plot = optional("matplotlib.pyplot", "matplotlib")
+    known = sorted(plot.figure().canvas.get_supported_filetypes())
+    plot.close()
+    if Path(path).suffix[1:] not in known:
+        raise UserError(f"figure={path}: end the name in one of {', '.join(known)}")
+
+
 def draw(results: dict[str, Points], path: str) -> None:
     plot = optional("matplotlib.pyplot", "matplotlib")
     many = len(results) > 2  # names beside the points, not among them
@@ -123,6 +133,9 @@ def draw(results: dict[str, Points], path: str) -> None:
 
 def main(argv: list[str]) -> None:
     cfg, _ = load(CurveConfig, argv)
+    require_writable(cfg, "figure")
+    if cfg.figure:
+        require_format(cfg.figure)
     every: dict[str, Points] = {}
     for path in cfg.ckpt.split(","):
         model = uncropped(checkpoint.load(path, pick_device(cfg.device)))

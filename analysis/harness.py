@@ -32,7 +32,15 @@ from evaluate import (
 )
 from model import pick_device
 from objective import SampleOptions
-from sample import Prompt, canvas, chat_canvas, generate, has_bos_eos, written_ids
+from sample import (
+    Prompt,
+    canvas,
+    chat_canvas,
+    generate,
+    has_bos_eos,
+    require_writable,
+    written_ids,
+)
 from tokenizer import USER
 
 LENGTH = 256  # tokens to write where a task does not say how many; the harness's own
@@ -259,6 +267,7 @@ def describe(results: dict[str, dict[str, Any]]) -> str:
 
 def main(argv: list[str]) -> None:
     cfg, _ = load(HarnessConfig, argv)
+    require_writable(cfg, "json")
     lm_eval = optional("lm_eval.evaluator", "lm_eval")
     manager = optional("lm_eval.tasks", "lm_eval").TaskManager
     model = uncropped(checkpoint.load(cfg.ckpt, pick_device(cfg.device), cfg.use_ema))

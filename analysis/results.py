@@ -26,6 +26,7 @@ from configurator import UserError, load, require, run, run_command
 from corpus import Corpus
 from evaluate import EvaluateConfig, uncropped
 from model import pick_device
+from sample import require_writable
 from train import log_lines
 
 ROWS = {  # name of a row -> what its objective needs
@@ -181,6 +182,7 @@ def put(text: str, path: Path, dataset: str) -> None:
 
 def main(argv: list[str]) -> None:
     cfg, _ = load(ResultsConfig, argv)
+    require_writable(cfg, "table")
     torch.set_num_threads(cfg.threads)
     if not (Path(cfg.data_dir) / cfg.dataset).exists():
         run_command(f"{DATASETS[cfg.dataset][1]} --data_dir={shlex.quote(cfg.data_dir)}")

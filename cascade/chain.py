@@ -43,6 +43,7 @@ from sample import (
     SamplerConfig,
     Samples,
     generate,
+    require_writable,
     sample_options,
     settings,
     show_token,
@@ -153,7 +154,8 @@ def write_stage(
     options = dataclasses.replace(options, banned=banned)
     seed = seed_of(cfg.seed, stage.number)
     watch = watch or unwatched
-    samples = generate(stage.model, begun, options, seed, cfg.batch_size, watch, cfg.dtype)
+    how = (options, seed, cfg.batch_size, watch, cfg.dtype)
+    samples = generate(stage.model, begun, *how, quiet=cfg.show)
     return samples._replace(ids=samples.ids[:, stage.P :])
 
 
@@ -325,6 +327,7 @@ def report(
 
 def main(argv: list[str]) -> None:
     cfg, origins = load(CascadeConfig, argv)
+    require_writable(cfg, "html")
     stages, folder = open_stages(cfg), Path(cfg.output_dir)
     for stage in stages:
         cfg = with_sampler(cfg, origins, stage.model)
@@ -343,9 +346,13 @@ def main(argv: list[str]) -> None:
     how = {"config": dataclasses.asdict(cfg), "settings": settings(cfg, stages[-1].model)}
     save_json({**how, **result}, folder / "summary.json")
     seconds, nfe = (sum(getattr(m, key) for m in done) for key in ("seconds", "nfe"))
-    print(f"{cfg.num_samples} samples, {nfe} network calls, {seconds:.1f} s; wrote {folder}")
+    print(
+        f"{cfg.num_samples} samples by {how['settings']['sampler']}, {nfe} network calls, "
+        f"{seconds:.1f} s; wrote {folder}"
+    )
     if stories:
         write_page(cfg.html, stories, cfg.cascade.replace(",", ", "), how["settings"])
+        print(f"wrote {cfg.html}")
 
 
 if __name__ == "__main__":

@@ -87,7 +87,8 @@ def write_patches(
 ) -> Written:
     """A patch for each prompt, given as ids; `size` of them at a time."""
     begun = [patch_canvas(cfg, model, ids) for ids in prompts]
-    made = generate(model, begun, patch_options(cfg, model), cfg.seed, size, watch, cfg.dtype)
+    how = (patch_options(cfg, model), cfg.seed, size, watch, cfg.dtype)
+    made = generate(model, begun, *how, quiet=cfg.show)
     eos, answers = (
         model.meta["specials"].get("eos"),
         closed(model, written_ids(model, made.ids, begun)),

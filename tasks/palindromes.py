@@ -125,7 +125,8 @@ def evaluate(cfg: Any, model: Any, corpus: Any) -> dict[str, Any]:
         if cfg.show:
             print(f"\n{name}, as it is written:")
         begun, watch = canvases(sample_cfg, model), watcher(sample_cfg, model, [])
-        made = generate(model, begun, options, cfg.seed, 128, watch, cfg.dtype)
+        how = (options, cfg.seed, 128, watch, cfg.dtype)
+        made = generate(model, begun, *how, quiet=cfg.show)
         counts = report(made.texts, seen)
         print(f"{name} ({sampler}): {describe(counts)}", flush=True)
         reports[name] = {"sampler": sampler, **counts}

@@ -2,9 +2,13 @@
 option has a defined result. Samplers run on random networks, so nothing here is owed to training.
 """
 
+import io
 import itertools
 import math
 import re
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -526,6 +530,88 @@ def test_sample_as_a_process(trained: Any, run_cli: Any, assert_refused: Any, tm
     assert_refused(run_cli("sample.py", ckpt, "--steps=0"), "steps must be at least 1, got 0")
 
 
+def test_samples_are_printed_batch_by_batch(trained: Any, helpers: Any, tmp_path: Path):
+    """What is finished is there while the rest is written, and after Ctrl-C."""
+    argv = [sys.executable, str(helpers.repo / "sample.py"), f"--ckpt={trained()}"]
+    argv += ["--num_samples=1000000", "--batch_size=5", f"--html={tmp_path / 'a.html'}"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        argv, stdout=pipe, stderr=pipe, text=True, env=helpers.env(), preexec_fn=heeds_interrupts
+    ) as process:
+        first = [process.stdout.readline() for _ in range(12)]
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.stdout.read(), process.stderr.read()
+    assert process.returncode == 130 and errors == "interrupted\n"
+    lines = "".join([*first, rest]).splitlines()
+    assert len(lines) >= 15 and len(lines) % 5 == 0 and (tmp_path / "a.html").is_file()
+    assert all(set(line) <= set(LETTERS) for line in lines)
+
+
+def heeds_interrupts() -> None:
+    """A job in the background of a shell ignores Ctrl-C, and so would what it starts."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def test_batches_are_the_samples_and_texts_of_several_lines_are_told_apart(capsys):
+    model, batches = random_model("radd"), []
+    begun = [canvas(model, length=n) for n in (2, 6, 4, 3, 5)]
+    whole = generate(model, begun, SampleOptions(), 1, 2, finished=batches.append)
+    assert [len(batch.texts) for batch in batches] == [2, 2, 1]
+    assert [text for batch in batches for text in batch.texts] == whole.texts
+    assert sum(batch.rows for batch in batches) == whole.rows
+    sample.print_batch(["a", "b"], [])
+    sample.print_batch(["c\nd", "e"], ["a", "b"])
+    sample.print_batch(["f"], ["a", "b", "c\nd", "e"])
+    dashes = "-" * 15
+    assert capsys.readouterr().out.splitlines() == [
+        *("a", "b", dashes, "c", "d", dashes, "e", dashes, "f")
+    ]
+
+
+@pytest.mark.parametrize("options", [{}, {"graph": "uniform"}, {"objective": "ar"}])
+def test_progress_in_a_terminal(trained: Any, monkeypatch: Any, options: dict):
+    """On stderr, with rate and time left, from 0 to all samples; nothing if it is no terminal."""
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    more = {"time_input": False} if "objective" in options else {}
+    model = load(str(trained(**options, **more)))
+    monkeypatch.setattr(sample, "PATIENCE", 0.0)
+    monkeypatch.setattr(sample, "REDRAW", 0.0)
+    for kind in (Terminal, io.StringIO):
+        monkeypatch.setattr(sys, "stderr", kind())
+        generate(model, [canvas(model)] * 6, SampleOptions(), 1, 3)
+        shown = sys.stderr.getvalue()
+        if kind is io.StringIO:
+            assert shown == ""
+            continue
+        counts = [int(n) for n in re.findall(r"\| (\d+)/6 samples \[", shown)]
+        assert counts[0] == 0 and counts[-1] == 6 and 3 in counts and counts == sorted(counts)
+        assert options.get("graph") == "uniform" or {1, 2} & {*counts}  # within a batch
+        assert re.search(r"\[\d\d:\d\d<\d\d:\d\d, +[\d.]+sample/s\]", shown)
+
+
+@pytest.mark.parametrize("key", ["gif", "html"])
+def test_files_are_checked_before_anything_is_sampled(key: str, monkeypatch: Any, tmp_path: Path):
+    monkeypatch.setattr(sample.checkpoint, "load", lambda *_: pytest.fail("sampled"))
+    for name, words in (("no/such/a", "No such file"), ("", "is a folder")):
+        message = told(sample.main, [f"--{key}={tmp_path / name}"])
+        assert message.startswith(f"{key}={tmp_path / name}") and words in message
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
+    assert "pip install pillow" in told(sample.main, [f"--gif={tmp_path / 'a.gif'}"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_folder_of_a_run_serves_both_commands(trained: Any, capsys):
+    run = f"--ckpt={trained()}"
+    sample.main([run, "--num_samples=2"])
+    assert "2 samples by first_hitting" in capsys.readouterr().out
+    evaluate.main([run, "--rows=2", "--samples=0"])
+    assert "nats per token" in capsys.readouterr().out
+
+
 def test_sample_export(trained: Any, tmp_path: Path, capsys):
     pytest.importorskip("safetensors")
     sample.main([f"--ckpt={trained() / 'ckpt.pt'}", f"--export={tmp_path / 'e'}"])
@@ -539,7 +625,8 @@ def test_samples_on_both_graphs(trained: Any, capsys, graph: str):
     """As trained, through the command."""
     ckpt = f"--ckpt={trained(graph=graph) / 'ckpt.pt'}"
     for name in samplers({"graph": graph}):
-        sample.main([ckpt, "--num_samples=4", "--steps=3", f"--sampler={name}", "--palindrome"])
+        steps = [] if name == "first_hitting" else ["--steps=3"]
+        sample.main([ckpt, "--num_samples=4", *steps, f"--sampler={name}", "--palindrome"])
         lines = capsys.readouterr().out.splitlines()
         assert all(t and t == t[::-1] for t in lines[:4])
 

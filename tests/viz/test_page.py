@@ -197,7 +197,7 @@ def test_sample_writes_a_page_of_what_it_prints(
 ) -> None:
     more = {} if objective == "sedd" else {"objective": "ilm", "time_input": False, "max_iters": 3}
     ckpt, path = f"--ckpt={trained(**more) / 'ckpt.pt'}", tmp_path / "a.html"
-    argv = [ckpt, "--num_samples=3", "--batch_size=2", "--steps=4", "--device=cpu", "--prompt=ab"]
+    argv = [ckpt, "--num_samples=3", "--batch_size=2", "--device=cpu", "--prompt=ab"]
     sample.main(argv)
     before = capsys.readouterr().out
     sample.main([*argv, f"--html={path}", "--show"])
