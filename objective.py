@@ -224,7 +224,7 @@ class SampleOptions:
     """How to sample. Each sampler names those that it reads (`Sampler.reads`)."""
 
     steps: int = 64  # of the reverse process, where it has a grid
-    sampler: str = "auto"  # auto: the first that the objective names
+    sampler: str = "auto"  # auto: the first of the objective's that reads what is not default
     temperature: float = 1.0  # 0 takes the most probable token
     top_k: int = 0  # 0 keeps all tokens
     top_p: float = 1.0  # smallest set of tokens that holds this probability; 0 keeps the best one
@@ -268,11 +268,21 @@ class SampleOptions:
 CHOICES: dict[str, Container[str]] = {"cache": ("none", "prefix", "dual")}
 
 
+CHANGES = (  # options of which each has an effect with some samplers only
+    *("steps", "unmask_schedule", "threshold", "factor", "block_length", "cfg", "remask", "eta"),
+    *("cache", "delay", "gap", "stop_threshold", "stop_temperature", "length_temperature"),
+    "first_step_factor",
+)
+
+
 def choose_sampler(objective: Objective, options: SampleOptions) -> SampleOptions:
-    """The options with `auto` resolved. Raises UserError for a sampler that is not known."""
-    names = objective.samplers
+    """The options with `auto` resolved: the first of the objective's samplers that has a use for
+    the most of what is not its default. Raises UserError for a sampler that is not known."""
+    names, plain = objective.samplers, SampleOptions()
     if options.sampler == "auto":
-        return replace(options, sampler=names[0])
+        changed = {key for key in CHANGES if getattr(options, key) != getattr(plain, key)}
+        each = [replace(options, sampler=name) for name in names]
+        return min(each, key=lambda own: len(changed - objective.options_used(own)))
     if options.sampler not in names:
         raise UserError(f"sampler must be one of {', '.join(names)} here, got {options.sampler!r}")
     return options
