@@ -99,8 +99,9 @@ class Objective:
         raise NotImplementedError
 
     def sampler(self, options: "SampleOptions") -> type["Sampler"]:
-        """The class of options.sampler, which is one of `samplers`."""
-        raise NotImplementedError
+        """The class of options.sampler, which is one of `samplers`. An objective with a `sample` of
+        its own needs none, and reads what every sampler does."""
+        return Sampler
 
     def options_used(self, options: "SampleOptions") -> set[str]:
         """Names of the options that have an effect on samples beside these options."""

@@ -12,7 +12,7 @@ import evaluate
 import sample
 from checkpoint import OBJECTIVES, Model, build_network, build_objective
 from configurator import Config, UserError
-from objective import SampleOptions, generator
+from objective import Objective, SampleOptions, generator
 from sample import SampleConfig, with_sampler
 from tokenizer import Symbols
 
@@ -223,6 +223,20 @@ def test_auto_is_the_first_that_reads_all_flags(form: str, flags: str, sampler: 
     cfg, origins = sample.load(SampleConfig, flags.split())
     cfg = with_sampler(cfg, origins, model)
     assert sample.settings(cfg, model)["sampler"] == sampler
+
+
+def test_an_objective_with_a_sample_of_its_own():
+    """As in the README: no class of Sampler, and the options that all of them read."""
+
+    class Mine(Objective):
+        samplers = ("mine",)
+
+    model = model_of("ar")._replace(objective=Mine())
+    for flags in ("--temperature=0.5 --top_k=2", ""):
+        cfg, origins = sample.load(SampleConfig, flags.split())
+        assert with_sampler(cfg, origins, model) == cfg
+    with pytest.raises(UserError, match="sampler=mine has no use for it"):
+        with_sampler(*sample.load(SampleConfig, ["--steps=3"]), model)
 
 
 def test_help_tells_the_samplers_of_every_objective(run_cli: Any):
