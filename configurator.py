@@ -334,17 +334,18 @@ def _convert_all(cls: type, origin: str, given: dict[str, Any], reader: Callable
             _refuse(origin, f"{both}, and they differ: {values[key]!r} and {value!r}; keep {key}")
         values[key] = value
     if "objective" in values:
-        values = _spelled_out(origin, values)
+        values = _spelled_out(cls, origin, values)
     for key in values.keys() & {"objective", "noise"}:
         if values[key] not in choices_of(cls, key):
             _refuse(origin, f"{key} must be {one_of(choices_of(cls, key))}, got {values[key]!r}")
     return values
 
 
-def _spelled_out(origin: str, values: dict[str, Any]) -> dict[str, Any]:
+def _spelled_out(cls: type, origin: str, values: dict[str, Any]) -> dict[str, Any]:
     """The values with an objective by its published name, such as mdlm, as what it is here."""
-    name = values["objective"]
-    means = importlib.import_module("checkpoint").PUBLISHED.get(name, {})
+    name, fields = values["objective"], {f.name for f in dataclasses.fields(cls)}
+    published = importlib.import_module("checkpoint").PUBLISHED.get(name, {})
+    means = {key: value for key, value in published.items() if key in fields}
     for key in (means.keys() & values.keys()) - {"objective"}:
         if values[key] != means[key]:
             clash = f"objective={name} has {key}={means[key]!r}, not {values[key]!r}"

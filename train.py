@@ -708,36 +708,48 @@ def save_and_evaluate(state: TrainState, log: Log, ckpt: Path) -> bool:
 
 
 def resolve(cfg: Config, origins: dict[str, str]) -> Config:
-    """The config with the folder of the run as out_dir, and as init_from what `auto` comes to.
+    """The config with the folder of the run as out_dir, and as init_from what `auto` comes to."""
+    cfg = dataclasses.replace(cfg, out_dir=folder_of(cfg, origins))
+    if not is_auto(cfg):
+        return cfg
+    if fsdp.newest(Path(cfg.out_dir)):
+        return dataclasses.replace(cfg, init_from="resume")
+    if origins.get("finetune_suffix") == "command line" and not names_weights(cfg):
+        raise UserError(
+            f"no checkpoint in {cfg.out_dir}, and no weights to begin with: "
+            "name them, --init_from=auto:WEIGHTS"
+        )
+    return dataclasses.replace(cfg, init_from=begins_with(cfg))
 
-    finetune_suffix comes to out_dir where weights are named, so that fine-tuning does not touch the
-    run that they are of. A run that goes on is in the folder with a checkpoint, or with the suffix
-    if that is on the command line. An out_dir of the command line stays.
-    """
-    source, _, begin = cfg.init_from.partition(":")
-    going_on = source in ("resume", "auto")
-    begin = (begin or "scratch") if source == "auto" else cfg.init_from
-    weights = begin not in (*FRESH, "resume")
-    suffixed = going_on and origins.get("finetune_suffix") == "command line"
-    if cfg.finetune_suffix and origins.get("out_dir") != "command line":
-        folders = [cfg.out_dir, cfg.out_dir + cfg.finetune_suffix]
-        if weights or suffixed:
-            folders = folders[1:]
-        elif not going_on:
-            folders = folders[:1]
-        there = [folder for folder in folders if fsdp.newest(Path(folder))]
-        if len(there) == 2:
-            raise UserError(f"{' and '.join(there)} are both there: name one with --out_dir=")
-        cfg = dataclasses.replace(cfg, out_dir=(there or folders)[0])
-    if source == "auto":
-        there = fsdp.newest(Path(cfg.out_dir)) is not None
-        if suffixed and not (there or weights):
-            raise UserError(
-                f"no checkpoint in {cfg.out_dir}, and no weights to begin with: "
-                "name them, --init_from=auto:WEIGHTS"
-            )
-        cfg = dataclasses.replace(cfg, init_from="resume" if there else begin)
-    return cfg
+
+def is_auto(cfg: Config) -> bool:
+    return cfg.init_from.partition(":")[0] == "auto"
+
+
+def begins_with(cfg: Config) -> str:
+    """init_from, of auto:WEIGHTS that which follows, and of auto alone scratch."""
+    return cfg.init_from.partition(":")[2] or "scratch" if is_auto(cfg) else cfg.init_from
+
+
+def names_weights(cfg: Config) -> bool:
+    return begins_with(cfg) not in (*FRESH, "resume")
+
+
+def folder_of(cfg: Config, origins: dict[str, str]) -> str:
+    """out_dir, with finetune_suffix where weights are named, so that fine-tuning does not touch the
+    run that they are of. resume and auto name none: they go on where there is a checkpoint, or with
+    the suffix if that is on the command line. An out_dir of the command line stays."""
+    plain, tuned = cfg.out_dir, cfg.out_dir + cfg.finetune_suffix
+    goes_on = cfg.init_from == "resume" or is_auto(cfg)
+    if plain == tuned or origins.get("out_dir") == "command line":
+        return plain
+    if names_weights(cfg) or (goes_on and origins.get("finetune_suffix") == "command line"):
+        return tuned
+    if not goes_on or not fsdp.newest(Path(tuned)):
+        return plain
+    if fsdp.newest(Path(plain)):
+        raise UserError(f"{plain} and {tuned} are both there: name one with --out_dir=")
+    return tuned
 
 
 def refuse_replacing(cfg: Config) -> None:

@@ -15,6 +15,7 @@ import checkpoint
 import train
 from checkpoint import OBJECTIVES, PUBLISHED, build_objective, unused_fields
 from configurator import Config, UserError, load
+from parallel.scale import ScaleConfig
 
 
 def step_of(out: Path) -> int:
@@ -327,6 +328,7 @@ def test_a_published_name_and_other_settings(base: Any):
     file = str(base(objective="radd", normalize=True, noise="loglinear"))
     assert load(Config, [file])[0].time_input is False
     assert load(Config, [file, "--time_input=true"])[0].time_input is True
+    assert load(ScaleConfig, ["--objective=llada"])[0].objective == "masked"  # it has no noise
     file = str(base(noise="cosine"))
     assert load(Config, [file, "--objective=llada"])[0].noise == "affine"
 

@@ -477,7 +477,7 @@ def test_the_shipped_config_begins_from_a_folder(root, tmp_path, monkeypatch, ca
     prepare(tmp_path, tokenizer=name, dataset="own", block_size=256)
     monkeypatch.setattr(train, "gemm_peak", lambda *_: 1e12)
     argv = f"--data_dir={tmp_path} --dataset=own --init_from={name} --block_size=256 --demo="
-    argv += f" --max_iters=1 --device=cpu --out_dir={tmp_path}/out --warmup_iters=0"
+    argv += f" --max_iters=1 --device=cpu --out_dir={tmp_path}/out --warmup_iters=0 --overwrite"
     train.main(["config/diff_ar.py", *argv.split()])
     assert (
         "not used, as the backbone has its own: n_layer, n_head, n_embd" in capsys.readouterr().out
