@@ -723,15 +723,22 @@ def corpus_report(cfg: EvaluateConfig, model: Model, sample: bool, judge: Judge 
     return result
 
 
+def keep(cfg: EvaluateConfig, result: dict[str, Any]) -> None:
+    """Write all numbers to --json, and say so."""
+    if cfg.json:
+        save_json({"config": dataclasses.asdict(cfg), **result}, Path(cfg.json))
+        print(f"wrote all numbers and settings to {cfg.json}")
+    elif not cfg.report:
+        print("nothing was written; --json=FILE keeps these numbers")
+
+
 def main(argv: list[str]) -> None:
     cfg, origins = load(EvaluateConfig, argv)
     require_writable(cfg, "json")
     device = pick_device(cfg.device)
     if cfg.report or cfg.compare:
         report = room("report").write if cfg.report else room("compare").compare
-        result = report(cfg, origins, device)
-        if cfg.json:
-            save_json({"config": dataclasses.asdict(cfg), **result}, Path(cfg.json))
+        keep(cfg, report(cfg, origins, device))
         return
     model = uncropped(checkpoint.load(cfg.ckpt, device, cfg.use_ema))
     cfg = fitted(cfg, origins, model)
@@ -745,10 +752,8 @@ def main(argv: list[str]) -> None:
         cfg = with_sampler(cfg, origins, model)
         judge = Judge(cfg.judge, device, cfg.dtype) if cfg.judge else None
         result = corpus_report(cfg, model, "samples" in origins, judge)
-    if cfg.json:
-        source = {"objective": model.config.objective, "step": model.step}
-        settings = {"config": dataclasses.asdict(cfg), "checkpoint": source, **result}
-        save_json(settings, Path(cfg.json))
+    source = {"objective": model.config.objective, "step": model.step}
+    keep(cfg, {"checkpoint": source, **result})
 
 
 if __name__ == "__main__":

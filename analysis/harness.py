@@ -285,6 +285,7 @@ def main(argv: list[str]) -> None:
         print(f"warning: {lm.shortened} prompts were cut from the left", file=sys.stderr)
     if cfg.json:
         save_json({"config": vars(cfg), "step": model.step, "results": results}, Path(cfg.json))
+        print(f"wrote all results to {cfg.json}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ TOY = {  # appended to a command, so that it takes seconds
     "train.py": "--max_iters=4 --eval_interval=2 --eval_iters=1 --log_interval=1 --batch_size=4 "
     "--demo=",
     "train.py config/": "--n_layer=1 --n_embd=8 --n_head=2 --cond_dim=4",
-    "sample.py": "--num_samples=2 --steps=3",
+    "sample.py": "--num_samples=2",
     "evaluate.py": "--rows=8 --samples=4",
     "-m bench": "--quick --rows=equality",
     "-m analysis.results": "--iters=2 --samples=4 --val_rows=8 --rows=MDLM;left-to-right",

@@ -3,6 +3,7 @@ refused; --sampler=auto and the table of defaults in sample.py's -h."""
 
 import re
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -266,6 +267,20 @@ def test_commands_refuse_before_they_sample(trained: Any, run_cli: Any, assert_r
     assert_refused(run_cli("evaluate.py", ckpt, "--rows=0", *flags), *words)
     unread = run_cli("evaluate.py", ckpt, "--prompt=a", "--answer=b", "--steps=3")
     assert_refused(unread, "steps (command line)", "--answer")
+
+
+def test_commands_end_with_what_was_written_and_where(trained: Any, capsys: Any, tmp_path: Path):
+    ckpt = f"--ckpt={trained()}"
+    gif, html, numbers = (tmp_path / name for name in ("a.gif", "a.html", "a.json"))
+    sample.main([ckpt, "--num_samples=2", f"--gif={gif}", f"--html={html}"])
+    assert capsys.readouterr().out.splitlines()[-1] == f"wrote {gif} and {html}"
+    few = [ckpt, "--rows=2", "--samples=2"]
+    evaluate.main([*few, f"--json={numbers}"])
+    assert (
+        capsys.readouterr().out.splitlines()[-1] == f"wrote all numbers and settings to {numbers}"
+    )
+    evaluate.main(few)
+    assert capsys.readouterr().out.splitlines()[-1].startswith("nothing was written; --json=FILE")
 
 
 def test_flags_in_a_comparison_are_of_use_to_one_of_the_models(trained: Any, capsys: Any):
