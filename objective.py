@@ -283,6 +283,8 @@ def choose_sampler(objective: Objective, options: SampleOptions) -> SampleOption
     if options.sampler == "auto":
         changed = {key for key in CHANGES if getattr(options, key) != getattr(plain, key)}
         each = [replace(options, sampler=name) for name in names]
+        if not changed:
+            return each[0]
         return min(each, key=lambda own: len(changed - objective.options_used(own)))
     if options.sampler not in names:
         raise UserError(f"sampler must be one of {', '.join(names)} here, got {options.sampler!r}")

@@ -542,6 +542,8 @@ def usual_sampler(
     names, given = model.objective.samplers, [key for key in origins if key in SETTINGS]
     if cfg.sampler != "auto":
         names = (choose_sampler(model.objective, SampleOptions(sampler=cfg.sampler)).sampler,)
+    if not given:
+        return names[0], []
     unread = {}
     for name in names:
         read = flags_read(cfg, model, name)
