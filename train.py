@@ -360,7 +360,7 @@ def corpus_hint(cfg: Config, origins: dict[str, str], makes: bool) -> str:
         return f"run: python {cfg.prepare}"
     there = sorted(path.parent.name for path in Path(cfg.data_dir).glob("*/meta.json"))
     near = difflib.get_close_matches(Path(cfg.dataset).name, there, 1)
-    hints = [f"did you mean --dataset={near[0]}?"] if near else []
+    hints = [f"perhaps --dataset={near[0]}"] if near else []
     if not near and Path(cfg.dataset).name != cfg.dataset:
         hints = [f"dataset is a name: --dataset={Path(cfg.dataset).name} --data_dir={cfg.data_dir}"]
     hints.append(f"in {cfg.data_dir} there are: {', '.join(there) or 'none'}")
@@ -832,7 +832,10 @@ def perform(
 
 def main(argv: list[str]) -> None:
     if not argv:
-        raise UserError("nothing to train: try python train.py config/palindrome.py, or see -h")
+        raise UserError(
+            "nothing to train: python train.py config/palindrome.py makes a corpus and trains on "
+            "it; -h has more"
+        )
     cfg, origins = load(Config, argv)
     cfg = resolve(cfg, origins)
     world = enter_world(cfg)
