@@ -287,7 +287,8 @@ def progress_bar(samples: int, quiet: bool) -> tqdm:
     shape = "{l_bar}{bar}| {n:.0f}/{total} samples [{elapsed}<{remaining}, {rate_fmt}]"
     pace = {"delay": PATIENCE, "mininterval": REDRAW, "miniters": 0}
     quiet = quiet or None  # None: where it is no terminal
-    return tqdm(total=samples, unit="sample", disable=quiet, leave=False, bar_format=shape, **pace)
+    how = {"unit": " samples", "leave": False, "bar_format": shape, **pace}
+    return tqdm(total=samples, disable=quiet, **how)
 
 
 def counted(frames: Iterable[Frame], model: Model, size: int, bar: tqdm) -> Iterator[Frame]:
@@ -418,16 +419,16 @@ class SamplerConfig:
     eta: float | None = None  # remask=cap, rescale, loop: how often; None: as published
     cache: CacheKind = "none"  # keep keys and values for the time of a block
     sampling_method: Methods = ""  # insertion: of tokens, in ILM's words; empty: as all others
-    top: int = 1000  # sample_top_k: keep so many
-    p: float = 0.9  # sample_top_p: keep those that together stay below it, or the best one
+    top: int = 1000  # sampling_method=sample_top_k: keep so many tokens
+    p: float = 0.9  # sampling_method=sample_top_p: keep those that together stay below it
     second_sampling_method: Methods = ""  # insertion: choose the gap first, like this
-    second_top: int = 1000  # its top
-    second_p: float = 0.9  # its p
+    second_top: int = 1000  # second_sampling_method=sample_top_k: keep so many gaps
+    second_p: float = 0.9  # second_sampling_method=sample_top_p: keep those below it
     stopping_threshold: float | None = None  # insertion: be so sure that nothing is missing
-    stopping_temperature: float = 1.0  # of the probability that nothing is
+    stopping_temperature: float = 1.0  # insertion: of the probability that nothing is missing
     length_temperature: float = 1.0  # idlm: of the number of missing tokens
     use_first_step_factor: bool = True  # idlm: the exact rate of the first token; False: longer
-    delay_eos: bool = False  # in confidence order, end a text as late as possible
+    delay_eos: bool = False  # sampler=confidence, margin, entropy: end a text as late as possible
     chat: bool = False  # the prompt is a question to answer; sample.py without one: converse
     prompt: str = ""  # text that comes first, or FILE:path
     max_length: int = 0  # of the text or answer, in tokens; 0: what the block holds
@@ -566,7 +567,7 @@ def refuse_flag(
 ) -> NoReturn:
     masked = "confidence" in model.objective.samplers and not model.objective.inserts
     possible = model.objective.inserts if key in INSERTION else masked
-    fix = f", or add --{NEEDS[key]}" if key in NEEDS and possible else ""
+    fix = f", or use it with --{NEEDS[key]}" if key in NEEDS and possible else ""
     raise UserError(
         f"{key}={getattr(cfg, key)} ({origins[key]}): objective={model.config.objective} with "
         f"sampler={sampler} has no use for it; leave it out{fix}"

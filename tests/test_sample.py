@@ -590,7 +590,7 @@ def test_progress_in_a_terminal(trained: Any, monkeypatch: Any, options: dict):
         counts = [int(n) for n in re.findall(r"\| (\d+)/6 samples \[", shown)]
         assert counts[0] == 0 and counts[-1] == 6 and 3 in counts and counts == sorted(counts)
         assert options.get("graph") == "uniform" or {1, 2} & {*counts}  # within a batch
-        assert re.search(r"\[\d\d:\d\d<\d\d:\d\d, +[\d.]+sample/s\]", shown)
+        assert re.search(r"\[\d\d:\d\d<\d\d:\d\d, +[\d.]+ samples/s\]", shown)
 
 
 @pytest.mark.parametrize("key", ["gif", "html"])
