@@ -239,8 +239,8 @@ def _parts(kind: Any) -> tuple[list, tuple]:
 
 
 def one_of(choices: Iterable[str]) -> str:
-    """The choices for a message or -h; an empty one is shown as ''."""
-    return "one of " + ", ".join(choice or "''" for choice in choices)
+    """The choices for a message or -h; an empty one is named."""
+    return "one of " + ", ".join(choice or "'' (empty)" for choice in choices)
 
 
 def choices_of(cls: type, key: str) -> list[str]:

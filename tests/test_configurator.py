@@ -167,7 +167,9 @@ def test_arguments_in_other_words(file):
 
 def test_an_empty_choice_is_shown():
     message = told("--sampling_method=pink", cls=SampleConfig)
-    assert "sampling_method must be one of '', sample, sample_top_k, sample_top_p" in message
+    assert (
+        "sampling_method must be one of '' (empty), sample, sample_top_k, sample_top_p" in message
+    )
 
 
 def test_a_choice_is_found_where_its_registry_is(monkeypatch):
