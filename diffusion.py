@@ -1131,9 +1131,16 @@ class BlockDiffusion(Masked):
         both = NoisyAndClean(net, noisy.clean, self.clean_time(net), self.zero_time)
         return super().features(both, noisy)
 
+    def condition(self, net: Any, sigma: Tensor, device: torch.device) -> Tensor | None:
+        """As Masked's. Blocks of one token are always masked, and in training always at t = 1:
+        whatever level a bound or a sampler has drawn, the network gets that of t = 1."""
+        if self.length == 1:
+            sigma = self.noise.total(torch.ones(len(sigma)))
+        return super().condition(net, sigma, device)
+
     def clean_time(self, net: Any) -> Tensor | None:
         """(1,) time input of a clean token."""
-        return self.condition(net, torch.zeros(1), net.head.weight.device)
+        return super().condition(net, torch.zeros(1), net.head.weight.device)
 
     def bound(self, net: Any, batch: Batch, rng: torch.Generator, samples: int = 1) -> Tensor:
         """(B,) float64 nats: the sum of the bounds of the blocks, each given the clean ones before

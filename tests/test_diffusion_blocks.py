@@ -238,6 +238,46 @@ def test_bound_of_the_exact_network_is_the_likelihood(length, prompt):
         assert (error < 4.5 * bound.std(1) / math.sqrt(repeat)).all()
 
 
+def levels_of(net):
+    """The time inputs of every call of the network from now on."""
+    seen, inner = set(), net.features
+
+    def spy(ids, time=None, *rest, **more):
+        seen.update(time.flatten().tolist())
+        return inner(ids, time, *rest, **more)
+
+    net.features = spy
+    return seen
+
+
+@pytest.mark.parametrize("noise", [LogLinear(), Affine(), Power()], ids=["loglinear", "llada", "t"])
+def test_blocks_of_one_with_time_are_told_what_training_told(noise):
+    """A single token is always masked, in training at t = 1: the bound and every sampler tell the
+    network sigma(1) too. The bound is then a number without chance, its exponentials are a
+    distribution over all texts, and it is the law of what is written."""
+    data, objective = Distribution(3, 3), process(1, 3, noise)
+    torch.manual_seed(4)
+    net = Transformer(4, 2, 2, 16, 8, block_size=24).eval()
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.6)  # the level changes what it predicts
+    told = levels_of(net)
+    with torch.no_grad():
+        objective.loss(net, objective.corrupt(full(data.texts), generator(0)))
+    trained = set(told)
+    assert len(trained) == 2 and max(trained) == pytest.approx(-math.log(1e-3), abs=1e-3)
+    bounds = [objective.bound(net, full(data.texts), generator(i), i + 1) for i in range(3)]
+    for other in bounds[1:]:
+        torch.testing.assert_close(other, bounds[0], rtol=0, atol=1e-5)
+    law = (-bounds[0]).exp()
+    assert float(law.sum()) == pytest.approx(1, abs=1e-5)
+    data.p = law / law.sum()
+    ids = torch.zeros(6000, 3, dtype=torch.int64)
+    for sampler in SAMPLERS:
+        x = run(objective, net, ids, ids > 0, sampler=sampler, steps=6)[-1].ids
+        assert total_variation(x, data) < 0.035, sampler
+    assert told == trained
+
+
 def test_bound_sees_the_blocks_before_and_not_those_after():
     """A change of the last block leaves the bounds of those before it alone, and a change of the
     first changes them all."""

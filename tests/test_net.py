@@ -1,4 +1,10 @@
-"""What every objective computed at 3985a0c, before its code moved, it computes still (net.py)."""
+"""What every objective computed at 3985a0c, before its code moved, it computes still (net.py).
+
+Where that was wrong, net.json has what is right now, and another test says why:
+
+    bd3 block_length=1    bound and samplers told the network levels that training never did
+                          (test_diffusion_blocks.test_blocks_of_one_with_time_are_told_what_...)
+"""
 
 import json
 import math
