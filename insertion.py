@@ -637,7 +637,8 @@ class Insertion(Objective):
                 -log p(go on | x_n) - mean over missing d of log(p(d | x_n) / m_d) - log n
 
         m_d is how many missing tokens in the gap of d equal d: inserting any of them is the same
-        event. The sum is estimated at `samples` values of n, one in each of as many strata.
+        event. The sum is estimated at `samples` values of n, one in each of as many strata. 0 for a
+        row that is given whole: the sampler asks for nothing there.
         """
         ids, droppable, length = self.with_cls(batch)
         L = droppable.sum(1)
@@ -652,7 +653,7 @@ class Insertion(Objective):
             mean, cls = self.mean_missing(net, rows, None)
             cost = mean - self.complete(net, cls)[:, 1].double().cpu() - n.double().log()
             nats += torch.where(L > 0, L * cost, 0.0) / samples
-        return nats
+        return torch.where(self.target_mask(batch).any(1), nats, 0.0)
 
     def mean_missing(self, net: Any, rows: Rows, time: Tensor | None) -> tuple[Tensor, Tensor]:
         """Mean of -log(p(d) / m_d) under the distribution of the samplers over the missing tokens d
@@ -928,7 +929,7 @@ class IDLM(Insertion):
         missing token d is inserted in that, and rho p(d) / m_d in the model (m_d as in ILM's
         bound), it is the integral over t of rho - sum r_d + sum r_d log(r_d m_d / (rho p(d))). The
         variable of integration is s, the total noise since t_min, at squares of even steps, as few
-        tokens are missing where r_d = 1 / s is large.
+        tokens are missing where r_d = 1 / s is large. 0 for a row that is given whole.
         """
         ids, droppable, length = self.with_cls(batch)
         L, ends = droppable.sum(1), torch.tensor([self.noise.t_min, 1.0], dtype=torch.float64)
@@ -944,10 +945,12 @@ class IDLM(Insertion):
             cost, cls = self.mean_missing(net, rows, self.condition(net, time))
             rho = self.insertion_rate(net, cls, time, rows.n == L).double().cpu()
             rho = rho / self.noise.rate(time)  # for each unit of s
-            rate = torch.where(rows.n == L, 1 / (s * log_factor(L, s).exp()), 1 / s)
-            jumps = rows.n * rate * ((rate / rho.clamp(min=1e-300)).log() + cost - 1)
-            nats += step * (rho + torch.where(rows.n > 0, jumps, 0.0))
-        return nats
+            # in logarithms: for a short row under much noise S is beyond the largest float
+            log_rate = -s.log() - torch.where(rows.n == L, log_factor(L, s), 0.0)
+            excess = log_rate - rho.clamp(min=1e-300).log() + cost - 1
+            jumps = torch.where(rows.n > 0, rows.n * log_rate.exp() * excess, 0.0)
+            nats += step * (rho + jumps)
+        return torch.where(self.target_mask(batch).any(1), nats, 0.0)
 
     def missing_before_the_end(
         self, L: Tensor, total: Tensor, end: Tensor, rng: torch.Generator

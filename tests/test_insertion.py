@@ -17,7 +17,7 @@ from torch import nn
 from checkpoint import build_network, build_objective, load
 from configurator import Config, UserError
 from corpus import Batch
-from diffusion import Exponential, Geometric
+from diffusion import Exponential, Geometric, Linear
 from insertion import IDLM, TIME_SCALE, Insertion, InsertionTransformer, drop_tokens, pick
 from objective import SampleOptions, generator
 from pretrained import published
@@ -522,6 +522,32 @@ def test_bound_of_the_exact_reverse_process_is_the_likelihood(noise):
     assert (error < 4.5 * got.std(1) / math.sqrt(repeat) + 0.02).all(), (error, got.std(1))
 
 
+def test_bound_of_one_token_under_any_noise_in_closed_form():
+    """A network that says "one is missing" and nothing of which: with total noise x and noise s
+    since t_min, tokens are inserted at rate 1 / (e^x - 1) for each unit of s, at 1 / x when one is
+    there, and the conditioned process inserts at 1 / (e^s - 1). Also where e^x is beyond floats."""
+    net, _ = network({"noise": "geometric"}, "idlm")
+    net.heads["length"] = nn.Linear(16, 4)
+    with torch.no_grad():
+        for p in (*net.head.parameters(), *net.heads["length"].parameters()):
+            p.zero_()
+        net.heads["length"].bias[1] = 80.0
+    for noise in (Exponential(3.0, 30.0), Exponential(3.0, 7000.0), Linear(1e-3, 5000.0)):
+        objective = IDLM(VOCAB, SPECIALS, noise, longest=3)
+        begun, whole = noise.total(torch.tensor([noise.t_min, 1.0], dtype=torch.float64)).tolist()
+        guess = math.log(VOCAB + 1 - len(set(objective.never)))  # -log p of the token
+        end = whole - begun
+        u = (torch.arange(400_000, dtype=torch.float64) + 0.5) / 400_000
+        s = end * u**4
+        x, there = begun + s, torch.expm1(-s) / math.expm1(-end)  # P(the token is missing)
+        rate, log_rate = 1 / torch.expm1(s), -s - torch.log(-torch.expm1(-s))
+        rho, log_rho = 1 / torch.expm1(x), -x - torch.log(-torch.expm1(-x))
+        slope = there * (rho + rate * (log_rate - log_rho + guess - 1)) + (1 - there) / x
+        want = float((slope * 4 * end * u**3).mean())
+        got = objective.bound(net, batch_of([[0]] * 4000), generator(0), samples=16)
+        assert abs(float(got.mean()) - want) < 4.5 * float(got.std()) / math.sqrt(4000), noise
+
+
 def test_idlm_samples_follow_the_exact_process():
     """Tau-leaping with many steps and the exact rates gives the world back."""
     noise = Exponential(1.0, 40.0)
@@ -593,7 +619,14 @@ def test_rows_with_nothing_to_write_count_nothing(name):
     )  # EOS alone: stop at once
     assert empty.count == 2 and float(empty.sum.detach()) > 0
     if objective.bounded:
-        assert objective.bound(net, batch_of([[], []]), generator(0)).isfinite().all()
+        stops = objective.bound(net, batch_of([[], []]), generator(0))
+        assert stops.isfinite().all() and (stops > 0).all()
+        # where all is given, the sampler writes nothing: its law is certain
+        given = batch._replace(prompt_mask=torch.ones_like(batch.prompt_mask))
+        assert objective.bound(net, given, generator(0), samples=3).tolist() == [0, 0]
+        for sampler in objective.samplers:
+            frames = run(objective, net, given.ids, given.prompt_mask, sampler=sampler)
+            assert all(torch.equal(f.ids[:, : given.ids.shape[1]], given.ids) for f in frames)
 
 
 @pytest.mark.parametrize("name", ["ilm", "idlm"])
