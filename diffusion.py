@@ -1176,7 +1176,8 @@ class BlockDiffusion(Masked):
         ranges = [(t_min, 1.0)]
         for width in WIDTHS:
             ranges += [(k / 20, k / 20 + width) for k in range(round(20 * (1 - width)) + 1)]
-        return sorted((float(loss[(t >= a) & (t <= b)].var()), a, b) for a, b in ranges)
+        each = [(loss[(t >= a) & (t <= b)], a, b) for a, b in ranges]
+        return sorted((float(some.var()), a, b) for some, a, b in each if len(some) > 1)
 
     def sampler(self, options: SampleOptions) -> type[Sampler]:
         """Those of masked text, within each block."""

@@ -34,7 +34,7 @@ from configurator import PUZZLES, TASKS, UserError, load, optional, require, roo
 from corpus import Batch, Corpus, shuffled
 from diffusion import Guided
 from model import autocast, pick_device
-from objective import Objective, SampleOptions, generator
+from objective import Objective, SampleOptions, generator, require_finite
 from prepare_sft import records
 from sample import (
     SETTINGS,
@@ -226,6 +226,7 @@ def judged(texts: list[list[int]], tokenizer: Tokenizer, judge: Judge | None) ->
         return result
     encoded = [judge.encode(documents(tokenizer, ids)) for ids in texts]
     nats, count = judge.nats([ids[: judge.longest] for ids in encoded])
+    require_finite(nats, f"the likelihood under judge={judge.name}")
     rate, error = ratio(nats, count)
     if count.sum():
         result["generative_perplexity"] = math.exp(rate)
@@ -333,6 +334,7 @@ def likelihoods(
         with autocast(dtype, model.net.head.weight.device):
             rng = generator(SCORING, first)
             nats = -objective.bound(net, batch, rng, maskings // COPIES)
+        require_finite(nats, f"the likelihood of answer {first + 1}")
         if objective.exact:
             scores += [(log_p, 0.0) for log_p in nats.tolist()]
         else:
@@ -557,6 +559,8 @@ def bound(cfg: EvaluateConfig, model: Model, corpus: Corpus) -> dict[str, Any]:
         tokens += map(len, texts)
         size += [text_bytes(model.tokenizer, ids) for ids in texts]
     nats, length = torch.cat(nats), torch.tensor(tokens, dtype=torch.float64)
+    for each in (nats, *discrete):
+        require_finite(each, f"the bound of objective={model.config.objective}")
     result = {"rows": len(nats), "t_samples": cfg.t_samples, "nats_per_row": float(nats.mean())}
     result["nats_per_token"], result["nats_per_token_error"] = ratio(nats, length)
     byte, error = ratio(nats, torch.tensor(size, dtype=torch.float64))
@@ -594,6 +598,8 @@ def clip_report(cfg: EvaluateConfig, model: Model, corpus: Corpus) -> dict[str, 
     """Block diffusion: the range of noise levels in which the loss has the least variance."""
     first = (batch for batch, _ in zip(batches(cfg, model, corpus), range(100), strict=False))
     ranges = model.objective.clip_search(model.net, first, generator(EVALUATION, 0, 2))
+    if not ranges:
+        return {}  # a single block has no variance
     variance, low, high = ranges[0]
     whole = next(v for v, a, b in ranges if b - a > 0.95)
     print(

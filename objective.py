@@ -172,6 +172,24 @@ def metric(total: Tensor, count: float) -> Tensor:
     return torch.stack([total.detach(), torch.full_like(total, count)])
 
 
+class NotFinite(UserError):
+    """A loss, a gradient or a bound is not finite: not an error of the user's, so exit code 1."""
+
+    code = 1
+
+
+def require_finite(nats: Tensor, what: str) -> Tensor:
+    """nats (N,) of texts as they are. Raises NotFinite where one is not finite: no mean of such
+    numbers is printed or saved."""
+    bad = (~nats.isfinite()).nonzero().flatten()
+    if len(bad):
+        raise NotFinite(
+            f"{what} is not finite: {float(nats[bad[0]])} nats for row {int(bad[0])}, and "
+            f"{len(bad)} of {len(nats)} rows are like that; nothing was written"
+        )
+    return nats
+
+
 def pad_to_multiple(width: int, longest: int) -> int:
     """Columns of a batch whose longest row is `width` long, at most `longest`: `width` rounded up
     so that there are at most 32 widths. With a new shape in every step, bfloat16 on a CPU would

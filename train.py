@@ -54,7 +54,7 @@ from configurator import (
 )
 from corpus import Batch, Corpus, Prefetcher, length_bucketed_rows, sole_writer
 from model import autocast, gemm_peak, to_device, wants_compile
-from objective import Objective, generator, seed_of
+from objective import NotFinite, Objective, generator, seed_of
 from parallel import fsdp
 from parallel.fsdp import local, total_norm
 from parallel.processes import World, enter_world
@@ -330,10 +330,10 @@ INIT, NOISE, DROPOUT, ORDER, EVALUATION = range(5)  # streams of randomness
 FRESH = ("scratch", "modernbert-tiny")  # init_from: neither another run nor weights
 
 
-class Diverged(UserError):
-    """The loss or the gradient is no longer finite: not an error of the user's, so exit code 1."""
+class Diverged(NotFinite):
+    """The loss, the gradient or the validation bound is no longer finite, in all processes."""
 
-    code, shared = 1, True
+    shared = True
 
 
 def open_corpus(cfg: Config, origins: dict[str, str], world: World) -> Corpus:
@@ -695,6 +695,12 @@ def save_and_evaluate(state: TrainState, log: Log, ckpt: Path) -> bool:
     if cfg.always_save_checkpoint:
         saved = save(state, ckpt)
     bound = evaluate(state)
+    if not math.isfinite(bound):
+        kept = "the checkpoint of this step" if saved else "the last checkpoint"
+        raise Diverged(
+            f"step {state.step}: validation {state.objective.criterion} {bound}, which is not "
+            f"finite; {kept} is intact"
+        )
     better, state.best = bound < state.best, min(state.best, bound)
     if not cfg.always_save_checkpoint and better:
         saved = save(state, ckpt)

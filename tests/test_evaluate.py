@@ -17,6 +17,7 @@ import evaluate
 from checkpoint import Model, build_network, build_objective, load
 from configurator import Config, UserError, comments
 from corpus import Batch, Corpus, CorpusWriter
+from diffusion import Masked
 from evaluate import (
     EvaluateConfig,
     Judge,
@@ -33,7 +34,7 @@ from evaluate import (
     unigram_entropy,
 )
 from insertion import Insertion
-from objective import choose_sampler
+from objective import NotFinite, choose_sampler
 from sample import (
     INSERTION,
     Prompt,
@@ -645,6 +646,35 @@ def test_answers_by_command(trained: Any, tmp_path: Path, capsys: Any):
     (tmp_path / "none.jsonl").write_text("\n")
     for name in ("bad.jsonl", "none.jsonl", "absent.jsonl"):
         assert name in error_of(evaluate.main, [ckpt, f"--answers={tmp_path / name}"])
+
+
+def test_a_bound_that_is_not_finite_is_a_line(trained: Any, tmp_path: Path, monkeypatch, capsys):
+    """Neither printed nor saved: one line, and the exit code of losses that are not finite."""
+    ckpt = f"--ckpt={trained(objective='masked', time_input=False) / 'ckpt.pt'}"
+
+    def spoil(name: str) -> None:
+        monkeypatch.undo()
+        real = getattr(Masked, name)
+
+        def bound(*arguments: Any) -> Any:
+            nats = real(*arguments)
+            nats[len(nats) // 2] = math.nan
+            return nats
+
+        monkeypatch.setattr(Masked, name, bound)
+
+    for name in ("bound", "discrete_bound"):
+        spoil(name)
+        argv = [ckpt, "--rows=9", "--samples=0", "--discrete_steps=3", f"--json={tmp_path / 'x'}"]
+        with pytest.raises(
+            NotFinite, match=r"objective=masked is not finite: nan.*1 of 9"
+        ) as caught:
+            evaluate.main(argv)
+        assert caught.value.code == 1 and "\n" not in str(caught.value)
+        assert not (tmp_path / "x").exists() and "nan" not in capsys.readouterr().out
+    spoil("bound")
+    with pytest.raises(NotFinite, match="likelihood of answer 1 is not finite"):
+        evaluate.main([ckpt, "--prompt=ab", "--answer=ba", "--maskings=32"])
 
 
 def test_command_refusals(trained: Any, tmp_path: Path):

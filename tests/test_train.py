@@ -392,6 +392,21 @@ def test_two_processes_do_the_same_as_one(tmp_path: Path, flags: Any, helpers: A
 # ---- divergence --------------------------------------------------------------------------------
 
 
+def test_a_validation_bound_that_is_not_finite_ends_the_run(
+    tmp_path: Path, flags: Any, monkeypatch
+):
+    """It would be logged as the criterion, and be compared with the best: False for ever. The
+    checkpoint was written before."""
+    train.main(flags(tmp_path, max_iters=2, eval_interval=2))
+    real = ScoreEntropy.bound
+    monkeypatch.setattr(ScoreEntropy, "bound", lambda *a: real(*a) * math.nan)
+    with pytest.raises(train.Diverged, match="step 4: validation bound nan") as caught:
+        train.main(flags(tmp_path, max_iters=9, init_from="resume", eval_interval=2))
+    assert caught.value.code == 1 and "\n" not in str(caught.value)
+    assert checkpoint.read(tmp_path / "ckpt.pt")["step"] == 4
+    assert all(math.isfinite(x["val_bound"]) for x in log(tmp_path) if "best" in x)
+
+
 def poison(monkeypatch: Any, step: int, how: str) -> None:
     """From update `step` on, one micro-batch has a loss or a gradient that is not finite."""
     real, calls = fsdp.LossModule.forward, [0]
