@@ -1337,6 +1337,9 @@ def by_confidence(t: float, s: float, eta: float, confidence: Tensor) -> RemaskS
 LOOP_ON, LOOP_OFF, LOOP_ALPHA = 0.55, 0.05, 0.9  # ReMDM's loop on OpenWebText
 
 
+LOOP_MOST = (1 - LOOP_ALPHA) / LOOP_ALPHA  # largest eta: `most_remasked` at that share
+
+
 def loop(t: float, s: float, eta: float, confidence: Tensor) -> RemaskStep:
     """Write down to a share of 0.9, then mask and rewrite at that share, then finish."""
 
@@ -1449,6 +1452,8 @@ class MaskedSampler(Sampler):
             and adaptive,
             f"unmask_schedule={o.unmask_schedule} needs a sampler that uses probabilities": adaptive
             and o.sampler == "random",
+            f"remask=loop with eta={o.eta}: at most {LOOP_MOST:.4f}, as 1 - alpha is that much of "
+            f"alpha = {LOOP_ALPHA} (ReMDM)": o.remask == "loop" and (o.eta or 0) > LOOP_MOST + 1e-9,
             f"cache={o.cache} does not go with remask": o.cache != "none" and o.remask != "none",
             f"cache={o.cache} needs prompts of one length in a batch": o.cache != "none"
             and (self.inside is not None or bool((self.first != self.first[0]).any())),

@@ -437,6 +437,22 @@ def closed(model: Model, texts: list[list[int]]) -> list[list[int]]:
 # ---- how many are right ------------------------------------------------------------------------
 
 
+def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    """The interval of Wilson (1927) for a share of n independent answers, at 95 % for z = 1.96. It
+    lies within 0 and 1, and has a width where none or all of them were right."""
+    if not n:
+        return 0.0, 1.0
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2) / (1 + z * z / n)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def share_of(share: float, n: int, digits: int = 1) -> str:
+    """A share of n answers with its interval, such as "90.0% (95%: 59.6% to 98.2%)"."""
+    low, high = wilson(share, n)
+    return f"{share:.{digits}%} (95%: {low:.{digits}%} to {high:.{digits}%})"
+
+
 class Answers(NamedTuple):
     """Counts of sampled answers that agree with the reference."""
 

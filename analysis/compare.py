@@ -5,7 +5,6 @@ right, network calls and tokens per second; and under it what each of the likeli
 """
 
 import dataclasses
-import math
 from typing import Any
 
 import torch
@@ -20,7 +19,9 @@ from evaluate import (
     bound,
     fitted,
     sampled,
+    share_of,
     uncropped,
+    wilson,
 )
 from evaluate import compare as compare_answers
 from sample import answer_defaults, settings, usual_sampler, with_sampler
@@ -62,9 +63,9 @@ def quality(cfg: EvaluateConfig, model: Model, corpus: Corpus) -> dict[str, Any]
         same = compare_answers(texts.found, texts.wanted, model.meta["specials"]["eos"])
         name, score = "exact answers", same.exact / same.rows
     n, speed = len(texts.found), texts.speed
-    error = None if score is None else math.sqrt(score * (1 - score) / n)
+    limits = None if score is None else wilson(score, n)
     cost = {key: speed[key] for key in ("nfe", "tokens_per_second")}
-    return {"measure": name, "score": score, "score_error": error, "samples": n, **cost}
+    return {"measure": name, "score": score, "score_interval": limits, "samples": n, **cost}
 
 
 # ---- checkpoints side by side ------------------------------------------------------------------
@@ -116,9 +117,7 @@ def row_of(row: dict[str, Any]) -> list[str]:
         sign = "" if limit["exact"] else "<= "
         nats = f"{sign}{limit['nats_per_token']:.3f} +- {limit['nats_per_token_error']:.3f}"
         bits = f"{sign}{limit['bits_per_byte']:.3f}"
-    score = cell(row["score"], "{:.1%}")
-    if row["score"] is not None:
-        score += f" +- {row['score_error']:.1%}"
+    score = "-" if row["score"] is None else share_of(row["score"], row["samples"])
     return [
         *(row["name"], row["objective"], f"{row['parameters']:,}", f"{row['step']:,}"),
         *(nats, bits, score, cell(row["nfe"], "{:.1f}")),
@@ -182,6 +181,9 @@ def compare(cfg: EvaluateConfig, origins: dict[str, str], device: torch.device) 
     for path, (model, corpus) in zip(paths, pairs, strict=True):
         rows.append(measure(cfg, origins, path, model, corpus))
         if not rows[1:]:
-            print(f"{corpus.folder}, {cfg.split} split; +- one standard error", flush=True)
+            print(
+                f"{corpus.folder}, {cfg.split} split; +- one standard error; shares: Wilson",
+                flush=True,
+            )
     print("\n".join([*rows_table(rows), "", *notes(rows)]), flush=True)
     return {"rows": rows}

@@ -34,6 +34,7 @@ from evaluate import (
     describe_judged,
     judged,
     sampled,
+    share_of,
 )
 from sample import settings, with_sampler
 from train import log_lines
@@ -248,7 +249,7 @@ def gallery(page: Page) -> None:
     result = page.numbers["quality"] = quality(cfg, model, page.corpus)
     if result["score"] is not None:
         page.say(
-            f"{result['measure']}: {result['score']:.1%} +- {result['score_error']:.1%} of "
+            f"{result['measure']}: {share_of(result['score'], result['samples'])} of "
             f"{result['samples']:,} samples, {result['nfe']:.1f} network calls and "
             f"{result['tokens_per_second']:,.0f} tokens/s."
         )

@@ -123,12 +123,13 @@ def solves(prompt: str, answer: str) -> bool:
 
 
 def describe(scores: dict[str, float], split: str, rows: int) -> str:
-    """One line; the error is that of a share of independent answers."""
-    exact = scores["exact_match"]
-    error = (exact * (1 - exact) / rows) ** 0.5
+    """One line; the interval is that of a share of independent answers."""
+    from evaluate import share_of  # preparing a corpus must not import torch
+
+    exact = share_of(scores["exact_match"], rows, 2)
     others = {k.replace("_", " "): v for k, v in scores.items() if k != "exact_match"}
     more = "".join(f", {name} {share:.2%}" for name, share in others.items())
-    return f"{split}: exact match {exact:.2%} +- {error:.2%} of {rows:,} answers{more}"
+    return f"{split}: exact match {exact} of {rows:,} answers{more}"
 
 
 def scores_of(model: Any, texts: Any) -> dict[str, float]:

@@ -88,7 +88,7 @@ def test_exact_match_and_token_accuracy():
     # a mean over answers of means over places: long answers weigh no more than short ones
     assert both["token_accuracy"] == pytest.approx(sum(c[3] for c in cases) / len(cases))
     assert both["exact_match"] == 2 / 7
-    assert "exact match 28.57% +- 17.07% of 7 answers" in describe(both, "val", 7)
+    assert "exact match 28.57% (95%: 8.22% to 64.11%) of 7 answers" in describe(both, "val", 7)
 
 
 def test_right_share_of_nothing():
