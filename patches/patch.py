@@ -6,7 +6,7 @@
 A patch here is what follows the headers of a unified diff: hunks, each from its `@@` on, and no
 file name: the caller names the file, so a patch cannot choose one. Lines end in "\\n" only; a
 carriage return is a part of its line. Patches of a model are not trusted: line numbers are hints,
-sizes are ignored, and if one hunk does not fit, nothing is applied.
+a hunk has as many lines as its header says or is none, and if one does not fit, nothing is applied.
 
 Imports nothing of ours.
 """
@@ -24,7 +24,8 @@ from typing import Iterator, Literal, NamedTuple
 State = Literal["ok", "ok_fuzzy", "bad_format", "no_match", "no_change"]
 MARKERS = ("<NME> ", "<BEF> ", "<MSG> ", "<DFF> ")  # of the sections of a sample, at a line's start
 NO_NEWLINE = "\\ No newline at end of file"
-HEADER = re.compile(r"@@(?: -(\d{1,9})(,\d{1,9})? \+(\d{1,9})(,\d{1,9})? @@)?")
+HEADER = re.compile(r"@@(?: -([0-9]{1,9})(,[0-9]{1,9})? \+([0-9]{1,9})(,[0-9]{1,9})? @@)?(?!@)")
+SIGNATURE = re.compile(r"\n-- \n[0-9]+\.[^\n]*\n*\Z")  # of git format-patch, below the last hunk
 FILE = re.compile(  # what names files in a diff
     r"--- |\+\+\+ |diff |index [0-9a-f]+\.\.|(rename|copy) (from|to) |(old|new|deleted) .*mode "
 )
@@ -58,45 +59,87 @@ class Hunk(NamedTuple):
         return None if self.start is None else self.start - (1 if self.old() else 0)
 
 
+class _Reader:
+    """The lines of one hunk, as they come. The sizes in its header say where it ends: a line that
+    is missing, has lost its sign or is one too many means that this is not the whole hunk."""
+
+    def __init__(self, header: re.Match, number: int):
+        self.name = f"hunk {number}"
+        self.start = int(header[1]) if header[1] else None
+        sizes = [int((header[i] or ",1")[1:]) for i in (2, 4)]
+        self.left = None if self.start is None else {"-": sizes[0], "+": sizes[1]}  # None: unknown
+        self.lines: list[tuple[str, str]] = []  # with "" for the sign of an empty line without one
+        self.ends: list[str] = []
+        self.over = False  # has something else followed?
+
+    def full(self) -> bool:
+        return self.left is not None and not any(self.left.values())
+
+    def add(self, line: str) -> None:
+        """Take a line, or leave it out as one behind the hunk. Raises BadPatch."""
+        sign = line[:1] if line[:1] in (" ", "-", "+") else None
+        if line.startswith("\\") and not self.over:
+            self.ends.extend(sign or " " for sign, _ in self.lines[-1:])
+        elif sign is None and line not in ("", "\r"):
+            self._stop(line)
+        elif self.over or self.full():
+            if sign in ("-", "+") or (line.strip() and not self.over):
+                raise BadPatch(f"{self.name} has more lines than its header says")
+        else:
+            for side in "-+" if self.left is not None else "":
+                self.left[side] -= sign in (None, " ", side)
+                if self.left[side] < 0:
+                    raise BadPatch(f"the lines of {self.name} are not those that its header counts")
+            self.lines.append((sign or "", line[1:] if sign else line))
+
+    def _stop(self, line: str) -> None:
+        """A line that is none of a hunk: behind the end, or one that has lost its sign."""
+        ended = self.left is None and self.lines and (not self.lines[-1][0] or line[:3] == "```")
+        if not (self.over or self.full() or ended):
+            raise BadPatch(f"{self.name} has a line that begins with none of space, - and +")
+        self.over = True
+
+    def hunk(self) -> Hunk:
+        """All of it. Raises BadPatch for less. Without sizes, empty lines at the end are none."""
+        while self.left is None and self.lines and not self.lines[-1][0]:
+            self.lines.pop()
+        if not any(sign for sign, _ in self.lines):
+            raise BadPatch(f"{self.name} has no lines")
+        if self.left is not None and not self.full():
+            raise BadPatch(f"{self.name} has fewer lines than its header says")
+        return Hunk(self.start, [(sign or " ", line) for sign, line in self.lines], self.ends)
+
+
 def parse(patch: str) -> list[Hunk]:
     """Text -> its hunks. What stands before the first `@@` or behind the last hunk is left out, and
     all from a line with `<NME>` on, where a model begins another sample.
 
-    An empty line is an empty line of the file that lost its space, unless nothing of its hunk
-    follows. Raises BadPatch if there is no hunk, an empty one, text between two, or the name of a
-    file, since hunks may then be meant for another one.
+    The sizes in its header decide where a hunk ends. A header without numbers has none: there the
+    hunk ends at an empty line with other text below, or at ```. An empty line inside is one of the
+    file that lost its space. Raises BadPatch for a hunk with fewer or more lines, or one without a
+    sign; if there is none, an empty one, text between two, a combined diff of a merge, or the name
+    of a file, since hunks may then be meant for another one.
     """
-    hunks: list[Hunk] = []
-    over = False  # is the last hunk complete?
-    for line in patch.removeprefix(MARKERS[3]).split("\n"):
+    hunks: list[_Reader] = []
+    patch = SIGNATURE.sub("\n", patch.removeprefix(MARKERS[3])).removesuffix("\n")
+    for line in patch.split("\n"):
+        last = hunks[-1] if hunks else None
         if line.startswith(MARKERS[0].rstrip()):
             break
         if line.startswith("@@"):
-            if over:
+            header = HEADER.match(line)
+            if header is None:
+                raise BadPatch("it is the combined diff of a merge (@@@)")
+            if last and last.over:
                 raise BadPatch(f"there is text before hunk {len(hunks) + 1}")
-            number = HEADER.match(line)[1]  # the pattern matches all that begins with @@
-            hunks.append(Hunk(int(number) if number else None, [], []))
-        elif hunks and not over and line[:1] in ("", " ", "-", "+"):
-            hunks[-1].lines.append((line[:1], line[1:]))
-        elif hunks and not over and line.startswith("\\"):
-            hunks[-1].ends.extend(sign or " " for sign, _ in hunks[-1].lines[-1:])
-        elif FILE.match(line):
+            hunks.append(_Reader(header, len(hunks) + 1))
+        elif FILE.match(line) and (last is None or last.over or last.full() or line[0] not in "+-"):
             raise BadPatch("it names a file; a patch has only hunks")
-        else:
-            over = bool(hunks)
+        elif last:
+            last.add(line)
     if not hunks:
         raise BadPatch("there is no hunk: no line begins with @@")
-    return [_trimmed(hunk, number) for number, hunk in enumerate(hunks, 1)]
-
-
-def _trimmed(hunk: Hunk, number: int) -> Hunk:
-    """The text without the empty lines at its end, which are not lines of the file."""
-    lines = list(hunk.lines)
-    while lines and lines[-1][0] == "":
-        lines.pop()
-    if not lines:
-        raise BadPatch(f"hunk {number} has no lines")
-    return hunk._replace(lines=[(sign or " ", line) for sign, line in lines])
+    return [one.hunk() for one in hunks]
 
 
 # ---- applying ----------------------------------------------------------------------------------
@@ -137,7 +180,7 @@ def apply_patch(before: str, patch: str, lenient: bool = False) -> Applied:
     except BadPatch as e:
         return Applied("bad_format", before, str(e))
     lines, newline = _lines(before)
-    places = [_places(lines, hunk, lenient) for hunk in hunks]
+    places = [_places(lines, newline, hunk, lenient) for hunk in hunks]
     made: list[str] = []
     cursor, shift = 0, _first_shift(hunks, places)
     rooms = _rooms(lines, hunks, places)
@@ -164,17 +207,28 @@ def _lines(text: str) -> tuple[list[str], bool]:
     return lines[:-1] if newline else lines, newline
 
 
-def _places(lines: list[str], hunk: Hunk, lenient: bool) -> _Places:
+def _places(lines: list[str], newline: bool, hunk: Hunk, lenient: bool) -> _Places:
     """All matches of a hunk in the file, at the strictest level of comparison that has any."""
     old, last = hunk.old(), len(lines) - len(hunk.old())
-    for marked in (bool(hunk.ends), False) if lenient and hunk.ends else (bool(hunk.ends),):
+    exact = [i for i in range(last + 1) if lines[i : i + len(old)] == old]
+    exact = [i for i in exact if _end_fits(hunk, i == last, newline or not lines)]
+    if exact or not lenient:
+        return _Places(exact, True, bool(hunk.ends))
+    for marked in (True, False) if hunk.ends else (False,):
         span = range(max(last, 0) if marked else 0, last + 1)  # a mark: the end of the file
-        for level, view in enumerate(VIEWS if lenient else VIEWS[:1]):
+        for level, view in enumerate(VIEWS):
             wanted, there = [view(x) for x in old], [view(x) for x in lines]
             matches = [i for i in span if there[i : i + len(old)] == wanted]
             if len(matches) == 1 or (matches and level < 2):
-                return _Places(matches, level == 0 and marked == bool(hunk.ends), marked)
+                return _Places(matches, False, marked)
     return _Places([], True, False)
+
+
+def _end_fits(hunk: Hunk, last: bool, newline: bool) -> bool:
+    """Is what a hunk says of the old file's end so? `last`: is that where its lines end?"""
+    if not hunk.ends:
+        return newline or not last
+    return last and newline == (set(hunk.ends) == {"+"})
 
 
 def _rooms(lines: list[str], hunks: list[Hunk], places: list[_Places]) -> list[int]:

@@ -174,7 +174,7 @@ GOOD = make_hunks(BEFORE, AFTER)
         ("", True, "bad_format"),
         ("--- a/o.py\n+++ b/o.py\n" + GOOD, True, "bad_format"),
         (GOOD + "diff --git a/o.py b/o.py\n" + GOOD, True, "bad_format"),
-        (GOOD + "--- /etc/passwd\n+++ ../o.py\n" + GOOD, True, "no_match"),
+        (GOOD + "--- /etc/passwd\n+++ ../o.py\n" + GOOD, True, "bad_format"),
         ("@@ -1 +1 @@\n-z\n+y\n", True, "no_match"),
         ("@@ -1 +1 @@\n x = 1\n", True, "no_change"),
         (GOOD, False, "no end"),

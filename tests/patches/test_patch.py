@@ -136,11 +136,12 @@ def kept(patch, change):
 CORRUPTIONS = {  # and whether the strict applier stands them
     "none": (lambda p: p, True),
     "starts + 200": (lambda p: renumber(p, 200), True),
-    "sizes wrong": (lambda p: headers(p, r"@@ -\1,77 +\3,99 @@"), True),
     "no numbers": (lambda p: headers(p, "@@ ... @@"), True),
     "heading": (lambda p: headers(p, lambda m: m[0] + " def f(x):"), True),
     "blank lines without a space": (lambda p: re.sub(r"(?m)^ $", "", p), True),
     "chatter": (lambda p: p + "\n\nThis mends the bug.\n", True),
+    "chatter with a list": (lambda p: p + "\nIt mends:\n\n    * the bug\n", True),
+    "end of a mail": (lambda p: p + "-- \n2.39.5\n\n", True),
     "chatter before": (lambda p: "Here you are:\n\n" + p, True),
     "fence": (lambda p: "```diff\n" + p + "```\n", True),
     "marker": (lambda p: "<DFF> " + p, True),
@@ -241,7 +242,88 @@ def test_bad_formats(patch, word):
 
 def test_two_files_in_one_patch_change_nothing():
     patch = "@@ -1 +1 @@\n-a\n+b\n--- a/other\n+++ b/other\n@@ -2 +2 @@\n-c\n+d\n"
-    assert apply_patch("a\nc\n", patch, True)[:2] == ("no_match", "a\nc\n")
+    assert apply_patch("a\nc\n", patch, True)[:2] == ("bad_format", "a\nc\n")
+
+
+def signs(line):
+    """A line as it may be after a web page or a mailer: without its sign, or with another one."""
+    return [line[1:], "\u2212" + line[1:], "\u2013" + line[1:], "\xa0" + line[1:], "> " + line]
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+def test_a_part_of_a_hunk_is_never_applied(pairs, ends):
+    """Every hunk with one line missing, cut short after each line, with one sign lost, or with
+    other sizes: whole or refused, and never as another change."""
+    rng = random.Random(5)
+    for before, after in pairs[:12]:
+        patch = make_hunks(before, after).replace("\n", ends)
+        lines = patch.split("\n")[:-1]
+        body = [i for i, line in enumerate(lines) if line[:1] in "-+ "]
+        damaged = ["\n".join(lines[:i]) + "\n" for i in body]
+        damaged += ["\n".join(lines[:i] + lines[i + 1 :]) + "\n" for i in body]
+        damaged += [headers(patch, r"@@ -\1,77 +\3,99 @@"), headers(patch, r"@@ -\1 +\3,0 @@")]
+        for i in rng.sample(body, 5):
+            lost = [line for line in signs(lines[i]) if line[:1].strip(" +-\r\\@")]
+            damaged += ["\n".join([*lines[:i], line, *lines[i + 1 :]]) for line in lost]
+            damaged.append("\n".join([*lines[:i], "+more", *lines[i:]]))
+        for bad, lenient in product(damaged, (False, True)):
+            got = apply_patch(before, bad, lenient)
+            assert (got.state, got.text) == ("bad_format", before), bad
+
+
+@pytest.mark.parametrize(
+    "patch, word",
+    [
+        ("@@ -1,3 +1,3 @@\n-a\n+A\nb\n-c\n+C\n", "hunk 1 has a line that begins with none"),
+        ("@@ -1,3 +1,3 @@\n-a\n+A\n b\n\u2212c\n+C\n", "hunk 1 has a line that begins with"),
+        ("@@ @@\n-a\n+A\nb\n-c\n+C\n", "hunk 1 has a line that begins with none"),
+        ("@@ @@\n-a\n+A\n\nso that\n+C\n", "more lines"),
+        ("@@ -1 +1 @@\n-a\n+A\n b\n", "more lines"),
+        ("@@ -1 +1 @@\n-a\n+A\n\n-c\n+C\n", "more lines"),
+        ("@@ -1 +1 @@\n-a\n+A\nand\n-c\n+C\n", "more lines"),
+        ("@@ -1,2 +1,3 @@\n-a\n+A\n-b\n-c\n+C\n", "not those that its header counts"),
+        ("@@ -1,3 +1,3 @@\n-a\n+A\n b\n@@ -9 +9 @@\n-c\n+C\n", "fewer lines"),
+        ("@@ -1,3 +1,3 @@\n-a\n+A\n b\n<NME> c\n", "fewer lines"),
+        ("@@@ -1,3 -1,3 +1,3 @@@\n- a\n++A\n  b\n", "merge"),
+        ("@@@@ -1 -1 -1 +1 @@@@\n---a\n+++A\n", "merge"),
+        ("@@ -1 +1 @@\n-a\n+A\n@@@ -3 -3 +3 @@@\n- c\n++C\n", "merge"),
+        ("@@ -\u0661,3 +1,3 @@\n-a\n+A\nb\n", "hunk 1 has a line"),  # digits of other scripts
+    ],
+)
+def test_whole_hunks_only(patch, word):
+    for lenient in (False, True):
+        got = apply_patch("a\nb\nc\n", patch, lenient)
+        assert got[:2] == ("bad_format", "a\nb\nc\n") and word in got.why, got
+
+
+def test_sizes_tell_lines_of_the_file_from_what_follows():
+    before = "-- a\n++ b\n\n"
+    patch = "@@ -1,3 +1,3 @@\n--- a\n++++ c\n ++ b\n\n"  # an empty line without its space
+    assert apply_patch(before, patch) == ("ok", "+++ c\n++ b\n\n", "")
+    patch = "@@ -1,2 +1,2 @@\r\n-a\r\n+b\r\n\r\n"
+    assert apply_patch("a\r\n\r\n", patch) == ("ok", "b\r\n\r\n", "")
+    assert apply_patch("a\n\n", patch, True) == ("ok_fuzzy", "b\n\n", "")
+    assert apply_patch("a\n", "@@ -1 +1 @@\n-a\n+b\n\n\n").text == "b\n"
+
+
+MARK = "\n\\ No newline at end of file\n"
+
+
+@pytest.mark.parametrize(
+    "before, patch",
+    [
+        ("a\nb\n", f"@@ -1,2 +1,2 @@\n a\n-b{MARK}+B{MARK}"),  # it has a newline
+        ("a\nb\n", f"@@ -1,2 +1,2 @@\n-a\n+A\n b{MARK}"),
+        ("a\nb", "@@ -1,2 +1,2 @@\n a\n-b\n+B\n"),  # it has none
+        ("a\nb", "@@ -1,2 +1,2 @@\n-a\n+A\n b\n"),
+        ("a\nb", f"@@ -1,2 +1,2 @@\n a\n-b\n+B{MARK}"),
+    ],
+)
+def test_the_mark_of_the_end_counts(before, patch):
+    """As for `git apply`; the lenient applier says that it differed."""
+    assert apply_patch(before, patch)[:2] == ("no_match", before)
+    got = apply_patch(before, patch, True)
+    assert got.state == "ok_fuzzy" and got.text != before
 
 
 def test_no_change_is_a_state():
