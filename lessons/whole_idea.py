@@ -16,6 +16,7 @@ within half a bit of that. Four samples of five are true sums, and a hole gets e
 """
 
 import math
+import sys
 import time
 from collections import Counter
 
@@ -128,7 +129,7 @@ if __name__ == "__main__":
     torch.manual_seed(0)
     x0, net, start = torch.stack([encode(text) for text in TEXTS]), Network(), time.time()
     print(f"{len(TEXTS)} equally likely sums: entropy {math.log2(len(TEXTS)):.2f} bits per row")
-    train(net, x0)
+    train(net, x0, *map(int, sys.argv[1:]))  # another number of steps
     print(f"trained in {time.time() - start:.0f} s")
     print("a sample, as it is written:")
     texts = [decode(ids) for ids in sample(net, torch.full((1000, T), MASK), show=True)]

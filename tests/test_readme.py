@@ -21,6 +21,7 @@ TOY = {  # appended to a command, so that it takes seconds
     "evaluate.py": "--rows=8 --samples=4",
     "-m bench": "--quick --rows=equality",
     "-m analysis.results": "--iters=2 --samples=4 --val_rows=8 --rows=MDLM;left-to-right",
+    "lessons/whole_idea.py": "20",
     "lessons/orders.py": "--steps=2 --samples=4",
     "lessons/five_samplers.py": "--steps=3",
     "prepare_bytes.py --source=palindrome": "--rows=300 --val_rows=30",
