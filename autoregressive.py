@@ -39,6 +39,7 @@ class Prediction(NamedTuple):
     predicts: Tensor  # (B, M) bool: outputs of the network that predict a token
     target: Tensor  # (R,) int64: these tokens, in order of row and output
     network_kwargs: dict[str, Tensor]  # which places see which, and where they are
+    endless: Tensor | None = None  # (R,) bool: not EOS, as a given token comes later; None: nowhere
 
 
 class Ordered(Objective):
@@ -52,7 +53,8 @@ class Ordered(Objective):
     def __init__(self, vocab_size: int, specials: dict[str, int]):
         own = [specials[name] for name in ("bos", "eos") if name in specials]
         self.tokens, self.start = vocab_size, own[0] if own else vocab_size
-        self.end = specials.get("eos") if "pad" in specials else None
+        self.eos = specials.get("eos")
+        self.end = self.eos if "pad" in specials else None
         self.pad = specials.get("pad")
         self.fill = specials.get("pad", specials.get("eos", 0))  # of places that nothing stands at
         rows = vocab_size if own else vocab_size + 1
@@ -84,6 +86,20 @@ class Ordered(Objective):
         seen[:, :1] |= bare  # START
         return ids, scored, seen
 
+    def endless(self, ids: Tensor, scored: Tensor, seen: Tensor) -> Tensor | None:
+        """(B, S) bool: scored places that EOS cannot stand at, since the sampler does not end a
+        text before a given token of it; None: there are none. A row that has EOS there all the same
+        is none that it writes, and has the cost of an EOS anywhere."""
+        if self.end is None:
+            return None
+        S, place = ids.shape[1], torch.arange(ids.shape[1]).expand(ids.shape)
+        soonest = [  # (B, S): the next place of a given token, and of a further sample
+            place.masked_fill(~at, S).flip(1).cummin(1).values.flip(1)
+            for at in (seen & ~scored, begins(ids, scored, seen, self.eos))
+        ]
+        endless = scored & (soonest[0] < soonest[1]) & (ids != self.end)
+        return endless if endless.any() else None
+
     # -- loss and bound --
 
     def corrupt(self, batch: Batch, rng: torch.Generator | None) -> Prediction:
@@ -102,7 +118,16 @@ class Ordered(Objective):
         h, row = self.features(net, read)
         target, weight = to_device(read.target, h.device), torch.ones(len(h), device=h.device)
         no_token = slice(self.tokens, None)
-        return *chunked_cross_entropy(net.head, h, target, weight, no_token), row
+        if read.endless is None:
+            return *chunked_cross_entropy(net.head, h, target, weight, no_token), row
+        rest = [self.end, *range(self.tokens, len(net.head.weight))]
+        total, each = torch.zeros((), device=h.device), torch.zeros(len(h), device=h.device)
+        for at, banned in ((read.endless, rest), (~read.endless, no_token)):
+            at = to_device(at.nonzero()[:, 0], h.device)
+            part = net.head, h[at], target[at], weight[at], banned
+            some, losses = chunked_cross_entropy(*part)
+            total, each = total + some, each.index_copy(0, at, losses.to(each.dtype))
+        return total, each, row
 
     def loss(self, net: Any, read: Prediction) -> Loss:
         """-log p of the written tokens, summed; nats."""
@@ -193,11 +218,14 @@ class LeftToRight(Ordered):
         self.network_kwargs["causal"] = True
 
     def corrupt(self, batch: Batch, rng: torch.Generator | None) -> Prediction:
-        ids, scored, _ = self.rows(batch)  # padding comes last, where no scored place looks
+        ids, scored, seen = self.rows(batch)  # padding comes last, where no scored place looks
         width = max(1, ids.shape[1] - 1)
         ahead = scored.roll(-1, 1)[:, :width]  # the first place is never scored
         row, col = ahead.nonzero(as_tuple=True)
-        return Prediction(ids[:, :width], ahead, ids[row, col + 1], isolated(scored, width))
+        apart = isolated(begins(ids, scored, seen, self.eos), width)
+        endless = self.endless(ids, scored, seen)
+        endless = None if endless is None else endless[row, col + 1]
+        return Prediction(ids[:, :width], ahead, ids[row, col + 1], apart, endless)
 
     def write(self, net: Any, walk: TokenByToken) -> Iterator[None]:
         """A pass over one column for all rows that still have something to write, the keys and
@@ -216,14 +244,20 @@ class LeftToRight(Ordered):
             yield
 
 
-def isolated(scored: Tensor, width: int) -> dict[str, Tensor]:
-    """Scored places (B, S) -> `mask` (B, W, W) and `positions` (B, W) of the first `width` columns,
-    for a network that is to see each sample of a packed row as if it stood alone; nothing if all
-    rows hold one. A sample begins where a token that is not scored follows a scored one."""
-    place = torch.arange(scored.shape[1]).expand(scored.shape)
-    first = F.pad(scored[:, :-1] & ~scored[:, 1:], (1, 0))  # (B, S): of a further sample
-    last = place.masked_fill(~scored, 0).amax(1, keepdim=True)  # behind it is padding
-    if not (first & (place < last)).any():
+def begins(ids: Tensor, scored: Tensor, seen: Tensor, eos: int | None) -> Tensor:
+    """ids, scored places and tokens that are no padding (B, S) -> (B, S) bool: where a further
+    sample of a packed row begins, which is where a given token follows an EOS that is written. A
+    given token that follows anything else is a part of the text around it."""
+    ends = scored & (ids == (-1 if eos is None else eos))
+    return F.pad(ends[:, :-1], (1, 0)) & ~scored & seen
+
+
+def isolated(first: Tensor, width: int) -> dict[str, Tensor]:
+    """Where further samples begin (B, S) -> `mask` (B, W, W) and `positions` (B, W) of the first
+    `width` columns, for a network that is to see each sample of a packed row as if it stood alone;
+    nothing if all rows hold one."""
+    place = torch.arange(first.shape[1]).expand(first.shape)
+    if not first[:, :width].any():
         return {}
     begin = place.masked_fill(~first, 0).cummax(1).values[:, :width]
     return {
@@ -274,7 +308,9 @@ class RandomOrder(Ordered):
         columns, some = targets(order, scored)
         row, slot = some.nonzero(as_tuple=True)
         how = {"mask": earlier(order) & seen[:, None], "columns": columns}
-        return Prediction(ids, some, ids[row, columns[row, slot]], how)
+        endless = self.endless(ids, scored, seen)
+        endless = None if endless is None else endless[row, columns[row, slot]]
+        return Prediction(ids, some, ids[row, columns[row, slot]], how, endless)
 
     def write(self, net: Any, walk: TokenByToken) -> Iterator[None]:
         """The next open place of every row; a pass over whole rows for each."""

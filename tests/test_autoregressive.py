@@ -317,6 +317,32 @@ def test_what_is_given_stays_and_is_reached(kind):
     assert not (x[::2, 1:5] == EOS).any() and (x[1::2, 1:5] == EOS).any()
 
 
+@torch.no_grad()
+def test_law_and_likelihood_around_a_given_token(kind):
+    """BOS _ 3 _ _: all 258 rows that can be written, EOS never before the given token, have
+    likelihoods that add up to 1, and are written so often. What follows the given token is a part
+    of the same text, and knows what stands before it."""
+    objective, net = network(kind, scale=0.5)
+    net.head.bias[EOS] = 1.0  # something would be lost if it were not banned
+    others = [i for i in range(V) if i != EOS]
+    rows = [[BOS, a, 3, EOS] for a in others]
+    rows += [[BOS, a, 3, b, c] for a in others for b in others for c in range(V)]
+    batch = batch_of(rows, [1] * len(rows))
+    places = (torch.arange(5) == 0) | (torch.arange(5) == 2)
+    batch = batch._replace(prompt_mask=places.expand(len(rows), 5))
+    law = (-objective.bound(net, batch, generator(0))).exp()
+    assert float(law.sum()) == pytest.approx(1, abs=1e-5)
+    ids = torch.tensor([[BOS, 0, 3, 0, 0]]).expand(20_000, 5)
+    x = write(objective, net, ids, places.expand(20_000, 5))[-1].ids
+    number = {tuple(row): k for k, row in enumerate(batch.ids.tolist())}
+    count = torch.zeros(len(rows)).index_add_(
+        0, torch.tensor([number[tuple(row)] for row in x.tolist()]), torch.ones(len(x))
+    )
+    assert float((count / len(x) - law).abs().sum() / 2) < 0.06
+    loss = objective.loss(net, objective.corrupt(batch, None))  # training's is the same
+    assert float(loss.sum) == pytest.approx(float(-law.log().sum()), rel=1e-5)
+
+
 @pytest.mark.parametrize("specials", [ROWS, {"eos": PAD, "pad": PAD}])
 @pytest.mark.parametrize("prompt", [0, 2])
 @torch.no_grad()

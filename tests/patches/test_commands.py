@@ -367,8 +367,8 @@ def test_a_row_for_every_hunk(tmp_path):
 
 
 def alone(row: list[int], mark: list[int]):
-    """The samples of a packed row: a token that is given begins one if what precedes it is not."""
-    starts = [i for i in range(1, len(row)) if mark[i] and not mark[i - 1]]
+    """The samples of a packed row: a given token begins one if it follows an EOS that is not."""
+    starts = [i for i in range(1, len(row)) if mark[i] and not mark[i - 1] and row[i - 1] == 8]
     pairs = zip([0, *starts], [*starts, len(row)], strict=True)
     return [(row[a:b], mark[a:b]) for a, b in pairs]
 
@@ -402,6 +402,8 @@ def test_a_packed_row_is_its_samples(positions, marks):
             p.copy_(torch.randn(p.shape) * 0.3)
     rng = np.random.default_rng(0)
     packed = [(rng.integers(0, 8, len(m)).tolist(), [int(c) for c in m]) for m in marks]
+    for row, mark in packed:  # every sample ends with EOS
+        row[:] = [8 if mark[i : i + 2] == [0, 1] else one for i, one in enumerate(row)]
     apart = [one for row, mark in packed for one in alone(row, mark)]
     assert len(apart) == (3 + 3 + 1 + 2 + 1 if marks == MANY else 2)
     losses = []
