@@ -890,19 +890,27 @@ class Masked(Objective):
     def discrete_bound(
         self, net: Any, batch: Batch, rng: torch.Generator, T: int, samples: int = 1
     ) -> Tensor:
-        """(B,) float64 nats: the bound of the sampler with T steps of equal mask_prob (MDLM, eq.
-        8), positions masked independently. It decreases to `bound` as T grows."""
+        """(B,) float64 nats: the bound of the `ancestral` sampler with T steps (MDLM, eq. 8), on
+        its own grid of noise levels and told what it is told. Places are unmasked independently,
+        each in a step drawn from the grid; the step that is looked at is drawn in the same way, so
+        that its weight is 1 over the share that is still masked. For equal shares it decreases to
+        `bound` as T grows."""
         batch, bounds = self.cut(batch, None), []
+        target_mask = self.target_mask(batch)
+        levels = ancestral_grid(self.noise, self.steps_of(batch, target_mask, T))
         for i in range(samples):
-            u = torch.rand(len(batch.ids), generator=rng, dtype=torch.float64)
-            step = ((i + u) / samples * T).long()  # from (step + 1) / T to step / T
-            mask_prob = (step + 1) / T
+            u = (i + torch.rand(len(batch.ids), generator=rng, dtype=torch.float64)) / samples
+            mask_prob = levels.gather(1, unmask_step(levels, u[:, None]))[:, 0]
+            share = mask_prob / levels[:, 0]  # of the places, which all are masked at first
             u = torch.rand(batch.ids.shape, generator=rng, dtype=torch.float64)
-            masked = self.target_mask(batch) & (u < mask_prob[:, None])
-            sigma = -torch.log1p(-mask_prob.clamp(max=1 - 1e-9))
-            noisy = self.noisy(batch, masked, 1 / mask_prob.double(), sigma)
-            bounds.append(self.nats_by_row(net, noisy))
+            masked = target_mask & (u < share[:, None])
+            sigma = -torch.log1p(-mask_prob)
+            bounds.append(self.nats_by_row(net, self.noisy(batch, masked, 1 / share, sigma)))
         return torch.stack(bounds).mean(0)
+
+    def steps_of(self, batch: Any, target_mask: Tensor, steps: int) -> Tensor:
+        """(B,) int64: how many of the sampler's steps each row of the result of `cut` has."""
+        return torch.full((len(target_mask),), steps)
 
     @torch.no_grad()
     def likelihood(
@@ -1150,9 +1158,15 @@ class BlockDiffusion(Masked):
     def discrete_bound(
         self, net: Any, batch: Batch, rng: torch.Generator, T: int, samples: int = 1
     ) -> Tensor:
-        """As Masked's, T steps for each block."""
+        """As Masked's, T steps for all blocks together."""
         nats = super().discrete_bound(net, batch, rng, T, samples)
         return nats.view(len(batch.ids), -1).sum(1)
+
+    def steps_of(self, batch: Cells, target_mask: Tensor, steps: int) -> Tensor:
+        """The sampler shares them out among the blocks up to the last that it writes."""
+        writes = target_mask.any(1).view(len(batch.rows.ids), -1)  # (B, nb)
+        k = torch.arange(writes.shape[1])
+        return steps_of_block(steps, k, (writes * (k + 1)).amax(1, keepdim=True)).flatten()
 
     @torch.no_grad()
     def clip_search(
@@ -1476,7 +1490,7 @@ class MaskedSampler(Sampler):
         for k in range(self.blocks):
             self.current_block, self.cache = k, None
             self.confidence.fill_(torch.inf)  # tokens of other blocks stay
-            steps = (self.o.steps * (k + 1) // blocks - self.o.steps * k // blocks).clamp(min=1)
+            steps = steps_of_block(self.o.steps, k, blocks)
             rule = rule_of(self.o)(self, steps)
             for step in itertools.islice(itertools.count(), rule.limit):
                 row, col = self.masked_positions()
@@ -1670,9 +1684,7 @@ class Ancestral(Unmasking):
 
     def __init__(self, canvas: MaskedSampler, steps: Tensor):
         super().__init__(canvas, steps)
-        done = torch.arange(self.steps + 1, device=steps.device) / steps[:, None].double()
-        t = 1 - (1 - SAMPLE_EPS) * done.clamp(max=1)  # (B, S + 1)
-        self.grid = canvas.objective.noise.mask_prob(t)
+        self.grid = ancestral_grid(canvas.objective.noise, steps)
         self.unmask_step = unmask_step(self.grid, canvas.uniforms(*canvas.x.shape))
 
     def mask_prob(self, step: int, row: Tensor, col: Tensor) -> Tensor:
@@ -1682,6 +1694,19 @@ class Ancestral(Unmasking):
 
     def choose(self, step: int, row: Tensor, col: Tensor, h: Tensor) -> Tensor:
         return self.unmask_step[row, col] == self.next[row]
+
+
+def ancestral_grid(noise: Noise, steps: Tensor) -> Tensor:
+    """mask_prob (B, S + 1) float64, falling, at the ends of the steps of rows that have steps (B,)
+    of them, the longest S; a row that has fewer stays where it ends."""
+    done = torch.arange(int(steps.max()) + 1, device=steps.device) / steps[:, None].double()
+    return noise.mask_prob(1 - (1 - SAMPLE_EPS) * done.clamp(max=1))
+
+
+def steps_of_block(steps: int, k: "int | Tensor", blocks: Tensor) -> Tensor:
+    """How many of all steps block k of so many `blocks` (B,) of each row has, at least 1."""
+    blocks = blocks.clamp(min=1)
+    return (steps * (k + 1) // blocks - steps * k // blocks).clamp(min=1)
 
 
 def unmask_step(mask_prob: Tensor, u: Tensor) -> Tensor:

@@ -21,6 +21,8 @@ from diffusion import (
     Affine,
     BlockDiffusion,
     BlockSampler,
+    Geometric,
+    Linear,
     LogLinear,
     NoisyAndClean,
     Power,
@@ -310,6 +312,54 @@ def test_every_block_has_every_time():
     mean, spread = torch.stack(times).mean(0), 0.5 / math.sqrt(12 * 400)
     assert ((mean - 0.55).abs() < 4.5 * spread).all()
     assert torch.equal(process(1, noise=Affine()).times(5, generator(0))[0], torch.ones(5))
+
+
+def cost_of_grid(data, grids, length):
+    """Bound of a sampler of the exact network on grids of each block, summed over all ways in which
+    the places of a block can fall to its steps: (texts,) nats."""
+    total = torch.zeros(len(data.texts), dtype=torch.float64)
+    for block, grid in enumerate(grids):
+        share = [*grid, 0.0]
+        p = [(a - b) / grid[0] for a, b in itertools.pairwise(share)]
+        places = range(block * length, min((block + 1) * length, data.T))
+        before = list(range(block * length))
+        for way in itertools.product(range(len(p)), repeat=len(places)):
+            chance = math.prod(p[k] for k in way)
+            for place, k in zip(places, way, strict=True):
+                seen = before + [i for i, j in zip(places, way, strict=True) if j < k]
+                same = (data.texts[:, None, seen] == data.texts[None, :, seen]).all(2).double()
+                also = same * (data.texts[:, None, place] == data.texts[None, :, place])
+                total -= chance * ((also @ data.p) / (same @ data.p)).log()
+    return total
+
+
+@pytest.mark.parametrize("steps", [1, 3, 5])
+@pytest.mark.parametrize("noise", [LogLinear(), Linear(), Geometric(), Affine()], ids=str)
+@pytest.mark.parametrize("length", [0, 2])
+def test_discrete_bound_is_that_of_the_samplers_grid(noise, steps, length):
+    """Of the whole row, and of blocks of two, among which the steps are shared out: 1 step is one
+    for each, 3 are one and two, 5 are two and three. All ways enumerated."""
+    data = Distribution(2, 4)
+    objective = process(length, 2, noise)
+    net, repeat = ExactNetwork(data, objective), 1500
+    if length:
+        counts = [max(1, steps // 2), max(1, steps - steps // 2)]
+    else:
+        counts = [steps]
+    times = [1 - (1 - 1e-5) * torch.arange(n + 1, dtype=torch.float64) / n for n in counts]
+    grids = [noise.mask_prob(t) for t in times]
+    want = cost_of_grid(data, [grid.tolist() for grid in grids], length or 4)
+    ids = data.texts.repeat_interleave(repeat, 0)
+    got = objective.discrete_bound(net, full(ids), generator(1), steps, 2).view(-1, repeat)
+    # a step that is taken at a share below 1/500 of masked places costs about that share, and is
+    # hardly ever drawn
+    rare = sum(float(grid[grid < 2e-3 * grid[0]].amax()) for grid in grids if grid[-1] < 2e-3)
+    error = (got - want[:, None]).flatten()
+    assert abs(float(error.mean())) < 4.5 * float(error.std()) / math.sqrt(len(error)) + 9 * rare
+    if not isinstance(noise, Geometric):  # whose estimates have long tails
+        each = error.view(-1, repeat)
+        limit = 4.5 * each.std(1) / math.sqrt(repeat) + 9 * rare + 1e-5
+        assert (each.mean(1).abs() < limit).all()
 
 
 @pytest.mark.parametrize("limits", [(0.0, 1.0), (0.3, 0.8)])
