@@ -303,17 +303,22 @@ def window(before: str, after: str, context: int) -> tuple[str, str, int]:
 
 
 def make_hunks(before: str, after: str, context: int = 3) -> str:
-    """The patch that turns one text into the other, with `context` lines around every change, in
-    the form of `git diff` without what follows the second @@. Empty if they are equal."""
-    before, after, top = window(before, after, context)
+    """The patch that turns one text into the other, with `context` lines around every change where
+    the file has them, in the form of `git diff` without what follows the second @@. Empty if they
+    are equal."""
     a, b = kept_ends(before), kept_ends(after)
-    groups = difflib.SequenceMatcher(None, a, b).get_grouped_opcodes(context)
-    return "".join(piece for group in groups for piece in _hunk_text(group, a, b, top))
+    first, last = changed_span(a, b)  # only what lies between is aligned: there are no changes
+    middle = difflib.SequenceMatcher(None, a[first : len(a) - last], b[first : len(b) - last])
+    moved = [(kind, *(at + first for at in span)) for kind, *span in middle.get_opcodes()]
+    ends = (len(a) - last, len(a), len(b) - last, len(b))
+    middle.opcodes = [("equal", 0, first, 0, first), *moved, ("equal", *ends)]  # of the whole files
+    groups = middle.get_grouped_opcodes(context) if a != b else ()
+    return "".join(piece for group in groups for piece in _hunk_text(group, a, b))
 
 
-def _hunk_text(group: list[tuple], a: list[str], b: list[str], top: int) -> Iterator[str]:
-    old = _range(group[0][1] + top, group[-1][2] + top)
-    yield f"@@ -{old} +{_range(group[0][3] + top, group[-1][4] + top)} @@\n"
+def _hunk_text(group: list[tuple], a: list[str], b: list[str]) -> Iterator[str]:
+    old, new = _range(group[0][1], group[-1][2]), _range(group[0][3], group[-1][4])
+    yield f"@@ -{old} +{new} @@\n"
     for kind, a1, a2, b1, b2 in group:
         signed = [(" " if kind == "equal" else "-", line) for line in a[a1:a2]]
         signed += [("+", line) for line in b[b1:b2] if kind != "equal"]
@@ -356,7 +361,8 @@ def check_name(name: str) -> str:
 def check_path(path: str) -> str:
     """A path inside a repository -> the name of its file. Raises Refused for an absolute path, one
     that leaves the folder, one into `.git`, and whatever `check_name` refuses."""
-    parts = path.split("/")
+    *folders, name = path.split("/")
+    parts = [*(folder for folder in folders if folder != "."), name]  # "." is where one is
     for part in parts:
         check_name(part)
         if part.lower() == ".git":

@@ -11,10 +11,11 @@ Each gives records, one for a changed file, of any of these forms:
 import codecs
 import io
 import json
+import math
 import re
 from collections import Counter
 from contextlib import ExitStack
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Callable, Iterator, NamedTuple
 
@@ -28,6 +29,11 @@ PATH = ("path", "new_file", "tgt_file")  # names of the field; the first one fou
 BEFORE = ("before", "old_contents", "before_file")
 AFTER = ("after", "new_contents")
 MESSAGE = ("message", "subject")
+RAW_DATE = re.compile(r"@?[0-9]{1,12}(\.[0-9]+)?( [+-][0-9]{4})?")  # of git: seconds, zone
+DATES = (  # of `git log`, with or without a zone, then of mail
+    *("%a %b %d %H:%M:%S %Y %z", "%a %b %d %H:%M:%S %Y", "%Y-%m-%d %H:%M:%S %z"),
+    *("%a, %d %b %Y %H:%M:%S %z", "%d %b %Y %H:%M:%S %z", "%a, %d %b %Y %H:%M:%S GMT"),
+)
 REPO = ("repo", "repo_name", "repos")
 
 
@@ -86,20 +92,37 @@ def from_rows(rows: Callable[[], Iterator[dict]], max_commits: int) -> Source:
             yield {**row, "repo": str(_first(row, REPO) or ""), "commit": str(commit)}
 
     commits: dict[tuple[str, str], Commit] = {}
+    unknown = []
     for row in numbered():
-        key = (row["repo"], row["commit"])
+        key, date = (row["repo"], row["commit"]), row.get("date")
         if key not in commits:
-            commits[key] = Commit(*key, _time(row.get("date")))
+            commits[key] = Commit(*key, _time(date))
+            unknown += [date] if date and commits[key].time is None else []
+    if unknown:
+        print(
+            f"source: {len(unknown):,} dates are not understood ({str(unknown[0])[:40]!r}); there "
+            "the order of the rows counts, oldest first"
+        )
     kept = list(commits.values())[-max_commits:]
     keys = {(one.repo, one.id) for one in kept}
     return Source(kept, lambda: (r for r in numbered() if (r["repo"], r["commit"]) in keys))
 
 
 def _time(date: Any) -> float | None:
-    try:
-        return datetime.fromisoformat(date).timestamp()
-    except (TypeError, ValueError):
-        return None
+    """Seconds since 1970 of a date in a form of git's (ISO, mail, its own, raw), or a number; None
+    if it is none. A date without a zone is one of UTC."""
+    if isinstance(date, (int, float)) and not isinstance(date, bool):
+        return float(date) if math.isfinite(date) else None
+    text = date.strip() if isinstance(date, str) else ""
+    if RAW_DATE.fullmatch(text):
+        return float(text.split()[0].removeprefix("@"))
+    for form in ("", *DATES):
+        try:
+            at = datetime.strptime(text, form) if form else datetime.fromisoformat(text)
+            return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+        except (ValueError, OverflowError):
+            continue
+    return None
 
 
 def json_rows(path: Path) -> Iterator[dict]:

@@ -99,6 +99,76 @@ def test_git_agrees(pairs, tmp_path, context):
         assert written == after.encode()
 
 
+def repeated_edit(rng):
+    """Two texts of few different lines, with blocks that are repeated, put in or taken out."""
+    kinds = rng.sample(["", "a", "b", "c", "}", "    x", "y\r", "-- a"], 4)
+    lines = rng.choices(kinds, k=rng.randrange(1, 40))
+    changed = list(lines)
+    for _ in range(rng.randrange(1, 4)):
+        at, size = rng.randrange(len(changed) + 1), rng.randrange(5)
+        block = changed[at : at + size] * rng.randrange(3) + rng.choices(kinds, k=rng.randrange(3))
+        changed[at : at + size] = block
+    return tuple("\n".join(x) + rng.choice(["\n", "\n", ""]) for x in (lines, changed))
+
+
+def tools_take(folder, before, after, context):
+    """Do `git apply` and `patch` make the file after from our hunks?"""
+    text = f"--- a/f\n+++ b/f\n{make_hunks(before, after, context)}".encode()
+    unsafe = ["--unidiff-zero"] if context == 0 else []
+    patch = ["patch", "--binary", "--silent", "--fuzz=0", "--no-backup-if-mismatch", "f"]
+    for command in (["git", "apply", *unsafe, "-"], patch):
+        (folder / "f").write_bytes(before.encode())
+        done = subprocess.run(command, cwd=folder, input=text, capture_output=True)
+        written = (folder / "f").read_bytes() if (folder / "f").exists() else b""
+        assert done.returncode == 0 and written == after.encode(), (text, done.stderr, before)
+
+
+def whole_context(before, after, context):
+    """Has every hunk so many lines around its changes, where the file has them?"""
+    count, stop = len(before.split("\n")) - before.endswith("\n"), 0
+    for hunk in parse(make_hunks(before, after, context)):
+        signs = "".join(sign for sign, _ in hunk.lines)
+        first, last = (len(s) - len(s.lstrip(" ")) for s in (signs, signs[::-1]))
+        start, stop = hunk.place(), hunk.place() + len(hunk.old())
+        assert first == min(context, start + first)
+        assert last == min(context, count - stop + last)
+
+
+@pytest.mark.parametrize(
+    "before, after",
+    [
+        ("x\n#\nA\nB\nC\nA\nB\nC\n1\n2\n3\n4\n", "x\nA\nB\nC\n1\n2\n3\n4\n"),
+        ("a\nb\na\nb\nc\nd\ne\nf\n", "a\nb\na\nb\na\nb\nc\nd\ne\nf\n"),
+        ("}\n}\n}\n}\n}\n}\n", "}\n}\n}\n}\n}\n}\n}\n"),
+        ("1\n2\n3\n4\nA\nA\nq\nA\n", "1\n2\n3\n4\nA\n"),
+    ],
+)
+def test_hunks_of_repeated_lines_have_context_on_both_sides(tmp_path, before, after):
+    for context in (1, 2, 3, 10):
+        whole_context(before, after, context)
+        tools_take(tmp_path, before, after, context)
+
+
+def test_context_is_whole_whatever_repeats():
+    rng = random.Random(7)
+    for number in range(600):
+        before, after = repeated_edit(rng)
+        if before.strip("\n") and before != after:
+            whole_context(before, after, number % 11)
+            assert apply_patch(before, make_hunks(before, after, number % 11)).text == after
+
+
+@pytest.mark.slow
+def test_git_and_patch_take_our_hunks(tmp_path):
+    """1,000 edits among repeated lines, at context 0 to 10."""
+    rng, done = random.Random(11), 0
+    while done < 1000:
+        before, after = repeated_edit(rng)
+        if before and before != after:
+            tools_take(tmp_path, before, after, done % 11)
+            done += 1
+
+
 @given(texts(), texts(), st.integers(0, 3), st.integers(0, 5))
 def test_a_window_is_a_part_and_its_hunks_fit_the_whole(before, after, context, above):
     if before == after:
@@ -356,7 +426,21 @@ def test_hostile_names(name):
             check(name)
 
 
-@pytest.mark.parametrize("path", ["../a", "a/../b", "a//b", "a/", ".git/config", "x/.GIT/hooks/a"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../a",
+        "a/../b",
+        "a//b",
+        "a/",
+        ".git/config",
+        "x/.GIT/hooks/a",
+        "./../a",
+        "a/.",
+        "./",
+        "./.git/a",
+    ],
+)
 def test_hostile_paths(path):
     with pytest.raises(Refused):
         check_path(path)
@@ -365,6 +449,8 @@ def test_hostile_paths(path):
 def test_good_names():
     assert check_name("a b.py") == "a b.py"
     assert check_path("src/été/.gitignore") == ".gitignore"
+    for path in ("./f.py", "./src/f.py", "src/./f.py", "././a/././f.py"):
+        assert check_path(path) == "f.py"
 
 
 def run_git(folder, *args):

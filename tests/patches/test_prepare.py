@@ -30,7 +30,7 @@ from patches.rows import (
     target_text,
 )
 from patches.saved import Row, mask_by_marker
-from patches.sources import Limits, changes_of
+from patches.sources import Limits, _time, changes_of, from_rows
 from tokenizer import Bytes
 
 EOS = Bytes.specials["eos"]
@@ -543,3 +543,28 @@ def test_a_bad_line_is_named(tmp_path, prepared, text):
     (tmp_path / "x.jsonl").write_text(text)
     with pytest.raises(UserError, match=r"x\.jsonl, line \d"):
         prepared(source=tmp_path / "x.jsonl")
+
+
+@pytest.mark.parametrize(
+    "date",
+    [
+        *("2024-01-09T00:00:00Z", "2024-01-09 00:00:00 +0000", "Tue Jan 9 00:00:00 2024 +0000"),
+        *("Tue Jan  9 02:00:00 2024 +0200", "Tue, 9 Jan 2024 00:00:00 +0000", 1704758400),
+        *("1704758400 +0000", "@1704758400", "Tue, 09 Jan 2024 00:00:00 GMT", "2024-01-09"),
+    ],
+)
+def test_dates_in_the_forms_of_git(date):
+    assert _time(date) == 1704758400
+
+
+@pytest.mark.parametrize("date", [None, "", "yesterday", True, float("nan"), [], "9/1/2024"])
+def test_what_is_no_date(date):
+    assert _time(date) is None
+
+
+def test_dates_that_are_not_understood_are_said(capsys):
+    rows = [{"commit": str(i), "date": f"{i} weeks ago"} for i in range(3)]
+    assert [one.time for one in from_rows(lambda: iter(rows), 0).commits] == [None] * 3
+    assert "3 dates are not understood ('0 weeks ago')" in capsys.readouterr().out
+    from_rows(lambda: iter([{"commit": "a"}, {"commit": "b", "date": "2024-01-09"}]), 0)
+    assert capsys.readouterr().out == ""
