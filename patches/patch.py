@@ -382,7 +382,8 @@ def read_file(path: str | Path) -> Seen:
     links, folders, devices, binary files, and files of git itself."""
     path = Path(path)
     check_name(path.name)
-    if ".git" in (part.lower() for part in path.absolute().parts):
+    parts = (*path.absolute().parts, *real(path).parts)
+    if ".git" in (part.lower() for part in parts):
         raise Refused(f"{path} is a file of git itself")
     try:
         if not stat.S_ISREG(os.lstat(path).st_mode):
@@ -401,7 +402,8 @@ def read_file(path: str | Path) -> Seen:
 
 def require_writable(path: str | Path, seen: Seen) -> None:
     """Raise Refused if the file is not what it was, if its folder is missing, or if git does not
-    hold its content: changed, not added, or ignored. A file outside of any repository is guarded by
+    hold its content: changed, not added, ignored, or one that git is told not to look at, through
+    whatever linked folders. A file outside of any repository is guarded by
     its content alone."""
     path = Path(path)
     if not path.absolute().parent.is_dir():
@@ -465,21 +467,38 @@ def git_env() -> dict[str, str]:
     return env | fixed | {"GIT_LITERAL_PATHSPECS": "1"}
 
 
+def real(path: str | Path) -> Path:
+    """Where a file is: its folder without links. The file itself may not be one."""
+    path = Path(path)
+    return Path(os.path.realpath(path.parent), path.name)
+
+
 def uncommitted(path: Path) -> str:
     """Why git could not bring this file back: "" if it could, if the file does not exist, or if
-    there is no repository around it."""
-    folder = path.absolute().parent
-    if not any((place / ".git").exists() for place in (folder, *folder.parents)):
+    there is no repository around it.
+
+    What the last commit holds is compared with the bytes of the file, as they are or as git would
+    check them out. `git status` is not asked: it does not look at files where the index or a
+    setting says so (assume-unchanged, skip-worktree, times).
+    """
+    path = real(path)
+    inside = any((place / ".git").exists() for place in path.parents)
+    if not inside or not path.exists():
         return ""
+    why = "git has it not in a commit; commit it first"
     try:
-        options = ("--porcelain", "--ignored", "--untracked-files=all", "--ignore-submodules=all")
-        command = git(folder, "status", *options, "--", path.name, more=_no_filters(folder))
-        result = subprocess.run(command, env=git_env(), capture_output=True, text=True)
+        data, more = path.read_bytes(), _no_filters(path.parent)
+        for how in ("blob", "--filters"):
+            command = git(path.parent, "cat-file", how, f"HEAD:./{path.name}", more=more)
+            result = subprocess.run(command, env=git_env(), capture_output=True)
+            if result.returncode:
+                reason = result.stderr.decode("utf-8", "replace").removeprefix("fatal: ")
+                return f"{why} (git: {' '.join(reason.split())[:150]})"
+            if result.stdout == data:
+                return ""
     except OSError as e:
         return f"git, which would tell whether it is committed, cannot be run ({e.strerror})"
-    if result.returncode:
-        return f"git status fails: {' '.join(result.stderr.split())[:150]}"
-    return "git has it not in a commit; commit it first" if result.stdout.strip() else ""
+    return why
 
 
 def _no_filters(folder: Path) -> tuple[str, ...]:
@@ -490,5 +509,7 @@ def _no_filters(folder: Path) -> tuple[str, ...]:
     if any("=" in driver for driver in drivers):  # which cannot be named on a command line
         return ("filter.=",)  # an error for git
     return tuple(
-        f"{d}.{k}" for d in sorted(drivers) for k in ("clean=", "process=", "required=false")
+        f"{driver}.{setting}"
+        for driver in sorted(drivers)
+        for setting in ("clean=", "smudge=", "process=", "required=false")
     )

@@ -509,6 +509,64 @@ def test_what_git_could_not_bring_back_is_not_written(repo, name):
             write_file(repo / name, "x\n", seen)
 
 
+NOT_LOOKED_AT = {  # what makes `git status` say that all is clean
+    "assume-unchanged": [("update-index", "--assume-unchanged", "f.py")],
+    "skip-worktree": [("update-index", "--skip-worktree", "f.py")],
+    "ignored stat": [("config", "core.ignoreStat", "true"), ("update-index", "-q", "f.py")],
+    "times": [("config", "core.checkStat", "minimal"), ("config", "core.trustctime", "false")],
+    "sparse": [("sparse-checkout", "set", "--no-cone", "/.gitignore")],
+    "line ends": [("config", "core.autocrlf", "true")],
+}
+
+
+@pytest.mark.parametrize("how", NOT_LOOKED_AT)
+def test_what_git_is_told_not_to_look_at_is_not_written(repo, how):
+    path = repo / "f.py"
+    mine = {"line ends": b"a\r\nb\n"}.get(how, b"b\r\n")
+    if how == "line ends":  # git would give one sort of line ends back
+        path.write_bytes(b"a\nb\n")
+        run_git(repo, "commit", "-qam", "unix")
+    os.utime(path, (10**9, 10**9))
+    run_git(repo, "status")
+    for command in NOT_LOOKED_AT[how]:
+        run_git(repo, *command)
+    path.write_bytes(mine)
+    os.utime(path, (10**9, 10**9))
+    seen = read_file(path)
+    with pytest.raises(Refused, match="commit it"):
+        write_file(path, "x\n", seen)
+    assert path.read_bytes() == mine
+
+
+def test_linked_folders_lead_to_the_repository(repo, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("outside")
+    (repo / "src").mkdir()
+    (repo / "src" / "g.py").write_text("a\n")
+    run_git(repo, "add", ".")
+    run_git(repo, "commit", "-qm", "second")
+    (outside / "link").symlink_to(repo / "src")
+    (outside / "twice").symlink_to(outside / "link")
+    (outside / "git").symlink_to(repo / ".git")
+    for path in (outside / "link" / "g.py", outside / "twice" / ".." / "f.py"):
+        write_file(path, "mine\n", read_file(path))  # git has what was there
+        with pytest.raises(Refused, match="commit it"):
+            write_file(path, "x\n", read_file(path))
+        assert path.read_text() == "mine\n"
+    with pytest.raises(Refused, match="of git itself"):
+        read_file(outside / "git" / "config")
+
+
+def test_what_git_gives_back_with_other_line_ends_is_written(repo):
+    (repo / "g.py").write_bytes(b"a\nb\n")
+    run_git(repo, "add", ".")
+    run_git(repo, "commit", "-qm", "unix")
+    run_git(repo, "config", "core.autocrlf", "true")
+    for text in (b"a\r\nb\r\n", b"a\nb\n"):
+        (repo / "g.py").write_bytes(text)
+        write_file(repo / "g.py", "x\n", read_file(repo / "g.py"))
+        assert (repo / "g.py").read_bytes() == b"x\n"
+
+
 def test_a_file_that_changed_meanwhile_is_not_written(repo):
     seen = read_file(repo / "f.py")
     (repo / "f.py").write_bytes(b"b\n")
@@ -543,7 +601,7 @@ def test_a_write_that_fails_leaves_no_trace(repo, monkeypatch):
 
 def test_a_broken_repository_refuses(repo):
     (repo / ".git" / "HEAD").write_text("nonsense\n")
-    with pytest.raises(Refused, match="git status fails"):
+    with pytest.raises(Refused, match=r"commit it first .* not a git repository"):
         write_file(repo / "f.py", "x\n", read_file(repo / "f.py"))
 
 
