@@ -29,15 +29,17 @@ class Commit(NamedTuple):
 
 def _run(repo: Path, *command: str) -> str:
     try:
-        result = subprocess.run(git(repo, *command), env=git_env(), capture_output=True, text=True)
+        result = subprocess.run(git(repo, *command), env=git_env(), capture_output=True)
     except OSError as e:
         raise UserError(f"git cannot be run ({e.strerror}); without it, name --source") from e
     if result.returncode:
-        why = " ".join(result.stderr.split())[:150].removeprefix("fatal: ")
+        why = " ".join(result.stderr.decode("utf-8", "replace").split())[:150].removeprefix(
+            "fatal: "
+        )
         raise UserError(
             f"repo: git cannot read {repo}: {why}; without a git history, name --source"
         )
-    return result.stdout
+    return result.stdout.decode("utf-8", "replace")
 
 
 def commits(repo: Path) -> list[Commit]:
@@ -47,7 +49,10 @@ def commits(repo: Path) -> list[Commit]:
         raise UserError(f"repo: no such folder: {repo}")
     shallow = _run(repo, "rev-parse", "--is-shallow-repository").strip() == "true"
     options = ("--no-merges", "--date-order", "--reverse", "--parents", "--timestamp")
-    rows = [line.split() for line in _run(repo, "rev-list", *options, "HEAD").splitlines()]
+    if not _run(repo, "rev-list", "--all", "--max-count=1"):
+        raise UserError(f"repo: {repo} has no commit yet; make two, or name --source")
+    lines = _run(repo, "rev-list", *options, "HEAD", "--").splitlines()  # HEAD may be a file, too
+    rows = [line.split() for line in lines]
     return [Commit(str(repo), row[1], float(row[0])) for row in rows if len(row) > 2 or not shallow]
 
 

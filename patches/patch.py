@@ -18,6 +18,7 @@ import re
 import stat
 import subprocess
 import tempfile
+import unicodedata
 from pathlib import Path, PureWindowsPath
 from typing import Iterator, Literal, NamedTuple
 
@@ -349,10 +350,18 @@ def renumber(patch: str, lines: int) -> str:
 # ---- names and files ---------------------------------------------------------------------------
 
 
+TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def _unprintable(character: str) -> bool:
+    return character in TURNING or unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+
+
 def check_name(name: str) -> str:
     """A file's own name, without folders -> the same. Raises Refused for `..`, separators, drives,
-    what cannot be printed (NUL, line ends, halves of surrogate pairs), and what is too long."""
-    bad = name in ("", ".", "..") or not name.isprintable() or len(name.encode()) > 255
+    control characters, line ends, halves of surrogate pairs, what turns the direction of writing,
+    and what is too long. Spaces and joiners of any script are parts of ordinary names."""
+    bad = name in ("", ".", "..") or any(map(_unprintable, name)) or len(name.encode()) > 255
     if bad or "/" in name or "\\" in name or PureWindowsPath(name).drive:
         raise Refused(f"{name[:80]!r} is no name of a file")
     return name

@@ -114,6 +114,19 @@ def repeated(argv: list[str], key: str) -> list[str]:
     return [a for a in argv if a not in given] + [f"--{key}={values}"]
 
 
+def folders(names: str) -> list[Path]:
+    """Folders with commas between them, of which one may have commas itself: each is the longest
+    name that exists."""
+    parts, got = names.split(","), []
+    while parts:
+        sizes = range(len(parts), 0, -1)
+        joined = {n: Path(",".join(parts[:n])).expanduser() for n in sizes}
+        n = next((n for n in sizes if joined[n].is_dir() and any(parts[:n])), 1)
+        got += [joined[n]] if any(parts[:n]) else []
+        parts = parts[n:]
+    return got
+
+
 # ---- the split ---------------------------------------------------------------------------------
 
 
@@ -275,8 +288,7 @@ def write(cfg: DiffConfig, rows: Iterable[Row], out: CorpusWriter, marked: set[s
 def open_source(cfg: DiffConfig, limits: Limits) -> Source:
     """The source of the config, unless that is one of tokens."""
     if not cfg.source:
-        repos = [Path(name).expanduser() for name in (cfg.repo or ".").split(",") if name]
-        return from_git(repos, limits, cfg.max_commits)
+        return from_git(folders(cfg.repo or "."), limits, cfg.max_commits)
     path, where = Path(cfg.source).expanduser(), cfg.source
     if is_saved(where):
         data = open_saved(where)

@@ -8,6 +8,7 @@ Each gives records, one for a changed file, of any of these forms:
     {text: "<NME> ...\\n<BEF> ...\\n<MSG> ...\\n<DFF> ..."}   a sample as it is
 """
 
+import calendar
 import codecs
 import io
 import json
@@ -15,7 +16,7 @@ import math
 import re
 from collections import Counter
 from contextlib import ExitStack
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Callable, Iterator, NamedTuple
 
@@ -29,8 +30,9 @@ PATH = ("path", "new_file", "tgt_file")  # names of the field; the first one fou
 BEFORE = ("before", "old_contents", "before_file")
 AFTER = ("after", "new_contents")
 MESSAGE = ("message", "subject")
-RAW_DATE = re.compile(r"@?[0-9]{1,12}(\.[0-9]+)?( [+-][0-9]{4})?")  # of git: seconds, zone
+RAW_DATE = re.compile(r"@?[0-9]{9,12}(\.[0-9]+)?( [+-][0-9]{4})?")  # of git: seconds, zone
 DATES = (  # of `git log`, with or without a zone, then of mail
+    "%Y-%m-%dT%H:%M:%S%z",
     *("%a %b %d %H:%M:%S %Y %z", "%a %b %d %H:%M:%S %Y", "%Y-%m-%d %H:%M:%S %z"),
     *("%a, %d %b %Y %H:%M:%S %z", "%d %b %Y %H:%M:%S %z", "%a, %d %b %Y %H:%M:%S GMT"),
 )
@@ -116,10 +118,11 @@ def _time(date: Any) -> float | None:
     text = date.strip() if isinstance(date, str) else ""
     if RAW_DATE.fullmatch(text):
         return float(text.split()[0].removeprefix("@"))
+    text = re.sub(r"[Zz]$", "+00:00", text)  # which Python 3.10 does not read
     for form in ("", *DATES):
         try:
             at = datetime.strptime(text, form) if form else datetime.fromisoformat(text)
-            return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+            return at.timestamp() if at.tzinfo else float(calendar.timegm(at.timetuple()))
         except (ValueError, OverflowError):
             continue
     return None

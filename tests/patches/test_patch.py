@@ -446,6 +446,29 @@ def test_hostile_paths(path):
         check_path(path)
 
 
+@pytest.mark.parametrize(
+    "name", ["a\u202egpj.py", "a\u2066b", "a\x85b", "a\u2028b", "a\u2029", "\x7f"]
+)
+def test_names_that_deceive(name):
+    with pytest.raises(Refused):
+        check_name(name)
+
+
+def test_names_of_all_scripts(tmp_path):
+    names = [
+        "全角\u3000空白.txt",
+        "می\u200cشود.txt",
+        "👩\u200d💻.md",
+        "no\xa0break",
+        "Shot\u202fPM.png",
+    ]
+    names += ["שם\u200f.txt", "soft\xadhyphen", "a,b.py", "e\u0301té", "\ue000", "\U0001fae9.md"]
+    for name in names:
+        assert check_name(name) == check_path(f"x\u3000y/{name}") == name
+        (tmp_path / name).write_text("a\n")
+        write_file(tmp_path / name, "b\n", read_file(tmp_path / name))
+
+
 def test_good_names():
     assert check_name("a b.py") == "a b.py"
     assert check_path("src/été/.gitignore") == ".gitignore"

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from configurator import UserError, load
 from corpus import Corpus
+from patches import history as git_history
 from patches import prepare
 from patches.history import Commit
 from patches.patch import Refused, apply_patch, make_hunks
@@ -568,3 +569,43 @@ def test_dates_that_are_not_understood_are_said(capsys):
     assert "3 dates are not understood ('0 weeks ago')" in capsys.readouterr().out
     from_rows(lambda: iter([{"commit": "a"}, {"commit": "b", "date": "2024-01-09"}]), 0)
     assert capsys.readouterr().out == ""
+
+
+def history(folder, *commits):
+    """A repository with these commits: the files that each writes."""
+    folder.mkdir(parents=True)
+    run_git(folder, "init", "-q")
+    for day, files in enumerate(commits, 1):
+        for name, text in files.items():
+            (folder / name).write_text(text)
+        run_git(folder, "add", "-A")
+        run_git(folder, "commit", "-qm", f"commit {day}", day=day)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["HEAD", "master", "--all", "x\u3000y.txt", "می\u200cشود.txt", "👩\u200d💻.md", "a,b.txt"],
+)
+def test_files_of_any_ordinary_name(tmp_path, prepared, name):
+    repo = history(tmp_path / "in" / "r", *({name: f"{i}\n"} for i in range(4)))
+    corpus = prepared(repo=repo)
+    assert corpus.rows("train") + corpus.rows("val") == 4 and corpus.rows("val") == 1
+    assert not corpus.meta["dropped"]
+
+
+def test_repositories_with_commas(tmp_path, prepared):
+    for name in ("a", "a,b", "c,d,e"):
+        history(tmp_path / "in" / name, {"f": f"{name}\n"}, {"f": f"{name} 2\n"})
+    at = tmp_path / "in"
+    assert prepare.folders(f"{at}/a,b") == [at / "a,b"]
+    assert prepare.folders(f"{at}/c,d,e,{at}/a") == [at / "c,d,e", at / "a"]
+    assert prepare.folders(f"{at}/a,none,{at}/a,b,") == [at / "a", prepare.Path("none"), at / "a,b"]
+    assert prepared(repo=at / "c,d,e").rows("train") == 1
+
+
+def test_a_repository_without_a_commit(tmp_path):
+    (tmp_path / "r").mkdir()
+    run_git(tmp_path / "r", "init", "-q")
+    with pytest.raises(UserError, match="no commit yet"):
+        git_history.commits(tmp_path / "r")
