@@ -64,6 +64,7 @@ from viz.story import Trace
 # ==================================================================================================
 
 
+HOLE = re.compile(r"(?<!\\)((?:\\\\)*)\[([0-9]+|\*)\]")  # of --infill; \[ is a bracket
 SAMPLING = 5  # stream of randomness; 0 to 4 are those of training
 
 
@@ -131,9 +132,10 @@ def canvas(
     mirrored: bool = False,
 ) -> Prompt:
     """The canvas of one sample. prompt: text that it begins with. infill: the whole text, in which
-    [3] is a hole of three tokens, and [*], for insertion models, one of any length. length: exactly
-    so many tokens of text. max_length: at most so many; 0 is as many as the block holds. mirrored:
-    the text, whose length must be known, mirrors itself. Raises UserError for what does not fit."""
+    [3] is a hole of three tokens, [*], for insertion models, one of any length, and \\[ a bracket.
+    length: exactly so many tokens of text. max_length: at most so many; 0 is as many as the block
+    holds. mirrored: the text, whose length must be known, mirrors itself. Raises UserError for what
+    does not fit."""
     parts = list(_template(model, infill)) if infill else model.tokenizer.encode(prompt)
     frame, special = has_bos_eos(model), model.meta["specials"]
     has_axis = not (mirrored and model.objective.inserts)
@@ -141,7 +143,7 @@ def canvas(
     if model.meta.get("task") in PUZZLES:
         _require(not infill, "infill: this model answers questions; ask one with --prompt")
         return answer_canvas(model, [*parts, special["bos"]], length or max_length)
-    if "[*]" in infill:
+    if any_length(infill):
         return Prompt.of([special["bos"]] * frame + parts)  # a place for each hole
     asked = max(len(parts), length, max_length)
     block = canvas_end(model, asked + 2 * frame)
@@ -178,17 +180,43 @@ def answer_canvas(model: Model, ids: list[int], length: int = 0) -> Prompt:
     return Prompt.of([*ids, *[None] * (length or room)])
 
 
+def _pieces(text: str) -> list[str]:
+    """`s[3]s` -> s, 3, s: text and the insides of holes by turns. A bracket after a backslash is
+    text, `v\\[3]`, and so is one around anything but a number or a star; before a bracket two
+    backslashes are one."""
+
+    def halved(found: re.Match) -> str:
+        return found[1][: len(found[1]) // 2] + "["
+
+    split = HOLE.split(text)
+    got = [re.sub(r"(\\+)\[", halved, piece) for piece in split]
+    for i in range(0, len(split) - 1, 3):  # text, the pairs of backslashes before a hole, the hole
+        got[i] += split[i + 1][::2]
+    return [piece for i, piece in enumerate(got) if i % 3 != 1]
+
+
+def any_length(infill: str) -> bool:
+    """Has the text a hole of unknown length?"""
+    return "*" in _pieces(infill)[1::2]
+
+
 def _template(model: Model, text: str) -> Iterator[int | None]:
     """`s[3]s` -> ids, with None for each place in a hole; `s[*]s` with one None for the hole."""
     longest = model.config.block_size + 1  # any longer hole is refused by `canvas`
-    holes = re.findall(r"\[(\d+|\*)\]", text)
+    pieces = _pieces(text)
+    holes = pieces[1::2]
+    if empty := [hole for hole in holes if hole != "*" and not int(hole)]:
+        hole = f"[{empty[0]}]"
+        raise UserError(f"infill: {hole} is a hole of no tokens; as text it is written \\{hole}")
     if "*" in holes and not model.objective.inserts:
         raise UserError("infill: only insertion models fill holes of unknown length; write [3]")
     if 0 < holes.count("*") < len(holes):
         raise UserError("infill: holes are either all of unknown length, [*], or none of them is")
-    for i, piece in enumerate(re.split(r"\[(\d+|\*)\]", text)):
-        size = 1 if piece == "*" else min(int(piece), longest) if i % 2 else 0
-        yield from [None] * size if i % 2 else model.tokenizer.encode(piece)
+    for i, piece in enumerate(pieces):
+        if i % 2:
+            yield from [None] * (1 if piece == "*" else min(int(piece), longest))
+        else:
+            yield from model.tokenizer.encode(piece)
 
 
 def _mirror(begun: Prompt, model: Model) -> Prompt:
@@ -604,8 +632,8 @@ def insertion_options(cfg: SamplerConfig, model: Model, options: SampleOptions) 
         options,
         **rule(cfg.sampling_method, cfg.top, cfg.p),
         gap=SampleOptions(**rule(gap, cfg.second_top, cfg.second_p)) if gap else None,
-        capacity=(min(room, block) if cfg.max_length else block) if "[*]" in infill else 0,
-        exact=bool(infill) and "[*]" not in infill,
+        capacity=(min(room, block) if cfg.max_length else block) if any_length(infill) else 0,
+        exact=bool(infill) and not any_length(infill),
         stop_threshold=cfg.stopping_threshold,
         stop_temperature=cfg.stopping_temperature,
         first_step_factor=cfg.use_first_step_factor,

@@ -24,7 +24,17 @@ from configurator import Config, UserError
 from corpus import Corpus
 from diffusion import SAMPLERS
 from objective import Frame, SampleOptions, generator, process_logits, sample_categorical
-from sample import Prompt, SampleConfig, canvas, canvases, generate, has_bos_eos, read_prompt
+from sample import (
+    Prompt,
+    SampleConfig,
+    _pieces,
+    any_length,
+    canvas,
+    canvases,
+    generate,
+    has_bos_eos,
+    read_prompt,
+)
 from tokenizer import Symbols
 
 LETTERS = "abcd"
@@ -277,7 +287,7 @@ def shown(c: Prompt) -> str:
         ({"max_length": 8}, "^........."),
         ({"infill": "a[3]b"}, "^a...b$___"),
         ({"infill": "[2]"}, "^..$______"),
-        ({"infill": "[1]a[0]b[2]"}, "^.ab..$___"),
+        ({"infill": "[1]ab[02]"}, "^.ab..$___"),
         ({"infill": "abc"}, "^abc$_____"),
     ],
 )
@@ -303,6 +313,27 @@ def test_canvases_without_a_frame(arguments: dict, expected: str):
 
 
 @pytest.mark.parametrize(
+    "text, pieces",
+    [
+        ("s[3]s", ["s", "3", "s"]),
+        ("[*]", ["", "*", ""]),
+        ("[1][2]", ["", "1", "", "2", ""]),
+        (r"v\[0]+v\[1]", ["v[0]+v[1]"]),
+        (r"\[*][2]", ["[*]", "2", ""]),
+        (r"v\[[3]]", ["v[", "3", "]"]),
+        (r"a\\[3]", ["a\\", "3", ""]),  # a backslash, then a hole
+        (r"a\\\[3]", [r"a\[3]"]),
+        (r"\frac\\ \x", [r"\frac\\ \x"]),  # elsewhere a backslash is itself
+        ("v[i] [3 ] [-1] [] [٣] [*2]", ["v[i] [3 ] [-1] [] [٣] [*2]"]),
+        ("a[3]\n[2]b", ["a", "3", "\n", "2", "b"]),
+    ],
+)
+def test_holes_and_brackets(text: str, pieces: list[str]):
+    assert _pieces(text) == pieces
+    assert any_length(text) == ("*" in pieces[1::2])
+
+
+@pytest.mark.parametrize(
     "arguments, words",
     [
         ({"prompt": "abcdabcda"}, ["9", "8"]),
@@ -314,6 +345,12 @@ def test_canvases_without_a_frame(arguments: dict, expected: str):
         ({"prompt": "axb"}, ["'x'", "vocabulary"]),
         ({"infill": "a[b"}, ["'['", "vocabulary"]),
         ({"infill": "[99999999999999999999]"}, ["8"]),
+        ({"infill": "a[0]"}, ["[0]", "no tokens", r"\[0]"]),
+        ({"infill": "[1]a[00]"}, ["[00]", "no tokens"]),
+        ({"infill": "a[*][0]"}, ["no tokens"]),
+        ({"infill": r"a\[3]"}, ["'['", "vocabulary"]),  # text, which these letters do not have
+        ({"infill": "a[٣]"}, ["'['", "vocabulary"]),  # digits of other scripts are text
+        ({"infill": "a[²]"}, ["'['", "vocabulary"]),
     ],
 )
 def test_what_does_not_fit(arguments: dict, words: list[str]):
