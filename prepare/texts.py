@@ -11,6 +11,7 @@ import functools
 import gc
 import glob
 import hashlib
+import io
 import json
 import re
 import sys
@@ -152,11 +153,17 @@ def articles(
     return Documents(count, ((row["text"] or "").encode("utf-8", "surrogatepass") for row in rows))
 
 
+def lines_of(text: str) -> list[str]:
+    """The lines of a text with their ends, as files have them: a line feed, a carriage return, or
+    both. `str.splitlines` cuts at form feeds and separators inside of a line as well."""
+    return list(io.StringIO(text, newline=""))
+
+
 def read_phrases(path: Path) -> list[str]:
     """A JSON array of strings, or one phrase per line after comment lines; no empty ones."""
     try:
         text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
-        lines = json.loads(text) if path.suffix == ".json" else text.splitlines()
+        lines = json.loads(text) if path.suffix == ".json" else lines_of(text)
     except OSError as e:
         raise UserError(f"file: cannot read {path}: {e.strerror}") from e
     except ValueError as e:
@@ -694,7 +701,7 @@ def _disk(name: str, path: str) -> Sequence[str]:
         elif file.suffix == ".parquet":
             rows += column_texts(file)
         else:
-            rows += as_text(read(file)).splitlines(keepends=True)
+            rows += lines_of(as_text(read(file)))
     return rows
 
 

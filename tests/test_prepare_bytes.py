@@ -32,7 +32,7 @@ from prepare.byte_rows import (
     palindrome_row,
     upstream_rows,
 )
-from prepare.texts import read_phrases
+from prepare.texts import lines_of, read_phrases
 from prepare_bytes import main, variants
 from tasks.palindromes import counted_valid, describe, is_exact, is_palindrome, normalise, report
 from tokenizer import Bytes
@@ -180,6 +180,19 @@ def test_committed_list():
     assert len(phrases) >= 320 and path.read_text().isascii()
     assert all(map(is_palindrome, phrases)), [p for p in phrases if not is_palindrome(p)]
     assert len({normalise(p) for p in phrases}) == len(phrases)
+
+
+@pytest.mark.parametrize(
+    "odd", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e"]
+)
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_line_ends_where_files_end_lines(tmp_path, odd, end):
+    path = tmp_path / "p.txt"
+    phrases = [f"Was it a rat{odd}I saw", "level", f"no{odd}on", "kayak"]
+    path.write_bytes(end.join(["# a comment", *phrases]).encode())
+    assert read_phrases(path) == phrases
+    assert lines_of(end.join(phrases)) == [*(p + end for p in phrases[:-1]), phrases[-1]]
+    assert lines_of("") == [] and lines_of(f"a{end}{end}") == [f"a{end}", end]
 
 
 def test_report():
