@@ -1466,8 +1466,6 @@ class MaskedSampler(Sampler):
             and adaptive,
             f"unmask_schedule={o.unmask_schedule} needs a sampler that uses probabilities": adaptive
             and o.sampler == "random",
-            f"remask=loop with eta={o.eta}: at most {LOOP_MOST:.4f}, as 1 - alpha is that much of "
-            f"alpha = {LOOP_ALPHA} (ReMDM)": o.remask == "loop" and (o.eta or 0) > LOOP_MOST + 1e-9,
             f"cache={o.cache} does not go with remask": o.cache != "none" and o.remask != "none",
             f"cache={o.cache} needs prompts of one length in a batch": o.cache != "none"
             and (self.inside is not None or bool((self.first != self.first[0]).any())),
@@ -1477,6 +1475,11 @@ class MaskedSampler(Sampler):
         for problem, present in problems.items():
             if present:
                 raise UserError(problem)
+        if o.remask == "loop" and (o.eta or 0) > LOOP_MOST + 1e-9:
+            raise UserError(
+                f"remask=loop with eta={o.eta}: at most {LOOP_MOST:.4f}, as 1 - alpha is that much "
+                f"of alpha = {LOOP_ALPHA} (ReMDM)"
+            )
 
     def start(self, ids: Tensor) -> Tensor:
         """What stands at the places that are not given."""

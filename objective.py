@@ -313,7 +313,8 @@ def refuse_unread(objective: Objective, options: SampleOptions) -> None:
     """Raise UserError for an option that changes the law of samples, and that this sampler would
     pass over."""
     read, plain = objective.sampler(options).options_read(objective, options), SampleOptions()
-    for key in ("unmask_schedule", "block_length", "cfg", "remask", "cache", "delay", "stop"):
+    keys = ["unmask_schedule", "block_length", "cfg", "remask", "cache", "delay"]
+    for key in keys if objective.inserts else [*keys, "stop"]:  # insertion has its own end
         if key not in read and getattr(options, key) != getattr(plain, key):
             name = "delay_eos" if key == "delay" else key
             raise UserError(f"sampler={options.sampler} has no use for {name}; leave it out")
