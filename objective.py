@@ -267,7 +267,7 @@ class SampleOptions:
     stop_temperature: float = 1.0  # insertion: of the readout that stops
     length_temperature: float = 1.0  # idlm: of the readout of how many tokens are missing
     first_step_factor: bool = True  # idlm: the exact rate of the first token of a text
-    # (net, rows (r,) of the canvas) -> the network that is called for them: tasks/palindromes
+    # (net, rows (r,) of the canvas) -> the network that is called for them: tasks/mirror.py
     wrap: Callable[[Any, Any], Any] | None = None
     length: Tensor | None = None  # (B,) int64: where rows end that are shorter than T
 
@@ -313,8 +313,7 @@ def refuse_unread(objective: Objective, options: SampleOptions) -> None:
     """Raise UserError for an option that changes the law of samples, and that this sampler would
     pass over."""
     read, plain = objective.sampler(options).options_read(objective, options), SampleOptions()
-    keys = ["unmask_schedule", "block_length", "cfg", "remask", "cache", "delay"]
-    for key in keys if objective.inserts else [*keys, "stop"]:  # insertion has its own end
+    for key in ("unmask_schedule", "block_length", "cfg", "remask", "cache", "delay", "stop"):
         if key not in read and getattr(options, key) != getattr(plain, key):
             name = "delay_eos" if key == "delay" else key
             raise UserError(f"sampler={options.sampler} has no use for {name}; leave it out")

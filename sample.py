@@ -612,7 +612,7 @@ def sample_options(cfg: SamplerConfig, model: Model) -> SampleOptions:
         options = insertion_options(cfg, model, options)
     return dataclasses.replace(
         options,
-        stop=special.get("eos") if cfg.chat else None,
+        stop=special.get("eos") if cfg.chat and not model.objective.inserts else None,
         delay=ends if cfg.delay_eos else (),
         candidates=Trace.best if getattr(cfg, "html", "") else 0,
     )

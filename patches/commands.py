@@ -66,8 +66,8 @@ class Written(NamedTuple):
 
 
 def patch_options(cfg: SamplerConfig, model: Model) -> SampleOptions:
-    """The options of the sampler: a patch ends with EOS."""
-    stop = model.meta["specials"].get("eos")
+    """The options of the sampler: a patch ends with EOS, or where nothing more is inserted."""
+    stop = None if model.objective.inserts else model.meta["specials"].get("eos")
     return dataclasses.replace(sample_options(cfg, model), stop=stop)
 
 
