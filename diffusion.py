@@ -1245,26 +1245,34 @@ def num_transfer_tokens(count: Tensor, steps: int, schedule: str) -> Tensor:
     return torch.stack(parts, 1)
 
 
-def ranks(row: Tensor, value: Tensor) -> Tensor:
+TIE = 1e-5  # scores that are no further apart are equal: float32 rounding is not an order
+
+
+def ranks(row: Tensor, value: Tensor, tie: float = 0.0) -> Tensor:
     """row (R,) ascending, value (R,) -> (R,) int64: 0 for the highest value of each row; ties go
-    to the first."""
+    to the first. Values that follow one another at distances of at most `tie` are ties."""
     by_value = value.argsort(descending=True, stable=True)
     order = by_value[row[by_value].argsort(stable=True)]  # by row, then by value
     sizes = torch.bincount(row)
     start = sizes.cumsum(0) - sizes
+    if tie:  # then by group of ties, and within one as they stand
+        r, v = row[order], value[order]
+        begins = (r[1:] != r[:-1]) | (v[:-1] - v[1:] > tie)
+        group = torch.empty_like(row).index_put((order,), F.pad(begins.long(), (1, 0)).cumsum(0))
+        order = group.argsort(stable=True)
     rank = torch.arange(len(row), device=row.device) - start[row]
     return torch.empty_like(row).index_put((order,), rank)
 
 
 def above_threshold(row: Tensor, score: Tensor, threshold: float) -> Tensor:
     """(R,) bool: places that score at least `threshold`, and the best of each row (Fast-dLLM)."""
-    return (score >= threshold) | (ranks(row, score) == 0)
+    return (score >= threshold) | (ranks(row, score, TIE) == 0)
 
 
 def within_factor(row: Tensor, score: Tensor, factor: float) -> Tensor:
     """(R,) bool: the r best of each row, as long as the r-th scores at least 1 - factor / (r + 1);
     always the best (Fast-dLLM)."""
-    rank = ranks(row, score)
+    rank = ranks(row, score, TIE)
     fails = (score < 1 - factor / (rank + 2)) & (rank > 0)
     first = torch.full_like(torch.bincount(row), len(row))
     first = first.scatter_reduce(0, row, torch.where(fails, rank, len(row)), "amin")
@@ -1400,8 +1408,8 @@ CHOICES["remask"] = ChainMap(REMASKING, {"none": None})
 #
 # A place is chosen before its token is drawn, in float64: truncated float32 noise would change the
 # law. (LLaDA draws at all places and keeps the tokens that happen to be probable: the same at
-# temperature 0, and nearly greedy above it.) MASK is never drawn. Ties go to the left, but those of
-# delayed tokens (`delay`: EOS) to the right, so that a text ends before its tail.
+# temperature 0, and nearly greedy above it.) MASK is never drawn. Ties (TIE) go to the left, those
+# of delayed tokens (`delay`: EOS) to the right, so that a text ends before its tail.
 #
 #     FHS    Zheng et al. 2024, Masked Diffusion Models are Secretly Time-Agnostic Masked Models,
 #            arXiv 2409.02908; the others are named in chapter 6
@@ -1784,12 +1792,13 @@ class Ordered(Unmasking):
         return (left / self.begun.clamp(min=1)).double().clamp(self.lowest, self.highest)
 
     def choose(self, step: int, row: Tensor, col: Tensor, h: Tensor) -> Tensor:
+        tie = TIE
         if self.o.sampler == "random":
-            score = self.canvas.uniforms(len(row))
+            score, tie = self.canvas.uniforms(len(row)), 0.0
         else:
             score = self.canvas.scores(row, col, h)
         if self.plan is not None:
-            return ranks(row, score) < self.number[row]
+            return ranks(row, score, tie) < self.number[row]
         name = self.o.unmask_schedule
         return ADAPTIVE[name](row, score, getattr(self.o, name))
 
