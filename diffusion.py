@@ -1245,7 +1245,7 @@ def num_transfer_tokens(count: Tensor, steps: int, schedule: str) -> Tensor:
     return torch.stack(parts, 1)
 
 
-TIE = 1e-5  # scores that are no further apart are equal: float32 rounding is not an order
+TIE = 2e-6  # scores that are no further apart are equal: float32 rounding is not an order
 
 
 def ranks(row: Tensor, value: Tensor, tie: float = 0.0) -> Tensor:
