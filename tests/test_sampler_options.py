@@ -13,6 +13,7 @@ import evaluate
 import sample
 from checkpoint import OBJECTIVES, Model, build_network, build_objective
 from configurator import Config, UserError
+from diffusion import Masked
 from objective import Objective, SampleOptions, generator
 from sample import SampleConfig, with_sampler
 from tokenizer import Symbols
@@ -60,12 +61,12 @@ BESIDE = [  # options that decide whether others have an effect
 ]
 
 
-def model_of(form: str) -> Model:
+def model_of(form: str, **more: Any) -> Model:
     """A random network on four letters."""
     if form == "xlnet":
         pytest.importorskip("transformers")
     tok = Symbols(list("abcd"))
-    cfg = Config(**{**SMALL, **FORMS[form]})
+    cfg = Config(**{**SMALL, **FORMS[form], **more})
     meta: dict[str, Any] = {"vocab_size": tok.vocab_size, "specials": tok.specials}
     torch.manual_seed(1)
     objective = build_objective(cfg, meta)
@@ -144,6 +145,43 @@ def test_what_is_looked_at_is_on_the_list_and_the_reverse(form: str):
         assert seen[name] - listed[name] <= REFUSED | {"sampler", "steps"}, name
         unused = sampler.without_effect(model.objective, SampleOptions(sampler=name))
         assert listed[name] - seen[name] <= unused, name
+
+
+DRAWN = {"first_hitting", "ancestral", "analytic", "euler", "random"}  # places, or when
+SETTLED = {"sedd", "masked", "mlm", "bd3", "ar", "xlnet", "ilm", "it"}  # the others draw numbers
+
+
+@pytest.mark.parametrize("form", sorted(SETTLED))
+@torch.no_grad()
+def test_a_row_is_what_it_would_be_alone(form: str):
+    """Bit for bit, where nothing is drawn: a batch of another size rounds otherwise, which decides
+    no tie. (The laws of samplers that draw are enumerated, many rows of one batch against one row,
+    in the tests of each family.) Rows of MASK alone are all ties: a rotary network sees the same at
+    each of their places."""
+    model = model_of(form, n_layer=2)
+    several = 0
+    for name in {*model.objective.samplers} - DRAWN:
+        options = SampleOptions(sampler=name, temperature=0.0)
+        if "gap" in model.objective.options_used(options):
+            options = replace(options, gap=SampleOptions(temperature=0.0))
+        for seed in range(10):
+            for k, p in enumerate(model.net.parameters()):
+                p.copy_(
+                    torch.randn(p.shape, generator=generator(seed, k)) * (0.7 if seed % 2 else 0.3)
+                )
+            ids = torch.randint(4, (6, 9), generator=generator(seed, 1))
+            given = torch.arange(9) < torch.tensor([[0], [0], [1], [2], [2], [5]])
+            given &= torch.tensor(seed % 2 > 0)
+            if not isinstance(model.objective, Masked):
+                ids[:, 0], given[:, 0] = model.meta["specials"]["bos"], True
+            rows = list(model.objective.sample(model.net, ids, given, generator(3), options))[-1]
+            several += len({tuple(row) for row in rows.ids.tolist()}) > 3
+            for i in range(6):
+                one = (ids[i : i + 1], given[i : i + 1], generator(4), options)
+                alone = list(model.objective.sample(model.net, *one))[-1].ids[0]
+                both = min(len(alone), rows.ids.shape[1])
+                assert torch.equal(alone[:both], rows.ids[i, :both]), (name, seed, i)
+    assert several > 1  # they do write different rows
 
 
 # ---- the command line ----------------------------------------------------------------------------
