@@ -481,6 +481,23 @@ class Noisy(NamedTuple):
     clean: Tensor | None = None  # block diffusion: uncorrupted rows, of which xt has the blocks
 
 
+def uniform_graph_levels(u: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
+    """u (B,) in [0, 1) -> m (B,), probabilities below 1 - e^-end that a token has been replaced,
+    and their density (B,); float64. `end` () is the total noise at t = 1.
+
+    Importance sampling for the bound on the uniform graph. Its integrand over m has a second moment
+    that grows as 1 / m towards 0, where the few tokens that moved cost 1 / m each, and, unless the
+    network is perfect, as 1 / (1 - m)^2 towards 1. With uniform m its variance would be infinite,
+    or as good as: the standard error of a few thousand rows would be far too small. Half of the
+    levels have a density that falls as m^-1/2, and half are uniform in sigma.
+    """
+    m_max = -torch.expm1(-end)
+    low = m_max * (2 * u).square()
+    high = -torch.expm1(-end * (2 * u - 1))
+    m = torch.where(u < 0.5, low, high).clamp(1e-12, float(m_max))
+    return m, 0.25 / (m * m_max).sqrt() + 0.5 / ((1 - m) * end)
+
+
 class ScoreEntropy(Objective):
     """SEDD on either graph; with normalize=True on the absorbing one, RADD.
 
@@ -619,13 +636,12 @@ class ScoreEntropy(Objective):
             weight, prior = count / k.double() * m / (1 - m), torch.zeros(len(x0)).double()
         else:
             end = self.noise.total(torch.tensor(1.0, dtype=torch.float64))
-            m_max = -torch.expm1(-end)
-            m = (m_max * u_row).clamp(min=1e-9)
+            m, density = uniform_graph_levels(u_row, end)
             u = torch.rand(x0.shape, generator=rng, dtype=torch.float64)
             other = torch.randint(self.graph.n, x0.shape, generator=rng)
             moved = self.graph.move(x0, -torch.log1p(-m)[:, None], u, other)
             xt = torch.where(target_mask, moved, x0)
-            weight, prior = m_max / (1 - m), count * self.graph.prior_nats(end)
+            weight, prior = 1 / (1 - m) / density, count * self.graph.prior_nats(end)
         noisy = self.noisy(x0, xt, target_mask, -torch.log1p(-m), weight)
         _, losses, row, _ = self.score_entropy(net, noisy)
         return prior + torch.zeros(len(x0)).double().index_add_(0, row, losses.double().cpu())
