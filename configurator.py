@@ -549,13 +549,22 @@ def describe(cfg: Any, origins: dict[str, str]) -> str:
     return "\n".join(f"  {value:<50} {origin}".rstrip() for value, origin in rows)
 
 
+def _without_nan(values: Any) -> Any:
+    """NaN, such as the standard error of a single text, becomes null: JSON has no NaN."""
+    if isinstance(values, dict):
+        return {key: _without_nan(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [_without_nan(value) for value in values]
+    return None if isinstance(values, float) and values != values else values
+
+
 def save_json(values: Any, path: Path) -> None:
     """Write a config, or a dict of plain data, to a file, whole or not at all."""
     if dataclasses.is_dataclass(values):
         values = dataclasses.asdict(values)
     temporary = path.with_name(path.name + ".tmp")
     try:
-        temporary.write_text(json.dumps(values, indent=1) + "\n")
+        temporary.write_text(json.dumps(_without_nan(values), indent=1) + "\n")
         os.replace(temporary, path)
     except OSError as e:
         raise UserError(f"cannot write {path}: {e.strerror}") from e

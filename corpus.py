@@ -412,6 +412,35 @@ class Corpus:
         """Number of rows, or of windows of a stream."""
         return sum(s.rows or s.tokens - block_size + 1 for s in self.splits[split])
 
+    def tokens(self, split: str) -> int:
+        return sum(s.tokens for s in self.splits[split])
+
+    def disjoint(self, split: str, block_size: int) -> np.ndarray:
+        """(N,) numbers for `batch`: of all rows, or of windows of a stream that share no token."""
+        sizes = [s.rows or s.tokens - block_size + 1 for s in self.splits[split]]
+        step, begins = 1 if self.rows(split) else block_size, np.cumsum([0, *sizes])
+        parts = [begin + np.arange(0, n, step) for begin, n in zip(begins, sizes, strict=False)]
+        return np.concatenate(parts)
+
+    def documents(self, split: str, numbers: np.ndarray, block_size: int) -> np.ndarray:
+        """(N,) int64, the same for windows (N,) of a stream that begin in one document, behind the
+        same EOS. A row is a document, unless it goes on with that of the row before (packing=pad)
+        and so has no BOS. A stream without EOS is a single one."""
+        packed = self.meta.get("options", {}).get("packing") == "pad"
+        if self.rows(split) and not packed:
+            return numbers
+        mark = self.specials.get("bos" if packed else "eos", -1)
+        documents, before, begun = np.empty_like(numbers), 0, 0
+        for shard in self.splits[split]:
+            data, size = shard.data(), shard.rows or shard.tokens - block_size + 1
+            first = data[shard.index()[:, 0]] if packed else np.append(0, data[: size - 1])
+            begins = np.flatnonzero(first == mark)  # also in the middle of a window
+            inside = (numbers >= before) & (numbers < before + size)
+            at = np.searchsorted(begins, numbers[inside] - before, side="right")
+            documents[inside] = begun + at
+            before, begun = before + size, begun + len(begins) + 1
+        return documents
+
     def texts(self, split: str) -> Iterator[str]:
         """Every row of a split, decoded, in order."""
         for shard in self.splits[split]:

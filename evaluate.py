@@ -112,11 +112,24 @@ def distinct(texts: list[list[int]], n: int) -> float:
     return len(set(ngrams)) / max(len(ngrams), 1)
 
 
-def ratio(nats: Tensor, size: Tensor) -> tuple[float, float]:
-    """Sums over texts of nats (N,) and tokens (N,) -> nats per token and its standard error."""
+def ratio(nats: Tensor, size: Tensor, unit: Tensor | None = None) -> tuple[float, float]:
+    """Sums over texts of nats (N,) and tokens (N,) -> nats per token and its standard error. Texts
+    with the same integer of `unit` (N,), such as parts of one document, are not independent: they
+    count as one. The error is NaN if there is only one."""
     total = size.sum().clamp(min=1)
     rate = nats.sum() / total
-    return float(rate), float((nats - rate * size).square().sum().sqrt() / total)
+    excess = nats - rate * size
+    if unit is not None:
+        _, which = unit.unique(return_inverse=True)
+        excess = torch.zeros(int(which.max()) + 1).to(excess).index_add_(0, which, excess)
+    n = len(excess)
+    square = excess.square().sum() * n / (n - 1) if n > 1 else torch.tensor(torch.nan)
+    return float(rate), float(square.sqrt() / total)
+
+
+def plus_minus(value: float, error: float, digits: int = 4) -> str:
+    """A number and its standard error; NaN is one that a single text cannot tell."""
+    return f"{value:.{digits}f} +- " + ("unknown" if error != error else f"{error:.{digits}f}")
 
 
 # ---- the judge ---------------------------------------------------------------------------------
@@ -246,10 +259,11 @@ def describe_judged(result: dict[str, Any], name: str, judge: Judge | None) -> s
         return text
     if not result["judge_tokens"]:
         return f"{text}\n  nothing that {judge.name} can score"
+    error = result["generative_perplexity_error"]
+    perplexity = plus_minus(result["generative_perplexity"], error, 2)
     cut = f"; {result['judge_cut']} texts cut to {judge.longest}" if result["judge_cut"] else ""
     return (
-        f"{text}\n  generative perplexity {result['generative_perplexity']:.2f} +- "
-        f"{result['generative_perplexity_error']:.2f} under {judge.name} "
+        f"{text}\n  generative perplexity {perplexity} under {judge.name} "
         f"({result['judge_tokens']:,} of its tokens{cut})"
     )
 
@@ -547,13 +561,33 @@ def uncropped(model: Model) -> Model:
     return model._replace(config=config, objective=build_objective(config, model.meta))
 
 
+def rows_of(corpus: Corpus, split: str, count: int, block: int) -> np.ndarray:
+    """Numbers of the first `count` of the split's shuffled rows, or of windows that do not
+    overlap."""
+    every = corpus.disjoint(split, block)
+    return every[shuffled(np.arange(min(count, len(every))), len(every), 0)]
+
+
 def batches(cfg: EvaluateConfig, model: Model, corpus: Corpus) -> Iterator[Batch]:
-    """The first `rows` of the split's shuffled rows or windows."""
+    """The rows or windows that the bound is estimated on."""
     block = model.config.block_size
-    total = corpus.windows(cfg.split, block)
-    rows = shuffled(np.arange(min(cfg.rows, total)), total, 0)
+    rows = rows_of(corpus, cfg.split, cfg.rows, block)
     for first in range(0, len(rows), cfg.batch_size):
         yield corpus.batch(cfg.split, rows[first : first + cfg.batch_size], block)
+
+
+DOCUMENTS = 30  # fewer tell too little about how documents differ
+
+
+def units(cfg: EvaluateConfig, model: Model, corpus: Corpus) -> tuple[str, Tensor | None]:
+    """What counts as independent in the error bars: documents, as `ratio` takes them, if the rows
+    or windows are parts of enough of them; else the rows or windows themselves, and None."""
+    block = model.config.block_size
+    rows = rows_of(corpus, cfg.split, cfg.rows, block)
+    documents = np.unique(corpus.documents(cfg.split, rows, block), return_inverse=True)[1]
+    if DOCUMENTS <= documents.max() + 1 < len(rows):
+        return "documents", torch.from_numpy(documents)
+    return "rows" if corpus.rows(cfg.split) else "windows", None
 
 
 def bound(cfg: EvaluateConfig, model: Model, corpus: Corpus) -> dict[str, Any]:
@@ -578,35 +612,50 @@ def bound(cfg: EvaluateConfig, model: Model, corpus: Corpus) -> dict[str, Any]:
     for each in (nats, *discrete):
         require_finite(each, f"the bound of objective={model.config.objective}")
     result = {"rows": len(nats), "t_samples": cfg.t_samples, "nats_per_row": float(nats.mean())}
-    result["nats_per_token"], result["nats_per_token_error"] = ratio(nats, length)
-    byte, error = ratio(nats, torch.tensor(size, dtype=torch.float64))
+    result["unit"], unit = units(cfg, model, corpus)
+    result["units"] = len(nats) if unit is None else len(unit.unique())
+    result["stream"] = not corpus.rows(cfg.split)
+    result["ids_in_split"] = corpus.tokens(cfg.split)
+    result["nats_per_token"], result["nats_per_token_error"] = ratio(nats, length, unit)
+    byte, error = ratio(nats, torch.tensor(size, dtype=torch.float64), unit)
     result |= {"bits_per_byte": byte / math.log(2), "bits_per_byte_error": error / math.log(2)}
     if discrete:
-        rate, error = ratio(torch.cat(discrete), length)
+        rate, error = ratio(torch.cat(discrete), length, unit)
         result |= {"discrete_nats_per_token": rate, "discrete_nats_per_token_error": error}
     result |= {key: getattr(model.objective, key) for key in ("exact", "estimator", "epsilon")}
     return {**result, "tokens": sum(tokens), "bytes": sum(size), "positions": positions}
 
 
+def rows_scored(result: dict[str, Any]) -> str:
+    """How many rows, or windows of how many ids."""
+    if not result["stream"]:
+        return f"{result['rows']:,} rows"
+    return (
+        f"{result['rows']:,} windows that do not overlap, of the {result['ids_in_split']:,} ids of "
+        "the split"
+    )
+
+
 def describe_bound(result: dict[str, Any], cfg: EvaluateConfig) -> str:
     """The numbers, then by which estimator and over which positions they are."""
-    token = f"{result['nats_per_token']:.4f} +- {result['nats_per_token_error']:.4f} nats per token"
-    byte = f"{result['bits_per_byte']:.4f} +- {result['bits_per_byte_error']:.4f} bits per byte"
-    limit, levels, source = "at most ", f"{result['t_samples']} noise levels for", "rows and noise"
+    token = plus_minus(result["nats_per_token"], result["nats_per_token_error"])
+    byte = plus_minus(result["bits_per_byte"], result["bits_per_byte_error"])
+    limit, levels, drawn = "at most ", f"{result['t_samples']} noise levels for", "and noise"
     if result["exact"]:
-        limit, levels, source = "", "no noise, the whole sum for", "the rows, nothing else is drawn"
+        limit, levels, drawn = "", "no noise, the whole sum for", "alone, nothing else is drawn"
     padding = result["positions"] - result["tokens"]
     padded = f", and {padding:,} of learnt padding, whose cost is in the sum" if padding > 0 else ""
     text = (
-        f"{cfg.split}: {limit}{token}, {byte}, {result['nats_per_row']:.3f} nats per row\n"
-        f"  ({result['estimator']}, {levels} each of {result['rows']} rows, epsilon "
+        f"{cfg.split}: {limit}{token} nats per token, {byte} bits per byte, "
+        f"{result['nats_per_row']:.3f} nats per row\n"
+        f"  ({result['estimator']}, {levels} each of {rows_scored(result)}, epsilon "
         f"{result['epsilon']:g}; {result['tokens']:,} tokens, EOS among them; {result['bytes']:,} "
         f"bytes of decoded text; scored: what the model writes{padded}, without the prompt; "
-        f"+- one standard error, of {source})"
+        f"+- one standard error, of {result['units']:,} {result['unit']} {drawn})"
     )
     if cfg.discrete_steps:
-        rate, error = (result[f"discrete_nats_per_token{k}"] for k in ("", "_error"))
-        text += f"\n  in {cfg.discrete_steps} steps: {rate:.4f} +- {error:.4f} nats per token"
+        rate = plus_minus(*(result[f"discrete_nats_per_token{k}"] for k in ("", "_error")))
+        text += f"\n  in {cfg.discrete_steps} steps: {rate} nats per token"
     return text
 
 
@@ -660,9 +709,8 @@ def sampled(cfg: EvaluateConfig, model: Model, corpus: Corpus, split: str, defau
     """Samples that begin with --prompt; for a corpus of questions or of stages of a cascade,
     samples that continue the prompts of the rows of the split. `default` of them without
     --samples."""
-    block, total = model.config.block_size, corpus.windows(split, model.config.block_size)
-    rows = shuffled(np.arange(min(count(cfg, default), total)), total, 0)
-    batch = corpus.batch(split, rows, block)
+    block = model.config.block_size
+    batch = corpus.batch(split, rows_of(corpus, split, count(cfg, default), block), block)
     sample_cfg = SampleConfig(
         num_samples=count(cfg, default), prompt=cfg.prompt, max_length=cfg.max_length, show=cfg.show
     )

@@ -18,6 +18,8 @@ from evaluate import (
     EvaluateConfig,
     bound,
     fitted,
+    plus_minus,
+    rows_scored,
     sampled,
     share_of,
     uncropped,
@@ -115,7 +117,7 @@ def row_of(row: dict[str, Any]) -> list[str]:
     nats, bits = "no bound", "-"
     if limit:
         sign = "" if limit["exact"] else "<= "
-        nats = f"{sign}{limit['nats_per_token']:.3f} +- {limit['nats_per_token_error']:.3f}"
+        nats = sign + plus_minus(limit["nats_per_token"], limit["nats_per_token_error"], 3)
         bits = f"{sign}{limit['bits_per_byte']:.3f}"
     score = "-" if row["score"] is None else share_of(row["score"], row["samples"])
     return [
@@ -142,7 +144,7 @@ def notes(rows: list[dict[str, Any]]) -> list[str]:
             draws = "nothing drawn" if limit["exact"] else f"{limit['t_samples']} noise levels each"
             also = f", {padding:,} places of learnt padding in the sum" if padding > 0 else ""
             notes[row["name"]] = (
-                f"{limit['estimator']}; {limit['rows']:,} rows, {draws}, epsilon "
+                f"{limit['estimator']}; {rows_scored(limit)}, {draws}, epsilon "
                 f"{limit['epsilon']:g}; {limit['tokens']:,} tokens, EOS among them{also}"
             )
         else:

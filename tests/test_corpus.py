@@ -229,6 +229,26 @@ def test_windows_of_a_stream(tmp_path: Path):
     assert got.batch("val", np.array([7]), 4).ids.tolist() == [[37, 38, 39, 40]]
 
 
+def test_disjoint_windows_and_their_documents(folder: Path):
+    """In each of two shards: every block ids, and a document for each stretch behind an EOS."""
+    eos = Corpus(folder).specials["eos"]
+    one, two = [1, 2, eos, 3, 4, 5, 6, 7], [eos, 8, 9, eos, 1, 1, 1]
+    shard(folder, "train", [[(one, 0)], [(two, 0)]], stream=True)
+    got = Corpus(folder)
+    numbers = got.disjoint("train", 2)
+    firsts = got.batch("train", numbers, 2).ids[:, 0].tolist()
+    assert firsts == [1, eos, 4, 6, eos, 9, 1] and got.tokens("train") == 15
+    documents = got.documents("train", numbers, 2).tolist()
+    # an EOS belongs to what it ends
+    assert len({*documents}) == 5 and documents[0] == documents[1] != documents[2]
+    assert documents[2] == documents[3] and documents[4] not in documents[:4]
+    assert documents[5] not in (*documents[:5], documents[6])
+    mixed = numbers[[4, 0, 6, 3]]
+    assert got.documents("train", mixed, 2).tolist() == [documents[i] for i in (4, 0, 6, 3)]
+    every = np.arange(got.rows("val"))  # rows
+    assert got.disjoint("val", 9).tolist() == got.documents("val", every, 9).tolist() == [*every]
+
+
 def test_windows_stay_inside_their_shard(folder: Path):
     """Two shards of a stream are different texts: no window straddles them."""
     shard(folder, "train", [[(list(range(0, 6)), 0)], [(list(range(50, 57)), 0)]], stream=True)
