@@ -435,6 +435,8 @@ def describe_scores(result: dict[str, Any], maskings: int, objective: Objective)
         f"  (log p by the {objective.estimator}, {how}, epsilon {objective.epsilon:g}; of the "
         "answer alone, EOS a token of it; +- one standard error)",
     ]
+    if knows_length(objective):
+        lines.append(f"  ({GIVEN_LENGTH})")
     return "\n".join(lines)
 
 
@@ -576,6 +578,17 @@ def batches(cfg: EvaluateConfig, model: Model, corpus: Corpus) -> Iterator[Batch
         yield corpus.batch(cfg.split, rows[first : first + cfg.batch_size], block)
 
 
+GIVEN_LENGTH = (
+    "-log p(text | its length): with padding=ignore the length of a row is given, not predicted, so "
+    "do not compare it with that of a model that predicts where a text ends, such as left to right"
+)
+
+
+def knows_length(objective: Objective) -> bool:
+    """Whether rows of any length are scored given their length."""
+    return getattr(objective, "padding", "learn") == "ignore"
+
+
 DOCUMENTS = 30  # fewer tell too little about how documents differ
 
 
@@ -615,6 +628,7 @@ def bound(cfg: EvaluateConfig, model: Model, corpus: Corpus) -> dict[str, Any]:
     result["unit"], unit = units(cfg, model, corpus)
     result["units"] = len(nats) if unit is None else len(unit.unique())
     result["stream"] = not corpus.rows(cfg.split)
+    result["given_length"] = knows_length(model.objective) and not result["stream"]
     result["ids_in_split"] = corpus.tokens(cfg.split)
     result["nats_per_token"], result["nats_per_token_error"] = ratio(nats, length, unit)
     byte, error = ratio(nats, torch.tensor(size, dtype=torch.float64), unit)
@@ -653,6 +667,8 @@ def describe_bound(result: dict[str, Any], cfg: EvaluateConfig) -> str:
         f"bytes of decoded text; scored: what the model writes{padded}, without the prompt; "
         f"+- one standard error, of {result['units']:,} {result['unit']} {drawn})"
     )
+    if result["given_length"]:
+        text += f"\n  ({GIVEN_LENGTH})"
     if cfg.discrete_steps:
         rate = plus_minus(*(result[f"discrete_nats_per_token{k}"] for k in ("", "_error")))
         text += f"\n  in {cfg.discrete_steps} steps: {rate} nats per token"

@@ -14,6 +14,7 @@ from checkpoint import Model
 from configurator import PUZZLES, TASKS, UserError, room
 from corpus import Corpus
 from evaluate import (
+    GIVEN_LENGTH,
     TEXTS,
     EvaluateConfig,
     bound,
@@ -146,6 +147,8 @@ def notes(rows: list[dict[str, Any]]) -> list[str]:
             notes[row["name"]] = (
                 f"{limit['estimator']}; {rows_scored(limit)}, {draws}, epsilon "
                 f"{limit['epsilon']:g}; {limit['tokens']:,} tokens, EOS among them{also}"
+                + f"; {GIVEN_LENGTH}"
+                * limit["given_length"]
             )
         else:
             notes[row["name"]] = "no bound on the likelihood"

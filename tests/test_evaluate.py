@@ -158,6 +158,8 @@ def test_bound_of_a_uniform_guess_of_answers(padding: str, batch_size: int):
     assert got["nats_per_token"] == pytest.approx(nats / 9)
     assert got["bits_per_byte"] == pytest.approx(nats / 6 / math.log(2))
     exact = [n if end is None else end - prompt for n, (_, prompt) in zip(own, ROWS, strict=True)]
+    told = padding == "ignore"  # only then is the length given: the line says so
+    assert got["given_length"] == ("its length" in describe_bound(got, cfg)) == told
     error = ratio(torch.tensor(exact) * math.log(13), torch.tensor(own).double())[1]
     assert got["nats_per_token_error"] == pytest.approx(error, abs=1e-6)
 
