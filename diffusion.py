@@ -530,6 +530,12 @@ class ScoreEntropy(Objective):
                 raise UserError("normalize=True needs graph=absorb: only MASK has a softmax")
             if not cfg.time_input:
                 raise UserError("graph=uniform needs time_input=True: its score depends on sigma")
+            end = noise_schedule(cfg).total(torch.tensor(1.0, dtype=torch.float64))
+            if not end.isfinite():  # the bound is an integral over all of it
+                raise UserError(
+                    f"graph=uniform needs noise that is finite at t = 1, and {cfg.noise} is not; "
+                    "loglinear, linear, cosine, geometric and exponential are"
+                )
             graph = Uniform(vocab_size)
         else:
             mask = specials.get("mask")

@@ -579,7 +579,7 @@ def batches(cfg: EvaluateConfig, model: Model, corpus: Corpus) -> Iterator[Batch
 
 
 GIVEN_LENGTH = (
-    "-log p(text | its length): with padding=ignore the length of a row is given, not predicted, so "
+    "-log p(text | its length): with padding=ignore the length of a row is given, not predicted; "
     "do not compare it with that of a model that predicts where a text ends, such as left to right"
 )
 
