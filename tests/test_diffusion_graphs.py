@@ -1,5 +1,6 @@
 """Graphs, schedules, score entropy and steps against matrix exponentials and closed forms."""
 
+import dataclasses
 import math
 
 import pytest
@@ -7,9 +8,10 @@ import torch
 from exact import Distribution, ExactNetwork, Given
 
 from checkpoint import build_network, build_objective
-from configurator import Config
+from configurator import Config, UserError
 from corpus import Batch
 from diffusion import (
+    NOISES,
     STEPS,
     Absorbing,
     AbsorbingSampler,
@@ -338,6 +340,21 @@ def quadrature(process, net, x0):
     return float(
         process.score_entropy(net, noisy)[1].double().sum() + process.graph.prior_nats(end)
     )
+
+
+@pytest.mark.parametrize("noise", NOISES)
+def test_uniform_graph_needs_finite_noise(noise):
+    """The bound is an integral over the total noise: infinite for all networks but a perfect one,
+    where the total noise is."""
+    cfg = Config(objective="sedd", graph="uniform", noise=noise)
+    try:
+        made = build_objective(cfg, {"vocab_size": 5, "specials": {}})
+    except UserError as e:
+        assert noise in ("affine", "clamped", "square", "square_root", "log") and noise in str(e)
+        return
+    net = build_network(dataclasses.replace(cfg, n_layer=1, n_embd=16, n_head=2), made).eval()
+    ids = torch.zeros(50, 6, dtype=torch.int64)
+    assert made.bound(net, Batch(ids, ids > 0, None), generator(0), 4).isfinite().all()
 
 
 @pytest.mark.parametrize("scale", [0.05, 0.4])
