@@ -7,7 +7,9 @@
     python prepare_bytes.py --source=wikipedia --dataset_percent=1
     python prepare_bytes.py --report=figures                      # look at a prepared corpus
 
-Case and punctuation stay, white space is folded, EOS is never cut off, and what goes to validation
+--path is files, folders and patterns with commas between them. A .jsonl, .json or .parquet holds a
+document in the field `text` of each row; any other file is one, and .gz, .bz2, .xz and .zst are
+unpacked. Case and punctuation stay, white space is folded, EOS is never cut off, and what goes to validation
 is decided before anything is cut, varied or repeated. --upstream_rules=true cleans and cuts as the
 byte fork of SEDD does; --upstream_rules=loader as that fork does when it reads articles directly,
 which is what its training in fact runs on.
@@ -21,7 +23,7 @@ from collections import Counter, deque
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Callable, Iterable, Iterator, Literal
@@ -44,7 +46,17 @@ from prepare.byte_rows import (
     upstream_rows,
 )
 from prepare.figures import write_report
-from prepare.texts import Documents, articles, local_files, python_prose, read, read_phrases
+from prepare.files import local_files
+from prepare.texts import (
+    Documents,
+    articles,
+    has_rows,
+    is_saved,
+    python_prose,
+    read,
+    read_phrases,
+    row_texts,
+)
 from tokenizer import Bytes
 
 SHARES = {"wikipedia": 0.001, "phrases": 0.1}  # of validation; 0.05 for the other sources
@@ -71,8 +83,8 @@ class PrepareConfig:
     file: str = ""  # one phrase per line, or a JSON array; empty: data/palindromes.txt
     repeat: int = 5  # times each training row is stored
     # source=text, pydoc, wikipedia
-    path: str = ""  # files and folders, separated by commas; wikipedia: instead of the hub
-    fold_whitespace: bool = True  # ASCII white space to single spaces; False: every byte as it is
+    path: str = ""  # files, folders, patterns: see above; wikipedia: instead of the hub
+    fold_whitespace: bool = True  # ASCII white space to single spaces; False: every one as it is
     num_proc: int = 1  # processes that clean and cut; the corpus does not depend on it
     dataset_percent: float = 20.0  # wikipedia: the first so many per cent of the articles
     hub_dataset: str = "wikimedia/wikipedia"  # wikipedia: any dataset with a column `text`
@@ -107,6 +119,24 @@ class PrepareConfig:
 # ---- from documents to rows --------------------------------------------------------------------
 
 Batch = list[tuple[str, bytes]]  # (split, document) pairs, about a megabyte of them
+
+
+def file_documents(files: list[Path], counts: Counter) -> Documents:
+    """The rows of files that hold rows, and each other file. Those that may be no text are
+    counted."""
+
+    def texts() -> Iterator[bytes]:
+        for path in files:
+            if has_rows(path):
+                yield from (text.encode("utf-8", "surrogatepass") for text in row_texts(path))
+                continue
+            data = read(path)
+            if b"\0" in data[:4096]:
+                counts["files with a NUL byte, taken byte by byte"] += 1
+            yield data
+
+    sizes = (sum(1 for _ in row_texts(path)) if has_rows(path) else 1 for path in files)
+    return Documents(sum(sizes), texts())
 
 
 def divided(documents: Documents, share: float, seed: int) -> Iterator[tuple[str, bytes]]:
@@ -175,13 +205,13 @@ def write_documents(cfg: PrepareConfig, out: CorpusWriter) -> None:
     if cfg.source == "pydoc":
         prose = [t.encode("utf-8", "surrogatepass") for t in python_prose()]
         documents = Documents(len(prose), prose)
-    elif cfg.source == "wikipedia":
-        documents = articles(
-            cfg.path, cfg.hub_dataset, cfg.hub_config, cfg.cache_dir, cfg.dataset_percent
-        )
+    elif cfg.path and not is_saved(cfg.path):
+        documents = file_documents(local_files(cfg.path), out.info["counts"])
     else:
-        files = local_files(cfg.path)
-        documents = Documents(len(files), map(read, files))
+        documents = articles(cfg.path, cfg.hub_dataset, cfg.hub_config, cfg.cache_dir)
+    if cfg.source == "wikipedia":
+        count = max(1, int(documents.count * cfg.dataset_percent / 100))
+        documents = Documents(count, islice(documents.texts, count))
     work = functools.partial(
         rows_of, block=cfg.block_size, folding=cfg.fold_whitespace, rules=cfg.upstream_rules
     )

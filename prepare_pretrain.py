@@ -41,6 +41,7 @@ import numpy as np
 from tqdm import tqdm
 
 from configurator import UserError, describe, load, require, run
+from prepare.files import PACKINGS
 from prepare.shards import ShardWriter, kept_tokenizer, partial_of, progress_of, unfinished
 from prepare.texts import (
     CUTS,
@@ -149,7 +150,8 @@ def find_source(cfg: PretrainConfig) -> Source:
     if cfg.large_dataset or cfg.source == "pydoc" or cfg.source in HUB:
         return Source([], "whole documents", None)
     files = source_files(cfg.source)
-    size = sum(p.stat().st_size for p in files) if are_texts(files) else None
+    plain = are_texts(files) and not any(p.suffix.lower() in PACKINGS for p in files)
+    size = sum(p.stat().st_size for p in files) if plain else None
     few = too_few(files, cfg.separator, cfg.share())
     return Source(files, "the end of every file" if few else "whole documents", size)
 

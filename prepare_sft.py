@@ -5,7 +5,8 @@
     python prepare_sft.py --source=alpaca --hf_model_name=answerdotai/ModernBERT-base
     python prepare_sft.py --source=mine.jsonl --tokenizer=data/mine
 
-A FILE.json holds a list of objects, a FILE.jsonl one object per line: {instruction, input, output}
+--source is pydoc, alpaca, or files, folders and patterns with commas between them. A .json holds a
+list of objects, a .jsonl one object per line, a .parquet rows: {instruction, input, output}
 as Alpaca, {prompt, response}, {messages: [{role, content}]}, {conversations: [{from, value}]}, or
 {instruction, instances: [{input, output}]}. Whole questions go to validation, before anything else
 is done, so no question is in both splits. Rows that are too long or lack something are left out and
@@ -15,6 +16,7 @@ corpus as --tokenizer.
 
 import dataclasses
 import functools
+import glob
 import json
 import re
 import sys
@@ -29,7 +31,18 @@ from tqdm import tqdm
 
 from configurator import UserError, describe, load, optional, require, run
 from corpus import Corpus, CorpusWriter
+from prepare.files import (
+    COLUMNS,
+    RECORDS,
+    entries,
+    json_rows,
+    kind_of,
+    local_files,
+    matches,
+    stem_of,
+)
 from prepare.pydoc_questions import python_pairs
+from prepare.texts import dataset_rows
 from prepare_bytes import in_order
 from tokenizer import (
     ASSISTANT,
@@ -53,7 +66,7 @@ HUB = "tatsu-lab/alpaca"
 class SftConfig:
     """The options of `prepare_sft.py`."""
 
-    source: str = "pydoc"  # pydoc, alpaca, or a FILE.json or FILE.jsonl
+    source: str = "pydoc"  # pydoc, alpaca, or files, folders and patterns: see above
     tokenizer: str = "train:4096"  # train:N, a folder of a corpus or tokenizer, or a hub id
     dataset: str = ""  # folder of the corpus, below data_dir; empty: the source and _sft
     data_dir: str = "data"  # where prepared corpora live
@@ -69,8 +82,10 @@ class SftConfig:
     huggingface_cache_dir: str = ""  # alpaca: where downloads go; empty: the library's own place
 
     def __post_init__(self):
-        valid = self.source in ("pydoc", "alpaca") or self.source.endswith((".json", ".jsonl"))
-        require(self, "source", valid, "pydoc, alpaca, FILE.json or FILE.jsonl")
+        names = entries(self.source)
+        files = bool(names) and all(matches(n) or kind_of(Path(n)) in RECORDS for n in names)
+        valid = files or self.source in ("pydoc", "alpaca")
+        require(self, "source", valid, "pydoc, alpaca, FILE.json, FILE.jsonl or FILE.parquet")
         require(self, "context_length", self.context_length >= 8, "at least 8")
         for key, minimum in (("num_workers", 1), ("max_rows", 0), ("dataset_split_seed", 0)):
             require(self, key, getattr(self, key) >= minimum, f"at least {minimum}")
@@ -82,7 +97,9 @@ class SftConfig:
 
     def folder(self) -> Path:
         """Where the corpus goes."""
-        name = self.dataset or Path(self.source).stem + "_sft"
+        names = entries(self.source)
+        one = len(names) == 1 and not glob.has_magic(names[0])
+        name = self.dataset or (stem_of(Path(names[0])) if one else "files") + "_sft"
         return Path(self.path_to_data_store or Path(self.data_dir, name))
 
 
@@ -94,38 +111,20 @@ class Unusable(Exception):
 
 
 def records(path: Path) -> Iterator[dict]:
-    """The objects of a .json or .jsonl file. Raises UserError naming a line that is not an
-    object."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as e:
-        raise UserError(f"source: cannot read {path}: {e.strerror}") from e
-    except UnicodeDecodeError as e:
-        line = e.object.count(b"\n", 0, e.start) + 1
-        raise UserError(f"{path}, line {line}: no UTF-8; convert the file") from e
-    if path.suffix == ".json":
-        parsed = _loads(path, 1, text)
-        if not isinstance(parsed, list):
-            raise UserError(f"{path}: it must hold a list; one object per line is a .jsonl file")
-        rows: Iterable = enumerate(parsed, 1)
-    else:  # splitlines would also cut at rare separators, which JSON may hold
-        lines = enumerate(text.split("\n"), 1)
-        rows = ((n, _loads(path, n, line)) for n, line in lines if line.strip())
-    unit = "row" if path.suffix == ".json" else "line"
-    for n, row in rows:
-        if not isinstance(row, dict):
-            raise UserError(f"{path}, {unit} {n}: an object is needed, not {str(row)[:40]!r}")
-        yield row
+    """The objects of a file of JSON or parquet. Raises UserError naming what is none."""
+    if kind_of(path) == COLUMNS:
+        return dataset_rows(path)
+    return (row for _, row in json_rows(path, listed=True))
 
 
-def _loads(path: Path, first_line: int, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as e:
-        more = "; one object per line is a .jsonl file" if e.msg == "Extra data" else ""
-        raise UserError(f"{path}, line {first_line + e.lineno - 1}: {e.msg}{more}") from e
-    except (ValueError, RecursionError) as e:
-        raise UserError(f"{path}, line {first_line}: no usable JSON: {e}") from e
+def files_of(source: str) -> list[Path]:
+    """The files of --source. Raises UserError for one of a kind that holds no rows."""
+    files = local_files(source, RECORDS)
+    for path in files:
+        if kind_of(path) not in RECORDS:
+            kinds = ", ".join(RECORDS)
+            raise UserError(f"source: {path} is of none of the kinds {kinds}; convert or rename it")
+    return files
 
 
 def alpaca(cache_dir: str) -> Iterable[dict]:
@@ -209,9 +208,10 @@ def conversations(cfg: SftConfig, dropped: Counter) -> list[Conversation]:
     """All usable conversations of the source, in order; reasons for the others are counted."""
     if cfg.source == "pydoc":
         rows: Iterable[dict] = ({"question": q, "answer": a} for q, a in python_pairs())
+    elif cfg.source != "alpaca":
+        rows = chain.from_iterable(map(records, files_of(cfg.source)))
     else:
-        hub = cfg.source == "alpaca"
-        rows = alpaca(cfg.huggingface_cache_dir) if hub else records(Path(cfg.source))
+        rows = alpaca(cfg.huggingface_cache_dir)
     usable = []
     for record in islice(chain.from_iterable(map(_each, rows)), cfg.max_rows or None):
         try:

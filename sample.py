@@ -51,6 +51,7 @@ from diffusion import GRIDS, SAMPLERS
 from insertion import IDLM, FlexMDM, Insertion, InsertionTransformer
 from model import autocast, pick_device, pick_dtype
 from objective import CHOICES, Frame, SampleOptions, choose_sampler, generator, seed_of
+from prepare.files import read_text
 from tokenizer import ASSISTANT, USER, Message, decode_answer, encode_chat
 from viz import page, view
 from viz.story import Trace
@@ -234,14 +235,10 @@ def read_prompt(text: str) -> str:
     """The text, or the contents of the file of `FILE:path`."""
     if not text.startswith("FILE:"):
         return text
-    try:
-        with open(text[5:], encoding="utf-8") as file:
-            content = file.read()
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"prompt file {text[5:]}: {e}") from None
+    content = read_text(Path(text[5:]))
     if not content:
         raise UserError(f"prompt file {text[5:]} is empty")
-    return content
+    return content.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def generate(

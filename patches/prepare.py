@@ -2,7 +2,7 @@
 
     python -m patches.prepare --repo=. --ext=.py --window=5    # any local git history, offline
     python -m patches.prepare --repo=. --repo=../other --tokenizer=train:4096
-    python -m patches.prepare --source=commits.jsonl           # or .jsonl.zst: sources.py
+    python -m patches.prepare --source=commits.jsonl           # or .json, packed or not
     python -m patches.prepare --source=bigcode/commitpackft:python --tokenizer=gpt2
     python -m patches.prepare --source=data/final_dataset            # saved by `datasets`
 
@@ -49,7 +49,8 @@ from patches.saved import (
     save_final,
     saved_rows,
 )
-from patches.sources import Change, Limits, Source, from_git, from_rows, hub_rows, json_rows, usable
+from patches.sources import Change, Limits, Source, from_git, from_rows, hub_rows, usable
+from prepare.files import ROWS, entries, json_rows, kind_of
 from tokenizer import Tokenizer, create
 
 FINAL = "final_dataset"  # what --save_final_dataset writes, below data_dir
@@ -61,7 +62,7 @@ class DiffConfig:
     """The options of `patches/prepare.py`."""
 
     repo: str = ""  # git repositories, given again or with commas between; empty: this folder
-    source: str = ""  # instead: FILE.jsonl, FILE.jsonl.zst, a folder saved by datasets, a hub id
+    source: str = ""  # instead: FILE.jsonl or .json, a folder saved by datasets, a hub id
     ext: str = ""  # only files that end so, as in .py,.pyi; empty: all texts
     tokenizer: str = "bytes"  # bytes, gpt2, train:N, a folder with tokenizer.json, or a hub id
     dataset: str = "diff"  # folder of the corpus, below data_dir
@@ -115,16 +116,9 @@ def repeated(argv: list[str], key: str) -> list[str]:
 
 
 def folders(names: str) -> list[Path]:
-    """Folders with commas between them, of which one may have commas itself: each is the longest
-    name that exists."""
-    parts, got = names.split(","), []
-    while parts:
-        sizes = range(len(parts), 0, -1)
-        joined = {n: Path(",".join(parts[:n])).expanduser() for n in sizes}
-        n = next((n for n in sizes if joined[n].is_dir() and any(parts[:n])), 1)
-        got += [joined[n]] if any(parts[:n]) else []
-        parts = parts[n:]
-    return got
+    """Folders with commas between them, of which one may have commas itself."""
+    got = entries(names, lambda name: Path(name).expanduser().is_dir())
+    return [Path(name).expanduser() for name in got]
 
 
 # ---- the split ---------------------------------------------------------------------------------
@@ -293,8 +287,8 @@ def open_source(cfg: DiffConfig, limits: Limits) -> Source:
     if is_saved(where):
         data = open_saved(where)
         return from_rows(lambda: (r for part in data.values() for r in part), cfg.max_commits)
-    if where.endswith((".jsonl", ".jsonl.zst")):
-        return from_rows(lambda: json_rows(path), cfg.max_commits)
+    if kind_of(path) in ROWS:
+        return from_rows(lambda: (row for _, row in json_rows(path)), cfg.max_commits)
     if path.exists() or where.startswith((".", "/", "~")):
         raise UserError(f"source={where}: take a .jsonl, a .jsonl.zst, or --repo={where}")
     return from_rows(lambda: hub_rows(where, cfg.cache_dir), cfg.max_commits)

@@ -9,13 +9,9 @@ Each gives records, one for a changed file, of any of these forms:
 """
 
 import calendar
-import codecs
-import io
-import json
 import math
 import re
 from collections import Counter
-from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Callable, Iterator, NamedTuple
@@ -126,42 +122,6 @@ def _time(date: Any) -> float | None:
         except (ValueError, OverflowError):
             continue
     return None
-
-
-def json_rows(path: Path) -> Iterator[dict]:
-    """The objects of a .jsonl or .jsonl.zst file, line by line. Raises UserError naming a line that
-    is none."""
-    with ExitStack() as stack:
-        try:
-            file: Any = stack.enter_context(open(path, "rb"))
-        except OSError as e:
-            raise UserError(f"source: cannot read {path}: {e.strerror}") from e
-        if path.suffix == ".zst":
-            reader = (
-                optional("zstandard")
-                .ZstdDecompressor()
-                .stream_reader(file, read_across_frames=True)
-            )
-            file = io.BufferedReader(stack.enter_context(reader))
-        yield from _objects(path, file)
-
-
-def _objects(path: Path, file: Any) -> Iterator[dict]:
-    lines, number = enumerate(file, 1), 0
-    while True:
-        try:
-            number, line = next(lines)
-            row = json.loads(line.removeprefix(codecs.BOM_UTF8)) if line.strip() else None
-        except StopIteration:
-            return
-        except (ValueError, RecursionError) as e:
-            raise UserError(f"{path}, line {number}: no usable JSON: {e}") from e
-        except Exception as e:  # the decompressor's own
-            raise UserError(f"{path}, after line {number}: damaged: {e}") from e
-        if isinstance(row, dict):
-            yield row
-        elif line.strip():
-            raise UserError(f"{path}, line {number}: an object is needed, not {str(row)[:40]!r}")
 
 
 def hub_rows(name: str, cache_dir: str) -> Iterator[dict]:

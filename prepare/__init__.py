@@ -1,5 +1,6 @@
 """What the four corpus commands at the root share. Read in this order:
 
+files.py             files as what they are: packed or not, with a byte order mark or without
 texts.py             where texts come from (the prose that Python carries, files, datasets of the
                      hub), as streams, and the documents that cascades are trained on
 byte_rows.py         text -> rows of byte ids

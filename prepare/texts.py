@@ -9,10 +9,10 @@ documents are on the same side.
 import ast
 import functools
 import gc
-import glob
 import hashlib
 import io
 import json
+import os
 import re
 import sys
 import sysconfig
@@ -25,6 +25,19 @@ from tqdm import tqdm
 
 from configurator import UserError, optional
 from prepare.byte_rows import boundary
+from prepare.files import (
+    COLUMNS,
+    KNOWN,
+    RECORDS,
+    entries,
+    json_rows,
+    kind_of,
+    local_files,
+    matches,
+    opened,
+    read_text,
+    text_size,
+)
 from tokenizer import Bytes
 
 # ==================================================================================================
@@ -95,50 +108,28 @@ def _docstrings(node: ast.AST) -> Iterator[str]:
             yield from _docstrings(child)
 
 
-def local_files(paths: str) -> list[Path]:
-    """'a,b' -> the files named and the visible files below the folders named, in sorted order."""
-    files = []
-    for path in [Path(p).expanduser() for p in paths.split(",") if p]:
-        if not path.exists():
-            raise UserError(f"path: no such file or folder: {path}")
-        inside = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
-        hidden = [any(x.startswith(".") for x in p.relative_to(path).parts) for p in inside]
-        files += sorted(p for p, h in zip(inside, hidden, strict=True) if not h)
-    files = [p for p in files if p.stat().st_size]
-    if not files:
-        raise UserError(f"path: {paths} holds no file with any text; name others")
-    return files
-
-
 def read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as e:
-        raise UserError(f"path: cannot read {path}: {e.strerror}") from e
+    """The contents of a file, unpacked: its text if it is of a kind that is one, or else its bytes
+    as they are."""
+    with opened(path, text=kind_of(path) in KNOWN) as file:
+        return file.read()
 
 
-def articles(
-    path: str, hub_dataset: str, hub_config: str, cache_dir: str, percent: float
-) -> Documents:
-    """The first `percent` of the articles: of the hub, or of a folder saved by `datasets`, or
-    of parquet and JSON files with a column `text`, or one article per file of another kind."""
-    files = local_files(path) if path else []
-    kinds = {".parquet": "parquet", ".json": "json", ".jsonl": "json"}
-    kind = kinds.get(files[0].suffix) if files else None
-    marks = ("state.json", "dataset_dict.json")  # what save_to_disk leaves
-    saved = bool(files) and any(Path(path, m).is_file() for m in marks)
-    if files and not kind and not saved:
-        files = files[: max(1, int(len(files) * percent / 100))]
-        return Documents(len(files), map(read, files))
+def is_saved(path: str) -> bool:
+    """Is this a folder that `datasets` has saved?"""
+    return any(Path(path, mark).is_file() for mark in ("state.json", "dataset_dict.json"))
+
+
+def articles(path: str, hub_dataset: str, hub_config: str, cache_dir: str) -> Documents:
+    """The articles of the hub, or of a folder saved by `datasets`."""
     datasets = optional("datasets")
     try:
-        if saved:
+        if path:
             data = datasets.load_from_disk(path)
             data = data["train"] if isinstance(data, dict) else data
         else:
-            where = {"data_files": [str(f) for f in files]} if kind else {"name": hub_config}
-            name, cache = kind or hub_dataset, cache_dir or None
-            data = datasets.load_dataset(name, split="train", cache_dir=cache, **where)
+            more = {"name": hub_config, "split": "train", "cache_dir": cache_dir or None}
+            data = datasets.load_dataset(hub_dataset, **more)
     # unreachable, unknown configuration, no train split, damaged file
     except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as e:
         why = " ".join(str(e).split())[:150] or type(e).__name__
@@ -148,9 +139,8 @@ def articles(
         ) from e
     if "text" not in data.column_names:
         raise UserError(f"{path or hub_dataset} has no column text: {data.column_names}")
-    count = max(1, int(len(data) * percent / 100))
-    rows = data.select(range(count))
-    return Documents(count, ((row["text"] or "").encode("utf-8", "surrogatepass") for row in rows))
+    texts = ((row["text"] or "").encode("utf-8", "surrogatepass") for row in data)
+    return Documents(len(data), texts)
 
 
 def lines_of(text: str) -> list[str]:
@@ -161,11 +151,10 @@ def lines_of(text: str) -> list[str]:
 
 def read_phrases(path: Path) -> list[str]:
     """A JSON array of strings, or one phrase per line after comment lines; no empty ones."""
+    listed = kind_of(path) == ".json"
     try:
-        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
-        lines = json.loads(text) if path.suffix == ".json" else lines_of(text)
-    except OSError as e:
-        raise UserError(f"file: cannot read {path}: {e.strerror}") from e
+        text = read_text(path, "surrogateescape")
+        lines = json.loads(text) if listed else lines_of(text)
     except ValueError as e:
         raise UserError(f"file: {path} is no JSON: {e}") from e
     if not isinstance(lines, list) or not all(isinstance(p, str) for p in lines):
@@ -174,7 +163,7 @@ def read_phrases(path: Path) -> list[str]:
         Bytes().encode("".join(lines))
     except ValueError as e:  # half of a surrogate pair, which JSON can spell
         raise UserError(f"file: {path} holds a character that UTF-8 lacks: {e}") from e
-    if path.suffix != ".json":
+    if not listed:
         lines = dropwhile(lambda line: line.startswith("#"), lines)
     phrases = [p.strip() for p in lines if p.strip()]
     if not phrases:
@@ -189,8 +178,6 @@ def read_phrases(path: Path) -> list[str]:
 
 END = None  # after the last chunk of a document
 PIECE = 1 << 20  # bytes: longest chunk, and about the longest piece
-ROWS, COLUMNS = (".json", ".jsonl"), ".parquet"  # files that hold documents in a field `text`
-KNOWN = (".txt", ".md", *ROWS, COLUMNS)  # what is taken from folders and patterns
 # a space, or else a line end, that begins a word: what tokenizers cut at, too
 GAPS = [re.compile(rb"\S" + mark + rb"(?=\S)") for mark in (b" ", b"\n")]
 
@@ -322,14 +309,21 @@ def whole(text: str) -> Iterator[bytes | None]:
 
 def file_part(path: Path, start: int = 0, end: int | None = None) -> Iterator[bytes]:
     """Bytes [start, end) of a text file. Raises UserError for a file that holds no text."""
-    left = path.stat().st_size - start if end is None else end - start
-    with _opened(path) as file:
-        if b"\0" in file.read(4096):
-            raise UserError(f"{path} is no text (it has a NUL byte); unpack or convert it first")
-        file.seek(start)
+    left = sys.maxsize if end is None else end - start
+    with opened(path) as file:
+        skip(file, start)
         while left > 0 and (chunk := file.read(min(PIECE, left))):
             left -= len(chunk)
             yield chunk
+
+
+def skip(file: io.BufferedReader, size: int) -> None:
+    """Go on by `size` bytes, which a packed file has to read."""
+    if file.seekable():
+        file.seek(size, os.SEEK_CUR)
+        return
+    while size > 0 and (chunk := file.read(min(PIECE, size))):
+        size -= len(chunk)
 
 
 def separated(path: Path, separator: bytes) -> Iterator[bytes | None]:
@@ -337,7 +331,7 @@ def separated(path: Path, separator: bytes) -> Iterator[bytes | None]:
     it is a line end, written \\n, every line is a document."""
     fresh, pending = True, False  # at the beginning of a line; something since the last END
     each = separator == b"\\n"
-    with _opened(path) as file:
+    with opened(path) as file:
         while line := file.readline(PIECE):
             if fresh and line.rstrip(b"\r\n") == separator:
                 yield END
@@ -353,34 +347,27 @@ def separated(path: Path, separator: bytes) -> Iterator[bytes | None]:
         yield END
 
 
-def json_texts(path: Path) -> Iterator[str]:
-    """The field `text` of each line of a JSON lines file, or of each object of a JSON array (which
-    is read as a whole)."""
-    with _opened(path) as file:
-        if file.read(1) == b"[":
-            rows: Iterable[bytes] = [path.read_bytes()]
-        else:
-            file.seek(0)
-            rows = (line for line in file if line.strip())
-        for number, row in enumerate(rows, 1):
-            try:
-                value = json.loads(row)
-            except ValueError as e:
-                raise UserError(f"{path}, row {number}: no JSON: {e}") from None
-            for item in value if isinstance(value, list) else [value]:
-                yield _text(item, f"{path}, row {number}")
+def row_texts(path: Path) -> Iterator[str]:
+    """The field `text` of each row of a file that holds rows."""
+    if kind_of(path) == COLUMNS:
+        return column_texts(path)
+    return (_text(row, where) for where, row in json_rows(path, "row"))
 
 
 def column_texts(source: Hub | Path, cache_dir: str = "", instead: str = LOCAL) -> Iterator[str]:
     """The column `text` of a dataset of the hub or of a parquet file, row by row. Raises UserError,
     which for the hub names what to give `instead`."""
     where = source.name if isinstance(source, Hub) else str(source)
+    return (_text(row, where) for row in dataset_rows(source, cache_dir, instead))
+
+
+def dataset_rows(source: Hub | Path, cache_dir: str = "", instead: str = LOCAL) -> Iterator[dict]:
+    """The rows of a dataset of the hub or of a parquet file, streamed. Raises UserError, which for
+    the hub names what to give `instead`."""
+    where = source.name if isinstance(source, Hub) else str(source)
     datasets = optional("datasets")
     try:
-        for row in open_dataset(datasets, source, cache_dir or None):
-            yield _text(row, where)
-    except UserError:
-        raise
+        yield from open_dataset(datasets, source, cache_dir or None)
     except Exception as e:  # those of the hub, of three network libraries and of pyarrow
         why = " ".join(str(e).split())[:150] or type(e).__name__
         advice = f"; without the hub: {instead}" if isinstance(source, Hub) else ""
@@ -399,20 +386,12 @@ def open_dataset(datasets: Any, source: Hub | Path, cache_dir: str | None) -> It
         return datasets.load_dataset(source.name, source.config, split=source.split, **copy)
 
 
-def _text(row: Any, where: str) -> str:
-    if not isinstance(row, dict) or "text" not in row:
-        keys = list(row) if isinstance(row, dict) else type(row).__name__
-        raise UserError(f"{where}: no field 'text', but {str(keys)[:80]}")
+def _text(row: dict, where: str) -> str:
+    if "text" not in row:
+        raise UserError(f"{where}: no field 'text', but {str(list(row))[:80]}")
     if not isinstance(row["text"] or "", str):
         raise UserError(f"{where}: the field 'text' holds {str(row['text'])[:40]!r}, no string")
     return row["text"] or ""
-
-
-def _opened(path: Path) -> Any:
-    try:
-        return open(path, "rb")
-    except OSError as e:
-        raise UserError(f"cannot read {path}: {e.strerror}") from e
 
 
 # ---- sources -----------------------------------------------------------------------------------
@@ -421,27 +400,21 @@ def _opened(path: Path) -> Any:
 def source_files(source: str) -> list[Path]:
     """'a.txt,folder,*.jsonl' -> files. A file that is named is taken as it is; from folders and
     patterns only files of a known kind are."""
-    files: dict[Path, bool] = {}  # file -> is it named itself
-    for entry in filter(None, source.split(",")):
-        itself = Path(entry).expanduser()
-        matches = [entry] if itself.exists() else sorted(glob.glob(entry, recursive=True))
-        if not matches:
+    for entry in entries(source):
+        if not matches(entry):
             names = ", ".join(["pydoc", *CUTS, *HUB])
             raise UserError(f"source={entry}: neither one of {names} nor a file, folder or pattern")
-        for match in matches:
-            for path in local_files(match):
-                files[path] = files.get(path, False) or itself.is_file()
-    kept = [p for p, named in files.items() if named or p.suffix in KNOWN]
-    if len(kept) < len(files):
-        print(f"left out: {len(files) - len(kept)} files that are none of {', '.join(KNOWN)}")
-    if not kept:
-        raise UserError(f"source={source} has no file of the kinds {', '.join(KNOWN)}")
-    return kept
+    return local_files(source, KNOWN)
+
+
+def has_rows(path: Path) -> bool:
+    """Does a file hold its documents in a field `text`?"""
+    return kind_of(path) in RECORDS
 
 
 def are_texts(files: list[Path]) -> bool:
     """Is every one of these files a plain text, so that without a separator it is a document?"""
-    return not any(p.suffix in ROWS or p.suffix == COLUMNS for p in files)
+    return not any(map(has_rows, files))
 
 
 def too_few(files: list[Path], separator: str, share: float) -> bool:
@@ -452,9 +425,8 @@ def too_few(files: list[Path], separator: str, share: float) -> bool:
 def file_chunks(files: list[Path], separator: str) -> Iterator[bytes | None]:
     """The documents of files of any of the known kinds."""
     for path in files:
-        if path.suffix in ROWS or path.suffix == COLUMNS:
-            texts = json_texts(path) if path.suffix in ROWS else column_texts(path)
-            for text in texts:
+        if has_rows(path):
+            for text in row_texts(path):
                 yield from whole(text)
         elif separator:
             yield from separated(path, separator.encode())
@@ -484,10 +456,10 @@ def prose_chunks() -> Iterator[bytes | None]:
 def ends_held_out(files: list[Path], share: float) -> Iterator[Piece]:
     """Too few texts to hold out whole ones: the last `share` of each is validation."""
     for path in files:
-        size = path.stat().st_size
+        size = text_size(path)
         at = max(0, int(size * (1 - share)) - 3)
-        with _opened(path) as file:
-            file.seek(at)
+        with opened(path) as file:
+            skip(file, at)
             at += boundary(file.read(7), 3)
         for split, start, end in (("train", 0, at), ("val", at, size)):
             yield from labelled(chain(file_part(path, start, end), [END]), lambda _, s=split: s)
@@ -497,7 +469,7 @@ def cut_by_position(source: str, path: str, cache_dir: str) -> Iterator[Piece]:
     """shakespeare, text8: one text (held in memory, at most 100 MB), its first nine tenths for
     training. No document ends in it, so there is no END."""
     if path:
-        text = read(Path(path))
+        text = b"".join(file_part(Path(path)))
     else:
         hubs = [Hub(CUT_HUB[source], split=s) for s in ("train", "validation", "test")]
         rows = chain.from_iterable(column_texts(h, cache_dir, "--path=FILE") for h in hubs)
@@ -689,25 +661,20 @@ def _hub(hub: Hub, name: str, mode: str, cache: str) -> Sequence[str]:
 
 def _disk(name: str, path: str) -> Sequence[str]:
     """A local copy: a folder saved by `datasets`, JSON lines or parquet, or text, line by line."""
-    if any((Path(path) / mark).is_file() for mark in ("state.json", "dataset_dict.json")):
+    if is_saved(path):
         table = optional("datasets").load_from_disk(path)
         if isinstance(table, dict):
             raise UserError(f"path={path} holds the splits {', '.join(table)}; name one of them")
         return Column(table, PREFIX_COLUMNS.get(name, "text"), path)
     rows: list[str] = []
     for file in local_files(path):
-        if file.suffix in (".json", ".jsonl"):
-            rows += json_texts(file)
-        elif file.suffix == ".parquet":
-            rows += column_texts(file)
-        else:
-            rows += lines_of(as_text(read(file)))
+        rows += row_texts(file) if has_rows(file) else lines_of(read_text(file, "replace"))
     return rows
 
 
 def is_local(name: str) -> bool:
     """Are these files, folders or patterns?"""
-    return any(Path(n).expanduser().exists() or glob.glob(n) for n in name.split(",") if n)
+    return any(map(matches, entries(name)))
 
 
 def _local(name: str, mode: str, separator: str, share: float) -> Texts:

@@ -22,9 +22,10 @@ from typing import Iterable, Iterator, Literal, NamedTuple
 
 import numpy as np
 
-from configurator import UserError, load, optional, require, run
+from configurator import UserError, load, require, run
 from corpus import CorpusWriter
-from prepare.texts import COLUMNS, Hub, open_dataset, split_of
+from prepare.files import COLUMNS, entries, kind_of
+from prepare.texts import Hub, dataset_rows, split_of
 from prepare_sft import records
 from tasks.grammar import WORDS
 from tasks.grammar import splits as sentences
@@ -192,7 +193,7 @@ class StarsConfig:
 
     def __post_init__(self):
         require(self, "path", self.task != "grammar" or not self.path, "left out for the grammar")
-        few = self.path.count(",") <= 1
+        few = len(entries(self.path)) <= 2
         require(self, "path", few, "one or two files, or a dataset of the hub")
 
     def folder(self) -> Path:
@@ -207,18 +208,20 @@ class StarsConfig:
 def told_rows(cfg: StarsConfig) -> dict[str, Iterator[dict]]:
     """The rows of --path, or of the usual dataset, of both splits; read lazily."""
     path = cfg.path or HUB[cfg.task]
-    names = [Path(name).expanduser() for name in path.split(",")]
+    names = [Path(name).expanduser() for name in entries(path)]
     if not any(name.exists() for name in names) and path.count("/") == 1 and "," not in path:
         splits = {"train": "train", "val": "test"}
-        return {s: dataset_rows(cfg, Hub(path, split=name)) for s, name in splits.items()}
+        hubs = {s: Hub(path, split=name) for s, name in splits.items()}
+        cache = cfg.huggingface_cache_dir
+        return {s: dataset_rows(hub, cache, "--path=FILE") for s, hub in hubs.items()}
     for name in names:
         if not name.is_file():
             raise UserError(f"path={path}: no such file: {name}")
     if len(names) == 2:
-        return {s: file_rows(cfg, name) for s, name in zip(("train", "val"), names, strict=True)}
+        return {s: file_rows(name) for s, name in zip(("train", "val"), names, strict=True)}
 
     def part(split: str) -> Iterator[dict]:  # equal questions are on the same side
-        for row in file_rows(cfg, names[0]):
+        for row in file_rows(names[0]):
             question = str(row.get("input", row.get("edge_list")))
             if split_of(question.encode("utf-8", "replace"), SHARE, SEED) == split:
                 yield row
@@ -226,19 +229,8 @@ def told_rows(cfg: StarsConfig) -> dict[str, Iterator[dict]]:
     return {split: part(split) for split in ("train", "val")}
 
 
-def file_rows(cfg: StarsConfig, path: Path) -> Iterator[dict]:
-    return dataset_rows(cfg, path) if path.suffix == COLUMNS else records(path)
-
-
-def dataset_rows(cfg: StarsConfig, source: Hub | Path) -> Iterator[dict]:
-    """The rows of a parquet file or of a dataset of the hub. Raises UserError."""
-    where = source.name if isinstance(source, Hub) else str(source)
-    datasets = optional("datasets")
-    try:
-        yield from open_dataset(datasets, source, cfg.huggingface_cache_dir or None)
-    except Exception as e:  # those of the hub, of three network libraries and of pyarrow
-        why = " ".join(str(e).split())[:150] or type(e).__name__
-        raise UserError(f"{where} cannot be read ({why}); without the hub: --path=FILE") from e
+def file_rows(path: Path) -> Iterator[dict]:
+    return dataset_rows(path) if kind_of(path) == COLUMNS else records(path)
 
 
 # ---- rows ----------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from file_forms import FORMS, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -379,6 +380,40 @@ def test_text_round_trips_to_the_byte(make, tmp_path):
     assert len(got["val"]) == 2
     folded = whole(make("folded", *options))
     assert sorted(folded["train"] + folded["val"]) == sorted(fold(d) for d in ODD.values())
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_files_of_every_form_are_their_documents(make, tmp_path, form, capsys):
+    """Rows of JSON are documents, packed or not, and no mark is a part of a text."""
+    texts = [f"text {i}, é" for i in range(9)]
+    rows = [json.dumps({"text": t, "id": 1}, ensure_ascii=False) for t in texts]
+    write(form, tmp_path / "in", "a, b.JSONL", "\n".join(rows[:4]))
+    write(form, tmp_path / "in", "c.json", f"\n [{','.join(rows[4:7])}]")
+    for i in (7, 8):
+        write(form, tmp_path / "in", f"{i}.txt", texts[i])
+    for number, path in enumerate(["in", "in/*", "in/a, *,in/[78]*,in/c.*"]):
+        got = whole(make(f"c{number}", "--source=text", f"--path={path}", "--val_split_ratio=.3"))
+        assert sorted(got["train"] + got["val"]) == sorted(t.encode() for t in texts)
+    if form == "gz":
+        assert "unpacked: 4 files .gz" in capsys.readouterr().out
+
+
+def test_what_may_be_no_text_is_told_or_refused(make, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    for name, data in {"a": b"a text", "b": b"\x89PNG\r\n\0\0", "c.txt": b"more"}.items():
+        (tmp_path / "in" / name).write_bytes(data)
+    make("a", "--source=text", "--path=in", "--val_split_ratio=.4")
+    assert "files with a NUL byte, taken byte by byte: 1\n" in capsys.readouterr().out
+    for name, data, why in [
+        ("d.txt", b"a\0b", "NUL byte"),
+        ("d.zip", b"PK\x03\x04...", "a zip archive"),
+        ("d.jsonl", b'{"body": "x"}', "no field 'text'"),
+    ]:
+        (tmp_path / "in" / name).write_bytes(data)
+        with pytest.raises(UserError, match=why):
+            make("b", "--source=text", "--path=in")
+        (tmp_path / "in" / name).unlink()
+    assert [p.name for p in (tmp_path / "data").iterdir()] == ["a"]
 
 
 def test_a_single_file_gives_its_end_to_validation(make, tmp_path):

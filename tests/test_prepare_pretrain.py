@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from file_forms import FORMS, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -238,6 +239,35 @@ def test_every_kind_of_file(tmp_path: Path):
         assert not corpus.rows(split)  # a stream
     assert corpus.meta["notes"] == {"empty documents, left out": 3}
     assert corpus.meta["options"]["source"] == str(folder)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["docs.jsonl", "a, b.NDJSON", "docs.Json"])
+def test_rows_in_every_form_are_the_same_corpus(form: str, name: str, tmp_path: Path):
+    texts = [f"document {i}, é" for i in range(60)]
+    rows = [json.dumps({"text": t}, ensure_ascii=False) for t in texts]
+    whole = f"\n [{','.join(rows)}]" if name == "docs.Json" else "\n".join(rows)
+    path = write(form, tmp_path / "in", name, whole)
+    for source in (path, path.parent, f"{path.parent}/*"):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        corpus = prepare(folder, source=source, tokenizer="bytes", test_split_pct=0.2)
+        assert sorted(documents(corpus, "train") + documents(corpus, "val")) == sorted(texts)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_text_in_every_form_is_the_same_corpus(form: str, tmp_path: Path):
+    """No mark is a character of the vocabulary, and the two parts of a file are the file."""
+    text = "".join(f"line {i}, é\n" for i in range(99))
+    path = write(form, tmp_path, "a.txt", text)
+    one = prepare(tmp_path / "c", source="shakespeare", path=path, tokenizer="chars")
+    assert one.tokenizer.symbols == sorted(set(text))
+    two = prepare(tmp_path / "d", source=path, tokenizer="chars", test_split_pct=0.2)
+    assert two.tokenizer.symbols == sorted(set(text))
+    assert "".join([*two.texts("train"), *two.texts("val")]) == text
+    three = prepare(
+        tmp_path / "e", source=path, tokenizer="bytes", separator="\\n", test_split_pct=0.2
+    )
+    assert {*documents(three, "train"), *documents(three, "val")} == set(text.splitlines())
 
 
 def test_patterns_and_separator(tmp_path: Path):

@@ -6,6 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from file_forms import FORMS, write
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -91,6 +92,37 @@ def test_every_format_is_the_same_conversation(record, name, tmp_path):
     got = conversations(config(source=path), dropped)
     assert got == [SPOKEN, [("user", "Question 0?"), ("assistant", ROWS[0]["output"])]]
     assert not dropped
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_file_in_every_form_is_the_same_conversations(form, tmp_path):
+    rows = [{"prompt": f"é {i}", "response": "b"} for i in range(4)]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    want = [[("user", f"é {i}"), ("assistant", "b")] for i in range(4)]
+    texts = ["\n".join(lines), f"\n [{','.join(lines)}]", json.dumps(rows, indent=2)]
+    for name, text in zip(["a, b.JSONL", "c.ndjson", "d.JSON"], texts, strict=True):
+        path = write(form, tmp_path / name[0], name, text)
+        for source in (path, path.parent, f"{path.parent}/*"):
+            assert conversations(config(source=source), Counter()) == want
+    path = write(form, tmp_path, "questions.v2.jsonl", texts[0])
+    assert config(source=path).folder().name == "questions.v2_sft"
+
+
+def test_rows_of_parquet(tmp_path):
+    pytest.importorskip("datasets")
+    parquet, table = (
+        pytest.importorskip("pyarrow.parquet"),
+        importlib.import_module("pyarrow").table,
+    )
+    rows = {"messages": [MESSAGES] * 3, "id": [1, 2, 3]}
+    parquet.write_table(table(rows), tmp_path / "a.PARQUET")
+    assert conversations(config(source=tmp_path / "a.PARQUET"), Counter()) == [SPOKEN] * 3
+
+
+def test_a_file_of_another_kind_is_refused_with_the_reason(tmp_path):
+    (tmp_path / "a.csv").write_text("instruction,output\na,b\n")
+    with pytest.raises(UserError, match=r"a\.csv is of none of the kinds \.json, \.jsonl"):
+        conversations(config(source=tmp_path / "a.csv"), Counter())
 
 
 def test_several_instances_are_several_questions(tmp_path):

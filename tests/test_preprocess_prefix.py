@@ -15,6 +15,7 @@ from zlib import crc32
 import numpy as np
 import pytest
 from conftest import REPO, clean_env
+from file_forms import FORMS, write
 from hypothesis import given
 from hypothesis import strategies as st
 from obedient import broken, hanging, obedient
@@ -532,6 +533,20 @@ def test_a_local_copy_of_a_named_text(texts):
         b"The ship, it's old.\n",
         b"No-one.\n",
     ]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_files_in_every_form_are_the_same_documents(form, tmp_path):
+    want = [f"text {i}, é\u2028." for i in range(12)]
+    rows = [json.dumps({"text": t}, ensure_ascii=False) for t in want]
+    write(form, tmp_path / "in", "a, b.JSONL", "\n".join(rows[:6]))
+    write(form, tmp_path / "in", "c.json", f"\n [{','.join(rows[6:])}]")
+    for name in (tmp_path / "in", f"{tmp_path}/in/*", f"{tmp_path}/in/a, *,{tmp_path}/in/c.*"):
+        parts = [find_texts(str(name), m, "", "", 0.3, "") for m in ("train", "validation")]
+        assert sorted(t for p in parts for t in p.read(0, p.count)) == sorted(want)
+    path = write(form, tmp_path, "wiki.raw", "one\u2028more\nand\x0ctwo\n")
+    got = find_texts("openwebtext", "train", str(path), "", 0.1, "")
+    assert list(got.read(0, got.count)) == ["one\u2028more\n", "and\x0ctwo\n"]
 
 
 def test_a_saved_data_set(texts):

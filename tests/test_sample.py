@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import file_forms
 import numpy as np
 import pytest
 import torch
@@ -498,6 +499,9 @@ def test_prompt_files(tmp_path: Path):
     good = tmp_path / "good.txt"
     good.write_text("ab\ncd", encoding="utf-8")
     assert read_prompt(f"FILE:{good}") == "ab\ncd" and read_prompt("ab") == "ab"
+    for form in file_forms.FORMS:
+        path = file_forms.write(form, tmp_path, "p.txt", "ab\r\né")
+        assert read_prompt(f"FILE:{path}") == "ab\né", form
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "latin.txt").write_bytes(b"\xff\xfe")
     for name in ("missing.txt", "empty.txt", "latin.txt", ""):
