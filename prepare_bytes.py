@@ -9,7 +9,9 @@
 
 --path is files, folders and patterns with commas between them. A .jsonl, .json or .parquet holds a
 document in the field `text` of each row; any other file is one, and .gz, .bz2, .xz and .zst are
-unpacked. Case and punctuation stay, white space is folded, EOS is never cut off, and what goes to validation
+unpacked.
+
+Case and punctuation stay, white space is folded, EOS is never cut off, and what goes to validation
 is decided before anything is cut, varied or repeated. --upstream_rules=true cleans and cuts as the
 byte fork of SEDD does; --upstream_rules=loader as that fork does when it reads articles directly,
 which is what its training in fact runs on.

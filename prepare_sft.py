@@ -50,6 +50,7 @@ from tokenizer import (
     USER,
     Message,
     Tokenizer,
+    Unencodable,
     chat_rows,
     require_chat,
     tokenizer_from,
@@ -256,8 +257,8 @@ def encoded(batch: list[tuple[str, Conversation]], spec: str, files: tuple, turn
             rows += [
                 (split, ids, prompt, "") for ids, prompt in chat_rows(tokenizer, messages, turns)
             ]
-        except UserError:
-            rows.append((split, [], 0, "a text that becomes a special token"))
+        except Unencodable as e:
+            rows.append((split, [], 0, e.reason))
     return rows
 
 

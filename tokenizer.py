@@ -6,12 +6,33 @@ name -> text. Corpora and checkpoints carry both, so each is enough by itself.
 """
 
 import base64
+import json
+import re
+from itertools import chain
 from pathlib import Path
-from typing import Any, Callable, Iterable, Literal
+from typing import Any, Callable, Iterable, Iterator, Literal
 
 import numpy as np
 
 from configurator import UserError, optional
+
+
+class Unencodable(UserError):
+    """A text that a tokenizer cannot encode. `reason` is one for all such texts, for counts."""
+
+    def __init__(self, message: str, reason: str = ""):
+        super().__init__(message)
+        self.reason = reason
+
+
+def require_utf8(text: str, errors: str = "strict") -> None:
+    """Raise Unencodable for half of a surrogate pair, which JSON can spell."""
+    try:
+        text.encode("utf-8", errors)
+    except UnicodeEncodeError as e:
+        bad = e.object[e.start]
+        why = f"the text holds a character that UTF-8 lacks: {bad!r}"
+        raise Unencodable(why, "a character that UTF-8 lacks") from None
 
 
 class Bytes:
@@ -23,6 +44,7 @@ class Bytes:
     files: dict[str, str] = {}  # noqa: RUF012
 
     def encode(self, text: str) -> list[int]:
+        require_utf8(text, "surrogateescape")
         return list(text.encode("utf-8", "surrogateescape"))
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -56,7 +78,8 @@ class Symbols:
         try:
             return [self.ids[p] for p in parts]
         except KeyError as e:
-            raise UserError(f"{e.args[0]!r} is not in the vocabulary of this corpus") from None
+            why = f"{e.args[0]!r} is not in the vocabulary of this corpus"
+            raise Unencodable(why, "a text with what the tokenizer has no token for") from None
 
     def decode(self, ids: Iterable[int]) -> str:
         kept = _until(ids, self.specials["eos"])
@@ -117,6 +140,7 @@ class GPT2:
         return cls("\n".join(f"{base64.b64encode(t).decode()} {r}" for t, r in ordered))
 
     def encode(self, text: str) -> list[int]:
+        require_utf8(text)  # tiktoken would replace it and say nothing
         return self.codec.encode_ordinary(text)
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -161,6 +185,8 @@ class HF:
             raise UserError(f"tokenizer.json has no token {absent[0]!r}")
         self.names, self.specials = names, {k: vocabulary[n] for k, n in names.items()}
         self.reserved = set(self.specials.values())
+        self.tokens = self.codec.get_vocab(with_added_tokens=False)  # those of the model itself
+        self.drops = self._drops()
 
     @classmethod
     def with_chat(cls, text: str) -> "HF":
@@ -210,7 +236,7 @@ class HF:
             initial_alphabet=parts.pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        codec.train_from_iterator(texts, trainer)
+        codec.train_from_iterator(chain.from_iterable(map(without_long_words, texts)), trainer)
         trained = cls.with_chat(codec.to_str())
         if (largest := trained.vocab_size) < size:
             raise UserError(
@@ -245,18 +271,83 @@ class HF:
             raise UserError(f"{path / name} is not readable: {e}") from e
 
     def encode(self, text: str) -> list[int]:
-        """Raises UserError if the tokenizer's model encodes a word as a special token."""
-        return self.checked(self.codec.encode_batch_fast([text], add_special_tokens=False)[0].ids)
+        """Raises Unencodable as `encoding` does."""
+        return self.encoding(text).ids
 
-    def checked(self, ids: list[int]) -> list[int]:
-        """`ids` unchanged. Raises UserError if one of them is special."""
-        if not self.reserved.isdisjoint(ids):
-            name = next(n for n, i in self.specials.items() if i in ids)
-            raise UserError(
+    def encoding(self, text: str, offsets: bool = False) -> Any:
+        """The library's encoding of a text, with the places of its tokens if `offsets`. Raises
+        Unencodable if the model has no token for a part of it, not even one for what is unknown, or
+        encodes a word as a special token."""
+        require_utf8(text)
+        try:
+            if offsets:
+                found = self.codec.encode(text, add_special_tokens=False)
+            else:
+                found = self.codec.encode_batch_fast([text], add_special_tokens=False)[0]
+        except Exception as e:  # the `tokenizers` library raises bare ones
+            raise self._lacks(self._unknown(text) or str(e)) from e
+        if self.drops and (part := self._unknown(text)):
+            raise self._lacks(part)
+        if not self.reserved.isdisjoint(found.ids):
+            name = next(n for n, i in self.specials.items() if i in found.ids)
+            raise Unencodable(
                 f"the tokenizer reads {self.names[name]!r} in a text as its special token {name}; "
-                "take another tokenizer"
+                "take another tokenizer",
+                "a text that becomes a special token",
             )
-        return ids
+        return found
+
+    def _lacks(self, part: str) -> Unencodable:
+        return Unencodable(
+            f"the tokenizer has no token for {part[:40]!r}, and none for what is unknown; take "
+            "another tokenizer",
+            "a text with what the tokenizer has no token for",
+        )
+
+    def _drops(self) -> bool:
+        """Does the model leave out characters that it does not know? Of all models, BPE does, if it
+        has no token for what is unknown and not one for each byte."""
+        model = self.codec.model
+        if type(model).__name__ != "BPE" or model.unk_token:
+            return False
+        if model.byte_fallback and all(f"<0x{byte:02X}>" in self.tokens for byte in range(256)):
+            return False
+        parts = json.loads(self.files["tokenizer.json"])
+        by_bytes = '"ByteLevel"' in json.dumps([parts["normalizer"], parts["pre_tokenizer"]])
+        letters = optional("tokenizers.pre_tokenizers", "tokenizers").ByteLevel.alphabet()
+        return not (by_bytes and self.tokens.keys() >= set(letters))
+
+    def _unknown(self, text: str) -> str:
+        """The first character that the model has no token for, or the first such word, if its
+        tokens are words or its letters stand for bytes; '' if there is none."""
+        added = self.codec.get_added_tokens_decoder().values()
+        names = [re.escape(one.content) for one in added if not one.special]
+        normal, words = self.codec.normalizer, self.codec.pre_tokenizer
+        for part in re.split("|".join(names), text) if names else [text]:
+            part = normal.normalize_str(part) if normal else part
+            split = words.pre_tokenize_str(part) if words else [(part, (0, len(part)))]
+            for word, (start, end) in split:
+                if lost := self._lost(word):
+                    return lost if lost in part[start:end] else part[start:end] or lost
+        return ""
+
+    def _lost(self, word: str) -> str:
+        """What the model has no token for in a word."""
+        model, vocabulary = self.codec.model, self.tokens
+        if type(model).__name__ == "BPE":  # it begins with characters, each of which needs a token
+            if model.ignore_merges and word in vocabulary:
+                return ""
+            before, after = model.continuing_subword_prefix or "", model.end_of_word_suffix or ""
+            forms = [before + c for c in word]
+            forms = [word[0], *forms[1:]]
+            forms[-1] += after
+            return next((c for c, f in zip(word, forms, strict=True) if f not in vocabulary), "")
+        try:
+            model.tokenize(word)
+        except Exception:  # the `tokenizers` library raises bare ones
+            letters = type(model).__name__ == "Unigram"
+            return next((c for c in word if c not in vocabulary), word) if letters else word
+        return ""
 
     def decode(self, ids: Iterable[int]) -> str:
         kept = _until(ids, self.specials.get("eos", -1))
@@ -264,6 +355,20 @@ class HF:
 
     def spec(self) -> dict[str, Any]:
         return {"kind": self.kind, "names": self.names}
+
+
+LONG = 1000  # characters of a word, above which the time to learn from it grows with its square
+RUN = re.compile(rf"\S{{{LONG},}}|\s{{{LONG},}}")
+
+
+def without_long_words(text: str) -> Iterator[str]:
+    """A text in parts, so that no word of it is longer than LONG."""
+    start = 0
+    for run in RUN.finditer(text):
+        for end in range(run.start(), run.end(), LONG):
+            yield text[start:end]
+            start = end
+    yield text[start:]
 
 
 Tokenizer = Bytes | Symbols | GPT2 | HF
@@ -327,8 +432,8 @@ def encode_spans(tokenizer: Tokenizer, text: str) -> tuple[np.ndarray, np.ndarra
     """Text of n tokens -> ids (n,) uint32, and the characters [start, end) of each (n, 2). A token
     that is a part of a character has the span of that character."""
     if isinstance(tokenizer, HF):
-        encoding = tokenizer.codec.encode(text, add_special_tokens=False)
-        ids = np.array(tokenizer.checked(encoding.ids), np.uint32)
+        encoding = tokenizer.encoding(text, offsets=True)
+        ids = np.array(encoding.ids, np.uint32)
         return ids, np.array(encoding.offsets, np.int64).reshape(-1, 2)
     ids = np.array(tokenizer.encode(text), np.uint32)
     if isinstance(tokenizer, Symbols):
@@ -408,24 +513,14 @@ def require_chat(tokenizer: Tokenizer) -> None:
         )
 
 
-def _text(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Ids of a text. Raises UserError for text that is not UTF-8."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as e:  # half of a surrogate pair, which JSON can spell
-        bad = e.object[e.start]
-        raise UserError(f"the text holds a character that UTF-8 lacks: {bad!r}") from e
-    return tokenizer.encode(text)
-
-
 def _header(tokenizer: Tokenizer, role: str) -> list[int]:
     special = tokenizer.specials
-    return [special["start"], *_text(tokenizer, role), special["end"]]
+    return [special["start"], *tokenizer.encode(role), special["end"]]
 
 
 def _body(tokenizer: Tokenizer, role: str, text: str) -> list[int]:
     end = tokenizer.specials["eot" if role == USER else "eos"]
-    return [*_text(tokenizer, "\n" + text), end]  # encoded together: the newline may merge
+    return [*tokenizer.encode("\n" + text), end]  # encoded together: the newline may merge
 
 
 def encode_chat(

@@ -51,7 +51,7 @@ from patches.saved import (
 )
 from patches.sources import Change, Limits, Source, from_git, from_rows, hub_rows, usable
 from prepare.files import ROWS, entries, json_rows, kind_of
-from tokenizer import Tokenizer, create
+from tokenizer import Tokenizer, Unencodable, create
 
 FINAL = "final_dataset"  # what --save_final_dataset writes, below data_dir
 ADVICE = "try --window=5, or a larger --block_size, --max_bytes or --val_split_ratio"
@@ -157,8 +157,8 @@ def encode(cfg: DiffConfig, tokenizer: Tokenizer, change: Change) -> Row:
     texts = prompt_text(change.prompt), target_text(change.hunks)
     try:
         prompt, answer = prompt_ids(tokenizer, change.prompt), tokenizer.encode(texts[1])
-    except UserError:
-        raise Refused("a text that becomes a special token") from None
+    except Unencodable as e:
+        raise Refused(e.reason) from None
     if (tokenizer.decode(prompt), tokenizer.decode(answer)) != texts:
         raise Refused("a text that the tokenizer does not give back")
     ids = np.array([*prompt, *answer, tokenizer.specials["eos"]])

@@ -38,7 +38,7 @@ from prepare.files import (
     read_text,
     text_size,
 )
-from tokenizer import Bytes
+from tokenizer import require_utf8
 
 # ==================================================================================================
 # Where texts come from: the prose that Python carries, local files, datasets of the hub
@@ -160,9 +160,9 @@ def read_phrases(path: Path) -> list[str]:
     if not isinstance(lines, list) or not all(isinstance(p, str) for p in lines):
         raise UserError(f"file: {path} must hold a JSON array of strings")
     try:
-        Bytes().encode("".join(lines))
-    except ValueError as e:  # half of a surrogate pair, which JSON can spell
-        raise UserError(f"file: {path} holds a character that UTF-8 lacks: {e}") from e
+        require_utf8("".join(lines), "surrogateescape")
+    except UserError as e:
+        raise UserError(f"file: {path}: {e}") from e
     if not listed:
         lines = dropwhile(lambda line: line.startswith("#"), lines)
     phrases = [p.strip() for p in lines if p.strip()]

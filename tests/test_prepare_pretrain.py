@@ -407,6 +407,26 @@ def test_trained_tokenizer_and_specials_in_the_text(tmp_path: Path):
     assert np.array_equal(ids_of(again, "train"), ids_of(corpus, "train"))
 
 
+@pytest.mark.parametrize("model", ["BPE", "Unigram", "WordLevel", "WordPiece"])
+def test_no_text_is_lost_for_want_of_a_token(
+    model: str, tmp_path: Path, run_cli: Any, assert_refused: Any
+):
+    """A tokenizer without a token for what is unknown: one line that names it, and no corpus."""
+    parts = pytest.importorskip("tokenizers")
+    ids = {"cat": 0, "c": 1, "a": 2, "t": 3}
+    more = {"unk_token": "<unk>"} if model.startswith("Word") else {}
+    ids = [(t, -1.0) for t in ids] if model == "Unigram" else ids
+    codec = parts.Tokenizer(getattr(parts.models, model)(ids, *([[]] * (model == "BPE")), **more))
+    codec.pre_tokenizer = parts.pre_tokenizers.WhitespaceSplit()
+    (tmp_path / "tok").mkdir()
+    (tmp_path / "tok" / "tokenizer.json").write_text(codec.to_str())
+    write_jsonl(tmp_path / "a.jsonl", ["cat"] * 30 + ["cat Käse cat"])
+    argv = [f"--source={tmp_path}/a.jsonl", f"--tokenizer={tmp_path}/tok", "--test_split_pct=0.2"]
+    done = run_cli("prepare_pretrain.py", f"--path_to_data_store={tmp_path}/c", *argv)
+    assert_refused(done, "has no token for 'K")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jsonl", "tok"]
+
+
 def test_broken_utf8_is_kept_or_counted(tmp_path: Path):
     (tmp_path / "a.txt").write_bytes(b"caf\xe9 " * 100)
     file = tmp_path / "a.txt"

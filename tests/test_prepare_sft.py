@@ -238,6 +238,19 @@ def test_the_longest_row_that_fits(prepared):
         prepared(ROWS, context_length=8)
 
 
+def test_rows_that_the_tokenizer_has_no_token_for_are_counted(prepared, tmp_path):
+    """With the reason that is true; the others are rows."""
+    parts = pytest.importorskip("tokenizers")
+    known = {c: i for i, c in enumerate(sorted({*"userassistant\n?.,", *"".join(str(ROWS))}))}
+    codec = parts.Tokenizer(parts.models.BPE(known, []))
+    (tmp_path / "tokenizer.json").write_text(codec.to_str())
+    extra = [{"prompt": f"Käse {i}?", "response": "Yes."} for i in range(3)]
+    extra += [{"prompt": "Which?", "response": "東京"}]
+    corpus = prepared([*ROWS, *extra], tokenizer=tmp_path, test_split_pct=0.25)
+    assert corpus.meta["dropped"] == {"a text with what the tokenizer has no token for": 4}
+    assert corpus.rows("train") + corpus.rows("val") == len(ROWS)
+
+
 def test_options(prepared):
     talks = [
         {"messages": [{**m, "content": f"{m['content']} {i}"} for m in MESSAGES * 2]}

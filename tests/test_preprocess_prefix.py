@@ -549,6 +549,14 @@ def test_files_in_every_form_are_the_same_documents(form, tmp_path):
     assert list(got.read(0, got.count)) == ["one\u2028more\n", "and\x0ctwo\n"]
 
 
+def test_a_tokenizer_without_a_token_is_told_with_the_document(texts):
+    parts = pytest.importorskip("tokenizers")
+    Path("tok").mkdir()
+    Path("tok/tokenizer.json").write_text(parts.Tokenizer(parts.models.BPE({"a": 0}, [])).to_str())
+    refused([*FEW, "--tokenizer=tok"], r"document \d+: the tokenizer has no token for")
+    assert not list(Path("data").rglob("shard_*"))
+
+
 def test_a_saved_data_set(texts):
     datasets = pytest.importorskip("datasets")
     rows = {"sentence": ["he does n't", "N ships", None]}

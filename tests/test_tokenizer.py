@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configurator import UserError
-from tokenizer import GPT2, HF, Bytes, Symbols, tokenizer_from, with_bos_eos
+from tokenizer import (
+    GPT2,
+    HF,
+    Bytes,
+    Symbols,
+    Unencodable,
+    encode_spans,
+    tokenizer_from,
+    with_bos_eos,
+    without_long_words,
+)
 
 GOLDEN = Path(os.environ.get("GOLDEN_DIR", Path(__file__).parent / "golden"))
 
@@ -402,3 +413,102 @@ def test_broken_tokenizer_files(kind: str, name: str):
     pytest.importorskip({"gpt2": "tiktoken", "hf": "tokenizers"}[kind])
     with pytest.raises(UserError):
         tokenizer_from({"kind": kind}, {name: "neither\n"})
+
+
+# ---- what a tokenizer has no token for ---------------------------------------------------------
+
+
+def words_only(kind: str, **more: Any) -> HF:
+    """A small tokenizer without a token for what is unknown, or with one in `more`."""
+    parts = pytest.importorskip("tokenizers")
+    names = ["<s>", "</s>", "a", "b", "c", "ab", "abc", "▁"]
+    ids = {n: i for i, n in enumerate(names)}
+    merges = [("a", "b"), ("ab", "c")]
+    model = {
+        "BPE": lambda: parts.models.BPE(ids, merges, **more),
+        "Unigram": lambda: parts.models.Unigram([(n, -float(i)) for n, i in ids.items()], **more),
+        "WordLevel": lambda: parts.models.WordLevel(ids, unk_token="<unk>"),
+        "WordPiece": lambda: parts.models.WordPiece(ids, unk_token="<unk>"),
+    }[kind]()
+    codec = parts.Tokenizer(model)
+    codec.pre_tokenizer = parts.pre_tokenizers.WhitespaceSplit()
+    codec.add_special_tokens(names[:2])
+    codec.add_tokens(["Käse"])  # not special: found in texts
+    return HF(codec.to_str())
+
+
+KINDS = [("BPE", "ä"), ("Unigram", "ä"), ("WordLevel", "cä"), ("WordPiece", "cä")]
+
+
+@pytest.mark.parametrize("kind, named", KINDS)
+def test_what_no_token_stands_for_is_refused_by_name(kind: str, named: str):
+    """BPE leaves such characters out and says nothing; the others raise bare exceptions."""
+    tok = rebuilt(words_only(kind))
+    assert tok.decode(tok.encode("abc Käse a")).replace(" ", "") == "abcKäsea"
+    for encode in (tok.encode, lambda t: encode_spans(tok, t)):
+        with pytest.raises(Unencodable, match=f"no token for '{named}'") as got:
+            encode("abc cä a")
+        assert "\n" not in str(got.value) and got.value.reason.endswith("no token for")
+
+
+def test_a_token_for_what_is_unknown_is_taken():
+    unknown = {"BPE": {"unk_token": "c"}, "Unigram": {"unk_id": 4}}
+    for kind, more in unknown.items():
+        assert words_only(kind, **more).encode("ä") == [4]
+
+
+def test_letters_for_bytes_that_are_not_all_there():
+    """A byte-level BPE without the whole alphabet leaves out bytes; a complete one has all."""
+    parts = pytest.importorskip("tokenizers")
+    for alphabet in ([], parts.pre_tokenizers.ByteLevel.alphabet()):
+        codec = parts.Tokenizer(parts.models.BPE())
+        codec.pre_tokenizer = parts.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        codec.decoder = parts.decoders.ByteLevel()
+        trainer = parts.trainers.BpeTrainer(
+            vocab_size=300, initial_alphabet=alphabet, show_progress=False
+        )
+        codec.train_from_iterator(["the cat and the dog"], trainer)
+        tok = HF(codec.to_str())
+        assert tok.decode(tok.encode("the dog")) == "the dog"
+        if alphabet:
+            assert tok.decode(tok.encode("the Käse")) == "the Käse"
+        else:
+            with pytest.raises(Unencodable, match="no token for ' thä'"):
+                tok.encode("the thä")
+
+
+def test_bytes_for_what_is_unknown_must_all_be_there():
+    parts = pytest.importorskip("tokenizers")
+    for there in (256, 100):
+        ids = {"a": 0} | {f"<0x{b:02X}>": b + 1 for b in range(there)}
+        tok = HF(parts.Tokenizer(parts.models.BPE(ids, [], byte_fallback=True)).to_str())
+        if there == 256:
+            assert tok.encode("ä") == [0xC3 + 1, 0xA4 + 1]
+        else:
+            with pytest.raises(Unencodable, match="no token for 'ä'"):
+                tok.encode("a ä"[2:])
+
+
+def test_the_end_of_a_word_has_tokens_of_its_own():
+    parts = pytest.importorskip("tokenizers")
+    model = parts.models.BPE({"a": 0, "b</w>": 1, "##b": 2}, [], end_of_word_suffix="</w>")
+    tok = HF(parts.Tokenizer(model).to_str())
+    assert tok.encode("ab") == [0, 1]
+    with pytest.raises(Unencodable, match="no token for 'b'"):
+        tok.encode("bb")
+
+
+def test_half_of_a_surrogate_pair_is_refused_by_every_kind(gpt2: GPT2):
+    for tok in (Bytes(), gpt2, words_only("BPE"), words_only("Unigram")):
+        with pytest.raises(Unencodable, match=r"UTF-8 lacks: '.ud83d'"):
+            tok.encode("a\ud83d")
+
+
+@pytest.mark.parametrize("run", [" ", "漢字仮名交文", "0123456789abcdef", "\n\t"])
+def test_a_megabyte_without_a_gap_is_learnt_from_in_seconds(run: str):
+    """The time of the library grows with the square of a word."""
+    text = "the cat sat on a mat. " * 100 + run * (1_000_000 // len(run)) + " the end"
+    assert "".join(without_long_words(text)) == text
+    clock = time.monotonic()
+    HF.train([text], 270)
+    assert time.monotonic() - clock < 30
