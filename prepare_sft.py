@@ -6,12 +6,23 @@
     python prepare_sft.py --source=mine.jsonl --tokenizer=data/mine
 
 --source is pydoc, alpaca, or files, folders and patterns with commas between them. A .json holds a
-list of objects, a .jsonl one object per line, a .parquet rows: {instruction, input, output}
-as Alpaca, {prompt, response}, {messages: [{role, content}]}, {conversations: [{from, value}]}, or
-{instruction, instances: [{input, output}]}. Whole questions go to validation, before anything else
-is done, so no question is in both splits. Rows that are too long or lack something are left out and
-counted. A network goes on training only with the vocabulary that it knows: pass the folder of its
-corpus as --tokenizer.
+list of objects, a .jsonl one object per line, a .parquet rows:
+
+    {instruction, input, output}       Alpaca; or {prompt, response}, {question, answer}, ...
+    {instruction, context, response}   Dolly: a context is joined to the question, as an input is
+    {question, context, answers: {text: [...]}}   SQuAD: the first answer counts
+    {messages: [{role, content, weight}]}         an answer of weight 0 is given, never written
+    {conversations: [{from, value}]}              ShareGPT
+    {prompt: [messages], completion: [messages]}  answers of the prompt are given
+    {instruction, instances: [{input, output}]}
+
+each also with `system`, which comes first, and `history`, pairs of earlier questions and answers.
+The content of a message is a text, or parts that are all of type text. Fields and messages that are
+not used are counted, and so are rows that are too long or lack something, which are left out.
+
+Whole questions go to validation, before anything else is done, so no question is in both splits. A
+network goes on training only with the vocabulary that it knows: pass the folder of its corpus as
+--tokenizer.
 """
 
 import dataclasses
@@ -46,6 +57,7 @@ from prepare.texts import dataset_rows
 from prepare_bytes import in_order
 from tokenizer import (
     ASSISTANT,
+    GIVEN,
     HF,
     USER,
     Message,
@@ -57,9 +69,19 @@ from tokenizer import (
 )
 
 Conversation = list[Message]
-QUESTIONS = ("instruction", "prompt", "question")  # names of the field, the first one found counts
+TURNS = ("messages", "conversations", "conversation")  # of several names the first counts
+QUESTIONS = ("instruction", "prompt", "question", "query")
 ANSWERS = ("output", "response", "completion", "answer")
-ROLES = {"human": USER, "gpt": ASSISTANT}  # of `conversations`
+CONTEXTS = ("input", "context")  # joined to the question, both
+SYSTEMS = ("system", "system_prompt")
+TRAINED = ("weight", "train", "train_on_turn", "trainable")  # of a message; 0: given, not written
+PARTS = ("text", "input_text", "output_text")  # types of the parts of a message
+ROLES = {  # names of `conversations` and others
+    **dict.fromkeys((USER, "human", "prompter"), USER),
+    **dict.fromkeys((ASSISTANT, "gpt", "chatgpt", "model", "bot"), ASSISTANT),
+}
+EMPTY = (None, "", [], {})
+SHOWN = 20  # lines about what is not used
 HUB = "tatsu-lab/alpaca"
 
 
@@ -161,52 +183,150 @@ def _message(role: Any, text: Any) -> Message:
         (role + text).encode("utf-8")
     except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell
         raise Unusable("a character that UTF-8 lacks") from None
-    return ROLES.get(role, role), text
+    return ROLES.get(role.strip().lower(), role), text
 
 
 def _checked(turns: Iterable[Message]) -> Conversation:
     """The conversation. Raises Unusable for an empty text, and without a question before the first
     answer."""
-    messages = [m for m in turns if m[1].strip() or m[0] in (USER, ASSISTANT)]
+    messages = [m for m in turns if m[1].strip() or m[0] in (USER, ASSISTANT, GIVEN)]
     for role, text in messages:
         if not text.strip():
             raise Unusable("an empty question" if role == USER else "an empty answer")
     roles = [role for role, _ in messages]
     if ASSISTANT not in roles:
-        raise Unusable("no answer")
+        raise Unusable("no answer of a weight above 0" if GIVEN in roles else "no answer")
     if USER not in roles[: roles.index(ASSISTANT)]:
         raise Unusable("no question before the answer")
     return messages
 
 
-def conversation(record: dict, how: Literal["final", "original"]) -> Conversation:
-    """Any known record -> [(role, text), ...]. Raises Unusable."""
-    for key, role, text in (("messages", "role", "content"), ("conversations", "from", "value")):
-        if key in record:
-            turns = record[key]
-            if not isinstance(turns, list) or not all(isinstance(t, dict) for t in turns):
-                raise Unusable("a field is no text")
-            return _checked(_message(t.get(role), t.get(text)) for t in turns)
-    question = next((record[k] for k in QUESTIONS if k in record), None)
-    answer = next((record[k] for k in ANSWERS if k in record), None)
-    more = record.get("input")
-    user, (_, context) = _message(USER, question), _message(USER, "" if more is None else more)
-    if not user[1].strip():
+def _first(record: dict, names: Iterable[str], used: set[str]) -> Any:
+    """The first of these fields that holds anything; it is added to the `used` ones."""
+    name = next((n for n in names if record.get(n) is not None), None)
+    used |= {name} if name else set()
+    return record.get(name)
+
+
+def _left(record: dict, used: set[str], what: str, unused: Counter) -> None:
+    """Count the fields of a record that hold something and are not used."""
+    unused.update(f"{what} {k!r}" for k, v in record.items() if k not in used and v not in EMPTY)
+
+
+def _text_of(content: Any) -> Any:
+    """The content of a message, whose parts, if it has some, are joined. Raises Unusable for a part
+    that is no text."""
+    parts = isinstance(content, list) and content and all(isinstance(p, dict) for p in content)
+    if not parts or not all("type" in p for p in content):
+        return content
+    if not all(p["type"] in PARTS and isinstance(p.get("text"), str) for p in content):
+        raise Unusable("a part of a message is no text")
+    return "".join(p["text"] for p in content)
+
+
+def _turn(turn: Any, unused: Counter) -> Message:
+    """A message as an object, {role, content} or {from, value}."""
+    if not isinstance(turn, dict):
+        raise Unusable("a field is no text")
+    used: set[str] = set()
+    role, content = (
+        _first(turn, names, used) for names in (("role", "from"), ("content", "value"))
+    )
+    if content is None and (turn.get("tool_calls") or turn.get("function_call")):
+        raise Unusable("a call of a tool instead of a text")
+    message = _message(role, _text_of(content))
+    trained = _first(turn, TRAINED, used)
+    if trained not in (None, 0, 1):
+        raise Unusable("a weight that is neither 0 nor 1")
+    if message[0] == ASSISTANT and trained == 0:
+        message = (GIVEN, message[1])
+    if message[0] not in (ASSISTANT, GIVEN) and trained:
+        unused["weight of a message that is no answer"] += 1
+    _left(turn, used, "field of a message", unused)
+    return message
+
+
+def _turns(value: Any, unused: Counter) -> list[Message]:
+    """A list of messages, or of pairs of a question and its answer."""
+    if not isinstance(value, list):
+        raise Unusable("a field is no text")
+    messages: list[Message] = []
+    for item in value:
+        if isinstance(item, list) and len(item) == 2:
+            messages += [_message(USER, item[0]), _message(ASSISTANT, item[1])]
+        else:
+            messages.append(_turn(item, unused))
+    return messages
+
+
+def conversation(
+    record: dict, how: Literal["final", "original"], unused: Counter | None = None
+) -> Conversation:
+    """Any known record -> [(role, text), ...]; what of it is not used is counted. Raises
+    Unusable."""
+    counts, used = Counter(), {"history"}
+    system = _first(record, SYSTEMS, used)
+    before = [] if system in EMPTY else [_message("system", system)]
+    before += _turns(record.get("history") or [], counts)
+    turns = _first(record, TURNS, used)
+    asked = _asked(record, how, used, counts) if turns is None else _turns(turns, counts)
+    checked = _checked([*before, *asked])
+    last = max(i for i, (role, _) in enumerate(checked) if role == ASSISTANT)
+    if more := len(checked) - 1 - last:
+        counts["message after the last answer"] += more
+    _left(record, used, "field", counts)
+    if unused is not None:
+        unused.update(counts)
+    return checked
+
+
+def _asked(record: dict, how: Any, used: set[str], unused: Counter) -> Conversation:
+    """The question and the answer of a record that has them in fields of their own."""
+    question = _first(record, (*QUESTIONS, "input"), used)  # input and output alone are both
+    answer = _answer(record, used, unused)
+    if answer is None and "chosen" in record:
+        raise Unusable("a choice between answers instead of an answer")
+    if isinstance(question, list) and isinstance(answer, list):  # messages: the first are given
+        given = {ASSISTANT: GIVEN}
+        asked = [(given.get(role, role), text) for role, text in _turns(question, unused)]
+        return [*asked, *_turns(answer, unused)]
+    role, text = _message(USER, question)
+    if not text.strip():
         raise Unusable("an empty question")
-    return _checked([(USER, join(user[1], context, how)), _message(ASSISTANT, answer)])
+    for key in CONTEXTS:
+        if key not in used and record.get(key) is not None:
+            used.add(key)
+            text = join(text, _message(USER, record[key])[1], how)
+    return [(role, text), _message(ASSISTANT, answer)]
+
+
+def _answer(record: dict, used: set[str], unused: Counter) -> Any:
+    """The answer, or the first one of several in a field `answers`, as SQuAD has them."""
+    answer, several = _first(record, ANSWERS, used), record.get("answers")
+    several = several.get("text") if isinstance(several, dict) else several
+    if answer is not None or not isinstance(several, list) or not several:
+        return answer
+    used.add("answers")
+    if others := len(set(map(str, several))) - 1:
+        unused["answer after the first of a question"] += others
+    return several[0]
 
 
 def _each(record: dict) -> Iterator[dict]:
     """A task with several instances becomes several records."""
     instances = record.get("instances")
     if isinstance(instances, list) and all(isinstance(i, dict) for i in instances):
-        yield from ({"instruction": record.get("instruction"), **i} for i in instances)
+        task = {key: value for key, value in record.items() if key != "instances"}
+        yield from ({**task, **instance} for instance in instances)
     else:
         yield record
 
 
-def conversations(cfg: SftConfig, dropped: Counter) -> list[Conversation]:
-    """All usable conversations of the source, in order; reasons for the others are counted."""
+def conversations(
+    cfg: SftConfig, dropped: Counter, unused: Counter | None = None
+) -> list[Conversation]:
+    """All usable conversations of the source, in order; reasons for the others are counted, and
+    what of the usable ones is not used."""
     if cfg.source == "pydoc":
         rows: Iterable[dict] = ({"question": q, "answer": a} for q, a in python_pairs())
     elif cfg.source != "alpaca":
@@ -216,7 +336,7 @@ def conversations(cfg: SftConfig, dropped: Counter) -> list[Conversation]:
     usable = []
     for record in islice(chain.from_iterable(map(_each, rows)), cfg.max_rows or None):
         try:
-            usable.append(conversation(record, cfg.join))
+            usable.append(conversation(record, cfg.join, unused))
         except Unusable as e:
             dropped[str(e)] += 1
     if not usable:
@@ -312,7 +432,8 @@ def prepare(cfg: SftConfig) -> None:
     elsewhere = "dataset data_dir path_to_data_store num_workers huggingface_cache_dir".split()
     options = {k: v for k, v in dataclasses.asdict(cfg).items() if k not in elsewhere}
     info = {"task": "chat", "source": cfg.source, "options": options, "dropped": Counter()}
-    rows = conversations(cfg, info["dropped"])
+    unused = info["unused"] = Counter()
+    rows = conversations(cfg, info["dropped"], unused)
     splits = divided(rows, cfg.test_split_pct, cfg.dataset_split_seed)
     pairs = zip(splits, rows, strict=True)
     texts = (text for split, messages in pairs if split == "train" for _, text in messages)
@@ -326,6 +447,10 @@ def prepare(cfg: SftConfig) -> None:
         print(f"{split:<6}{size}, longest row {count['longest']}")
     for reason, count in out.info["dropped"].items():
         print(f"dropped: {reason}: {count:,}")
+    for what, count in unused.most_common(SHOWN):
+        print(f"not used: {what}: {count:,}")
+    if len(unused) > SHOWN:
+        print(f"not used: {len(unused) - SHOWN:,} others; all are in meta.json")
     print(f"wrote {cfg.folder()}")
 
 

@@ -500,6 +500,7 @@ def _tokenizer_from(spec: dict[str, Any], files: dict[str, str]) -> Tokenizer:
 Message = tuple[str, str]  # (role, text)
 Turns = Literal["each", "last"]  # which answers of a conversation are rows
 USER, ASSISTANT = "user", "assistant"
+GIVEN = "given assistant"  # an answer that is a part of the prompt and never written
 NEEDED = ("bos", "eos", "start", "end", "eot")
 
 
@@ -514,7 +515,7 @@ def require_chat(tokenizer: Tokenizer) -> None:
 
 
 def _header(tokenizer: Tokenizer, role: str) -> list[int]:
-    special = tokenizer.specials
+    special, role = tokenizer.specials, ASSISTANT if role == GIVEN else role
     return [special["start"], *tokenizer.encode(role), special["end"]]
 
 
@@ -540,9 +541,9 @@ def encode_chat(
 def chat_rows(
     tokenizer: Tokenizer, messages: list[Message], turns: Turns = "each"
 ) -> list[tuple[list[int], int]]:
-    """A conversation -> rows (ids, number of prompt ids), one per answer, with everything before
-    the answer as prompt; with turns="last" only the last row. Messages after the last answer are
-    dropped."""
+    """A conversation -> rows (ids, number of prompt ids), one per answer (none for one of the role
+    GIVEN), with everything before the answer as prompt; with turns="last" only the last row.
+    Messages after the last answer are in no row."""
     require_chat(tokenizer)
     ids, rows = [tokenizer.specials["bos"]], []
     for role, text in messages:

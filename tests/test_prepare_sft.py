@@ -125,6 +125,182 @@ def test_a_file_of_another_kind_is_refused_with_the_reason(tmp_path):
         conversations(config(source=tmp_path / "a.csv"), Counter())
 
 
+PARTS = [{"type": "text", "text": "Name a "}, {"type": "text", "text": "colour."}]
+MEANT = [  # a record, its conversation, and what of it is not used
+    (
+        {"instruction": "Q.", "context": "C", "response": "A", "category": "x"},
+        "u:Q: C a:A",
+        ["field 'category'"],
+    ),
+    ({"question": "Q?", "context": "C", "answer": "A"}, "u:Q?: C a:A", []),
+    (
+        {"question": "Q?", "context": "C", "answers": {"text": ["A", "B"], "answer_start": [0, 1]}},
+        "u:Q?: C a:A",
+        ["answer after the first of a question"],
+    ),
+    ({"instruction": "Q.", "input": "I.", "context": "C", "output": "A"}, "u:Q: I: C a:A", []),
+    ({"input": "Q", "output": "A"}, "u:Q a:A", []),
+    ({"query": "Q", "response": "A", "type": "x"}, "u:Q a:A", ["field 'type'"]),
+    (
+        {"instruction": "Q", "input": "", "output": "A", "system": "S", "history": [["q", "a"]]},
+        "s:S u:q a:a u:Q a:A",
+        [],
+    ),
+    ({"system_prompt": "S", "question": "Q", "response": "A"}, "s:S u:Q a:A", []),
+    ({"system": "", "prompt": "Q", "completion": "A", "history": None, "id": None}, "u:Q a:A", []),
+    (
+        {"prompt": "Q", "question": "q", "response": "A", "output": "a"},
+        "u:Q a:a",
+        ["field 'question'", "field 'response'"],
+    ),
+    (
+        {
+            "conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}],
+            "system": "S",
+            "tools": "[]",
+        },
+        "s:S u:Q a:A",
+        ["field 'tools'"],
+    ),
+    (
+        {
+            "conversations": [
+                {"role": "User", "content": "Q"},
+                {"role": "Assistant", "content": "A"},
+            ]
+        },
+        "u:Q a:A",
+        [],
+    ),
+    (
+        {
+            "messages": [
+                {"role": "user", "content": PARTS, "name": "Ann"},
+                {"role": "assistant", "content": "A", "weight": 1},
+            ],
+            "prompt": "Q",
+        },
+        "u:Name a colour. a:A",
+        ["field 'prompt'", "field of a message 'name'"],
+    ),
+    *(
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": "Q"},
+                    {"role": "assistant", "content": "B", key: off},
+                    {"role": "user", "content": "no"},
+                    {"role": "assistant", "content": "A"},
+                ]
+            },
+            "u:Q g:B u:no a:A",
+            [],
+        )
+        for key, off in (("weight", 0), ("weight", 0.0), ("train", False), ("train_on_turn", False))
+    ),
+    (
+        {
+            "messages": [
+                {"role": "user", "content": "Q", "weight": 1},
+                {"role": "assistant", "content": "A"},
+                {"role": "user", "content": "thanks"},
+            ]
+        },
+        "u:Q a:A u:thanks",
+        ["message after the last answer", "weight of a message that is no answer"],
+    ),
+    (
+        {
+            "prompt": [
+                {"role": "user", "content": "Q"},
+                {"role": "assistant", "content": "B"},
+                {"role": "user", "content": "no"},
+            ],
+            "completion": [{"role": "assistant", "content": "A"}],
+        },
+        "u:Q g:B u:no a:A",
+        [],
+    ),
+    (
+        {
+            "messages": [
+                {"role": "developer", "content": "S"},
+                {"role": "user", "content": "Q"},
+                {"role": "tool", "content": "4", "tool_call_id": "x"},
+                {"role": "assistant", "content": "A"},
+            ]
+        },
+        "d:S u:Q t:4 a:A",
+        ["field of a message 'tool_call_id'"],
+    ),
+]
+NOT_MEANT = [
+    (
+        "a choice between answers instead of an answer",
+        {"prompt": "Q", "chosen": "A", "rejected": "B"},
+    ),
+    ("no answer of a weight above 0", {"messages": [MESSAGES[0], {**MESSAGES[1], "weight": 0}]}),
+    (
+        "a weight that is neither 0 nor 1",
+        {"messages": [MESSAGES[0], {**MESSAGES[1], "weight": 0.5}]},
+    ),
+    (
+        "a call of a tool instead of a text",
+        {
+            "messages": [
+                *MESSAGES,
+                {"role": "assistant", "content": None, "tool_calls": [{"id": "x"}]},
+            ]
+        },
+    ),
+    (
+        "a part of a message is no text",
+        {"messages": [{"role": "user", "content": [*PARTS, {"type": "image_url"}]}, MESSAGES[1]]},
+    ),
+    ("a field is no text", {"prompt": "Q", "response": "A", "history": [["q", 5]]}),
+    ("a field is no text", {"prompt": "Q", "response": "A", "context": {"title": "x"}}),
+    ("a field is no text", {"prompt": "Q", "response": "A", "system": 7}),
+]
+
+
+@pytest.mark.parametrize("record, said, left", MEANT)
+def test_fields_are_used_as_their_formats_mean_or_named(record, said, left):
+    unused = Counter()
+    got = conversation(record, "final", unused)
+    letters = {prepare_sft.GIVEN: "g"}
+    assert " ".join(f"{letters.get(role, role[0])}:{text}" for role, text in got) == said
+    assert sorted(unused) == left and set(unused.values()) <= {1}
+
+
+@pytest.mark.parametrize("reason, record", NOT_MEANT)
+def test_what_cannot_be_meant_is_left_out_with_the_reason(reason, record, tmp_path):
+    dropped, unused = Counter(), Counter()
+    path = saved(tmp_path / "a.jsonl", [record, *ROWS[:2]])
+    assert len(conversations(config(source=path), dropped, unused)) == 2
+    assert dropped == {reason: 1} and not unused
+
+
+def test_an_answer_of_weight_0_is_given_and_never_written(prepared, capsys):
+    bad = {"role": "assistant", "content": "Bad guess.", "weight": 0}
+    talks = [
+        {"messages": [{"role": "user", "content": f"What is {i}?"}, bad, *MESSAGES], "id": i}
+        for i in range(8)
+    ]
+    for turns in ("each", "last"):
+        corpus = prepared(talks, turns=turns)
+        assert corpus.rows("train") + corpus.rows("val") == 8
+        batch = corpus.batch("train", np.arange(corpus.rows("train")), 120)
+        for ids, prompt, length in zip(*batch, strict=True):
+            ids = ids[:length].tolist()
+            assert "Bad guess." in corpus.tokenizer.decode(ids[: prompt.sum()])
+            assert corpus.tokenizer.decode(ids[prompt.sum() :]) == "\nRed."
+        header = chat_rows(corpus.tokenizer, [*SPOKEN, *SPOKEN])[1][0]
+        given_ = chat_rows(corpus.tokenizer, [SPOKEN[0], (prepare_sft.GIVEN, "Red."), *SPOKEN])
+        assert [ids for ids, _ in given_] == [header]  # written like any other answer
+    assert "not used: field 'id': 8\n" in capsys.readouterr().out
+    assert corpus.meta["unused"] == {"field 'id'": 8}
+
+
 def test_several_instances_are_several_questions(tmp_path):
     task = {"instruction": "Add.", "instances": [{"input": f"{i}+1", "output": i} for i in "12"]}
     got = conversations(config(source=saved(tmp_path / "a.json", [task])), Counter())
