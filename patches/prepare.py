@@ -14,12 +14,12 @@ checked out. What is left out is counted by reason. Hunks are made from the two 
 source has, so that they are right within a --window as well.
 
 The flags of the original scripts have their names. --train_diff_model=False learns the given part
-as well. --ignore_long_samples=False keeps what is longer than a block, in pieces, and so sets
---concatenate_texts, which puts several samples into a training row: whole ones, unless one alone is
-too long, and never a row without anything to write. --save_final_dataset also writes the rows for
-`datasets` (data/final_dataset: input_ids, attention_mask, labels), which --source takes up again:
-its labels hold unless --force_label makes them anew from the markers, and --skip_concat keeps its
-rows as they are.
+as well. --ignore_long_samples=False keeps what is longer than a block, in pieces, in both splits,
+and so sets --concatenate_texts, which puts several samples into a training row: whole ones, unless
+one alone is too long, and never a row without anything to write. --save_final_dataset also writes
+the rows for `datasets` (data/final_dataset: input_ids, attention_mask, labels), which --source
+takes up again: its labels hold unless --force_label makes them anew from the markers, and
+--skip_concat keeps its rows as they are.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ import sys
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Iterable, Iterator
 
@@ -180,7 +180,7 @@ def rows_of(
         key = hashlib.blake2b(row.ids.tobytes(), digest_size=12).digest()
         if key in seen:
             dropped["same as an earlier one"] += 1
-        elif len(row.ids) > cfg.block_size and not cfg.packs():
+        elif len(row.ids) > cfg.block_size and cfg.ignore_long_samples:
             dropped[f"longer than block_size={cfg.block_size}"] += 1
         else:
             seen.add(key)
@@ -246,14 +246,18 @@ class Packer:
 
 
 def fitting(cfg: DiffConfig, rows: Iterable[Row], dropped: Counter) -> Iterator[Row]:
-    """Rows of at most block_size: packed for training with concatenate_texts, else single ones."""
+    """Rows of at most block_size: packed for training with concatenate_texts, else single ones. A
+    longer one is left out or cut, in validation as well."""
     packer = Packer(cfg.block_size, dropped)
     for row in rows:
         long = len(row.ids) > cfg.block_size
-        if cfg.packs() and row.split == "train" and not (long and cfg.ignore_long_samples):
+        if long and cfg.ignore_long_samples:
+            dropped[f"longer than block_size={cfg.block_size}"] += 1
+        elif cfg.packs() and row.split == "train":
             yield from packer.add(row)
         elif long:
-            dropped[f"longer than block_size={cfg.block_size}"] += 1
+            alone = Packer(cfg.block_size, dropped)
+            yield from chain(alone.add(row), alone.flush())
         else:
             yield row
     yield from packer.flush()

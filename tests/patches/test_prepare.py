@@ -400,6 +400,25 @@ def test_long_samples_are_cut_and_nothing_else(tmp_path, prepared, capsys):
     assert corpus.meta["dropped"] == {"pieces without anything to write": 2}
 
 
+@pytest.mark.parametrize("pack", [{}, {"concatenate_texts": True}, {"train_diff_model": False}])
+def test_long_samples_of_validation_are_cut_as_those_of_training(tmp_path, prepared, pack):
+    """Every token that is written is in a row, whichever split its commit is in."""
+    source = lines_of(tmp_path / "x.jsonl", [80, 80, 80, 300, 80, 300])
+    options = {"source": source, "block_size": 128, "val_split_ratio": 0.5}
+    corpus = prepared(ignore_long_samples=False, **options, **pack)
+    whole = prepared(source=source, block_size=300, val_split_ratio=0.5, **pack)
+    assert not [reason for reason in corpus.meta["dropped"] if "longer" in reason]
+    written, wanted = (
+        [i for s in ("train", "val") for ids, asked in rows(c, s) for i in ids[~asked].tolist()]
+        for c in (corpus, whole)
+    )
+    assert sorted(written) == sorted(wanted)
+    sizes = [len(ids) for ids, _ in rows(corpus, "val")]
+    assert sizes and max(sizes) == 128 and 300 - 2 * 128 in sizes
+    dropped = prepared(**options, **pack).meta["dropped"]
+    assert dropped == {"longer than block_size=128": 2}
+
+
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 30)), max_size=12), st.integers(8, 20))
 def test_packing_loses_no_token_that_is_written(sizes, block):
     dropped, config = Counter(), DiffConfig(block_size=block, ignore_long_samples=False)
