@@ -470,7 +470,8 @@ def pretrained(cfg: Config, origins: dict[str, str], corpus: Corpus) -> tuple[Co
         return resolved, release.weights
     if release.tokens not in (None, corpus.vocab_size):
         raise UserError(
-            f"{source} has {release.tokens} tokens, {corpus.folder} {corpus.vocab_size}"
+            f"{source} has {release.tokens} tokens, {corpus.folder} {corpus.vocab_size} ids, "
+            "special ones included"
         )
     return inherit(cfg, origins, release.config, source), release.weights
 

@@ -297,7 +297,8 @@ class Corpus:
         self.files = {n: (self.folder / n).read_text(encoding="utf-8") for n in texts}
         self.tokenizer = tokenizer_from(self.meta["tokenizer"], self.files)
         if self.tokenizer.vocab_size != self.vocab_size:
-            self._refuse(f"vocab_size {self.vocab_size}, tokenizer {self.tokenizer.vocab_size}")
+            ids = self.tokenizer.vocab_size
+            self._refuse(f"vocab_size is {self.vocab_size}, but its tokenizer has {ids} ids")
 
     def _refuse(self, message: str) -> NoReturn:
         raise UserError(f"{self.folder / 'meta.json'}: {message}")
@@ -355,7 +356,10 @@ class Corpus:
         for key in ("vocab_size", "specials", "tokenizer"):
             if meta.get(key) != self.meta[key]:
                 theirs, ours = (str(m.get(key))[:80] for m in (meta, self.meta))
-                raise UserError(f"the checkpoint has {key}={theirs}, but {self.folder} has {ours}")
+                raise UserError(
+                    f"the checkpoint has {key}={theirs}, but {self.folder} has {ours} (special ids "
+                    f"included: {_specials(meta)}; and {_specials(self.meta)})"
+                )
 
     def batch(self, split: str, rows: np.ndarray, block_size: int) -> Batch:
         """Rows (B,) by number -> Batch of T = block_size. In a stream, a number is the offset of
@@ -451,6 +455,12 @@ class Corpus:
     def identity(self) -> dict[str, Any]:
         """meta.json and the files of the tokenizer, which checkpoints contain."""
         return {"meta": self.meta, "files": self.files}
+
+
+def _specials(meta: dict[str, Any]) -> str:
+    """The names of the special ids of a meta.json, of which several may be one id."""
+    names = meta.get("specials") or {}
+    return f"{len(set(names.values()))} for {', '.join(names)}" if names else "none"
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:

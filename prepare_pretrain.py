@@ -406,7 +406,7 @@ def prepare(cfg: PretrainConfig, folder: Path) -> None:
     report(out, size, sum(c["tokens"] for c in out.counts.values()) - before, seconds)
 
 
-def report(out: ShardWriter, size: int, tokens: int, seconds: float) -> None:
+def report(out: ShardWriter, read: int, tokens: int, seconds: float) -> None:
     """Print a summary of the corpus, and the speed of this run."""
     for split, count in out.counts.items():
         limit = "" if out.row_length else "up to "
@@ -418,8 +418,10 @@ def report(out: ShardWriter, size: int, tokens: int, seconds: float) -> None:
     for what, number in out.info["notes"].items():
         print(f"{what}: {number:,}")
     print(f"held out for validation: {out.info['held_out']}")
-    rates = f"{size / seconds / 1e6:.2f} MB/s, {tokens / seconds:,.0f} ids/s"
-    print(f"wrote {out.folder}: {out.tokenizer.vocab_size:,} ids, {seconds:.1f} s, {rates}")
+    rates = f"{read / seconds / 1e6:.2f} MB/s, {tokens / seconds:,.0f} ids/s"
+    size, names = out.tokenizer.vocab_size, ", ".join(out.tokenizer.specials)
+    print(f"vocabulary: {size:,} ids, special ones included ({names})")
+    print(f"wrote {out.folder}: {seconds:.1f} s, {rates}")
 
 
 def main(argv: list[str]) -> None:

@@ -451,6 +451,8 @@ def prepare(cfg: SftConfig) -> None:
         print(f"not used: {what}: {count:,}")
     if len(unused) > SHOWN:
         print(f"not used: {len(unused) - SHOWN:,} others; all are in meta.json")
+    names = ", ".join(tokenizer.specials)
+    print(f"vocabulary: {tokenizer.vocab_size:,} ids, special ones included ({names})")
     print(f"wrote {cfg.folder()}")
 
 

@@ -473,6 +473,7 @@ def start(cfg: Config, origins: dict[str, str], world: World) -> TrainState:
         cfg = checkpoint.inherit(cfg, origins, resumed["config"], str(path), "optimizer")
         corpus.require_like(resumed["corpus"]["meta"])
         warn_of_order(cfg, resumed["config"], world)
+        warn_of_corpus(corpus, resumed["corpus"]["meta"], world)
         weights = resumed["model"] or None  # None: sharded, read below
     elif source != "scratch":
         cfg, weights = checkpoint.pretrained(cfg, origins, corpus)
@@ -523,6 +524,18 @@ def warn_of_order(cfg: Config, saved: dict[str, Any], world: World) -> None:
         if saved.get(key) != getattr(cfg, key) and world.rank == 0:
             change = f"{key} was {saved.get(key)}, is {getattr(cfg, key)}"
             print(f"warning: {change}: the order of the data changes", file=sys.stderr)
+
+
+def warn_of_corpus(corpus: Corpus, saved: dict[str, Any], world: World) -> None:
+    """Warn of a corpus with other rows than the run has seen so far, by the checksums of both."""
+    if saved.get("files") != corpus.meta["files"] and world.rank == 0:
+        was, now = (m.get("splits", {}).get("train", {}) for m in (saved, corpus.meta))
+        sizes = f"{was.get('tokens', 0):,} tokens of training, is {now.get('tokens', 0):,}"
+        print(
+            f"warning: the dataset is another: it was {sizes} in {corpus.folder}; the run goes on "
+            "with these, at its place in the order",
+            file=sys.stderr,
+        )
 
 
 # ---- one step ----------------------------------------------------------------------------------

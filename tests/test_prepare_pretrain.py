@@ -793,6 +793,26 @@ def test_refused_rows(tmp_path: Path, option: dict, words: tuple):
     assert all(w in str(caught.value) for w in words)
 
 
+def test_each_size_of_a_vocabulary_says_what_it_counts(tmp_path: Path, capsys: Any):
+    """A stream and rows of one tokenizer differ by the special ids that rows need."""
+    (tmp_path / "a.txt").write_text(text_of(3000))
+    tok = prepare(
+        tmp_path / "c", source=tmp_path / "a.txt", tokenizer="train:300", test_split_pct=0.1
+    )
+    assert (
+        "vocabulary: 300 ids, special ones included (pad, bos, eos, mask" in capsys.readouterr().out
+    )
+    rows = prepare(
+        tmp_path / "d", source=tmp_path / "a.txt", separator="\\n", packing="rows",
+        tokenizer="train:300", test_split_pct=0.1,
+    )  # fmt: skip
+    told = capsys.readouterr().out
+    assert f"vocabulary: {rows.vocab_size} ids, special ones included" in told
+    with pytest.raises(UserError, match=r"special ids included: \d for .*; and \d for ") as got:
+        rows.require_like(tok.meta)
+    assert "\n" not in str(got.value)
+
+
 def test_rows_of_trained_tokenizers_have_a_pad_of_their_own(tmp_path: Path):
     pytest.importorskip("tokenizers")
     file = write_jsonl(tmp_path / "a.jsonl", [text_of(200, i) for i in range(300)])

@@ -198,6 +198,7 @@ def test_resume_refuses_another_corpus(done: Path, tmp_path: Path, flags: Any, h
         data = {"data_dir": tmp_path / "data", "dataset": name}
         message = error_of(*flags(done, init_from="resume", max_iters=6, **data))
         assert str(folder) in message and ("tokenizer" in message or "vocab_size" in message)
+        assert "special ids included: 3 for pad, bos, eos; and 3 for pad, bos, eos" in message
         message = error_of(*flags(tmp_path / "new", init_from=done / "ckpt.pt", **data))
         assert str(folder) in message
 

@@ -22,6 +22,7 @@ import pytest
 from launcher import Launched, finish, launch_all
 
 import checkpoint
+from corpus import Corpus
 
 slow = pytest.mark.slow
 
@@ -462,6 +463,26 @@ def test_what_changes_the_order_of_the_data_is_told(tmp_path: Path, flags: Any):
     assert job.wait() == 0
     assert lines(job.err) == ["warning: batch_size was 4, is 2: the order of the data changes"]
     assert sorted(losses(tmp_path)) == [1, 2, 3, 4]
+
+
+def test_other_rows_of_the_same_vocabulary_are_told(tmp_path: Path, flags: Any, helpers: Any):
+    """Also where only their order differs; the same rows in another folder are the same."""
+    argv = flags(tmp_path / "out", max_iters=2)
+    finish("train.py", *argv)
+    given = {a.partition("=")[0][2:]: a.partition("=")[2] for a in argv}
+    first = Path(given["data_dir"], given["dataset"])
+    corpus = Corpus(first)
+    texts = {split: list(corpus.texts(split)) for split in ("train", "val")}
+    helpers.write_corpus(tmp_path / "d" / "same", texts, corpus.tokenizer)
+    others = {**texts, "train": texts["train"][::-1]}
+    helpers.write_corpus(tmp_path / "d" / "other", others, corpus.tokenizer)
+    for step, (name, told) in enumerate([("same", 0), ("other", 1), ("other", 0)], 3):
+        more = {"max_iters": step, "init_from": "resume", "data_dir": tmp_path / "d"}
+        job = Launched("train.py", *flags(tmp_path / "out", dataset=name, **more))
+        assert job.wait() == 0
+        assert [line[:33] for line in lines(job.err)] == [
+            "warning: the dataset is another: "
+        ] * told
 
 
 def test_a_warm_up_that_never_ends_is_told(tmp_path: Path, flags: Any):
