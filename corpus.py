@@ -158,6 +158,7 @@ class CorpusWriter:
         self.files: dict[str, Any] = {}
         self.counts: dict[str, dict[str, int]] = {}
         self.names: dict[str, str] = {}  # split -> name of its file, if it is not the split's
+        self.unknown = getattr(tokenizer, "unknown", None)  # the id of what has no token of its own
 
     def __enter__(self) -> CorpusWriter:
         if self.folder.exists():
@@ -182,6 +183,8 @@ class CorpusWriter:
         count = self.counts.setdefault(split, {"tokens": 0, "rows": 0, "longest": 0})
         self._write(f"{self.names.get(split, split)}.bin", array.astype(self.dtype))
         count["tokens"] += array.size
+        if lost := 0 if self.unknown is None else int(np.count_nonzero(array == self.unknown)):
+            count["unknown"] = count.get("unknown", 0) + lost
         return count["tokens"] - array.size
 
     def row(
@@ -251,6 +254,8 @@ class CorpusWriter:
         }
         (self.partial / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
         os.rename(self.partial, self.folder)
+        if lost := sum(count.get("unknown", 0) for count in self.counts.values()):
+            print(f"ids that stand for what the tokenizer has no token for: {lost:,}")
 
 
 # ---- reading -----------------------------------------------------------------------------------

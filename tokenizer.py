@@ -297,6 +297,12 @@ class HF:
             )
         return found
 
+    @property
+    def unknown(self) -> int | None:
+        """The id of the token for what is unknown, if the model has one."""
+        model = json.loads(self.files["tokenizer.json"])["model"]
+        return self.tokens.get(model.get("unk_token"), model.get("unk_id"))
+
     def _lacks(self, part: str) -> Unencodable:
         return Unencodable(
             f"the tokenizer has no token for {part[:40]!r}, and none for what is unknown; take "

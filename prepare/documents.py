@@ -69,6 +69,7 @@ class ShardFolder:
         self.importance, self.kind = importance_of(info["mode"])
         self.offsets = [0]
         self.counts: dict[str, int] = {"documents": 0, "tokens": 0, "words": 0}
+        self.unknown = getattr(tokenizer, "unknown", None)  # the id of what has no token of its own
 
     def __enter__(self) -> "ShardFolder":
         try:
@@ -96,6 +97,12 @@ class ShardFolder:
         self.offsets.append(self.offsets[-1] + n)
         self.count("documents", 1)
         self.count("tokens", n)
+        if (
+            lost := 0
+            if self.unknown is None
+            else int(np.count_nonzero(document.ids == self.unknown))
+        ):
+            self.count("tokens that stand for what is unknown", lost)
         self.count("words", len(np.unique(document.word[document.word >= 0])))
 
     def count(self, what: str, number: int) -> None:

@@ -427,6 +427,23 @@ def test_no_text_is_lost_for_want_of_a_token(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jsonl", "tok"]
 
 
+@pytest.mark.parametrize("packing", ["stream", "pad", "rows"])
+def test_ids_for_what_is_unknown_are_counted(packing: str, tmp_path: Path, capsys: Any):
+    parts = pytest.importorskip("tokenizers")
+    ids = {"[UNK]": 0, "cat": 1, "<BOS>": 2, "<EOS>": 3}
+    codec = parts.Tokenizer(parts.models.WordLevel(ids, unk_token="[UNK]"))
+    codec.pre_tokenizer = parts.pre_tokenizers.WhitespaceSplit()
+    (tmp_path / "tok").mkdir()
+    (tmp_path / "tok" / "tokenizer.json").write_text(codec.to_str())
+    file = write_jsonl(tmp_path / "a.jsonl", [f"cat Käse{i} dog" for i in range(30)])
+    corpus = prepare(
+        tmp_path / "c", source=file, tokenizer=tmp_path / "tok", test_split_pct=0.3, packing=packing
+    )
+    assert sum(corpus.meta["splits"][s]["unknown"] for s in ("train", "val")) == 60
+    told = "ids that stand for what the tokenizer has no token for: 60\n"
+    assert told in capsys.readouterr().out
+
+
 def test_broken_utf8_is_kept_or_counted(tmp_path: Path):
     (tmp_path / "a.txt").write_bytes(b"caf\xe9 " * 100)
     file = tmp_path / "a.txt"

@@ -557,6 +557,18 @@ def test_a_tokenizer_without_a_token_is_told_with_the_document(texts):
     assert not list(Path("data").rglob("shard_*"))
 
 
+def test_tokens_for_what_is_unknown_are_counted(texts, capsys):
+    parts = pytest.importorskip("tokenizers")
+    codec = parts.Tokenizer(parts.models.WordLevel({"?": 0, "ships": 1}, unk_token="?"))
+    codec.pre_tokenizer = parts.pre_tokenizers.Whitespace()
+    Path("tok").mkdir()
+    Path("tok/tokenizer.json").write_text(codec.to_str())
+    main([*FEW, "--tokenizer=tok"])
+    ids = [i for d in read("text_train") for i in d.ids.tolist()]
+    lost = ids.count(0)
+    assert f"{lost:,} tokens that stand for what is unknown" in capsys.readouterr().out and lost
+
+
 def test_a_saved_data_set(texts):
     datasets = pytest.importorskip("datasets")
     rows = {"sentence": ["he does n't", "N ships", None]}

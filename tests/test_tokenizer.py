@@ -454,7 +454,8 @@ def test_what_no_token_stands_for_is_refused_by_name(kind: str, named: str):
 def test_a_token_for_what_is_unknown_is_taken():
     unknown = {"BPE": {"unk_token": "c"}, "Unigram": {"unk_id": 4}}
     for kind, more in unknown.items():
-        assert words_only(kind, **more).encode("ä") == [4]
+        assert words_only(kind, **more).encode("ä") == [4] == [words_only(kind, **more).unknown]
+        assert words_only(kind).unknown is None
 
 
 def test_letters_for_bytes_that_are_not_all_there():
