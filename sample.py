@@ -780,9 +780,12 @@ def fits(cfg: SampleConfig, model: Model, messages: list[Message]) -> bool:
 def ask() -> str:
     """A line from the terminal or a pipe; empty at its end."""
     try:
-        return input("> " if sys.stdin.isatty() else "").strip()
+        line = input("> " if sys.stdin.isatty() else "")
     except (EOFError, KeyboardInterrupt):
         return ""
+    except UnicodeDecodeError as e:
+        raise UserError("the question is no UTF-8; convert it") from e
+    return line.removeprefix("\ufeff").strip()  # a mark, of a file that is piped
 
 
 # ---- the command -------------------------------------------------------------------------------

@@ -305,8 +305,8 @@ class HF:
 
     def _lacks(self, part: str) -> Unencodable:
         return Unencodable(
-            f"the tokenizer has no token for {part[:40]!r}, and none for what is unknown; take "
-            "another tokenizer",
+            f"the tokenizer has no token for {part[:40]!r}, and none for what is unknown; change "
+            "the text, or take another tokenizer",
             "a text with what the tokenizer has no token for",
         )
 

@@ -37,6 +37,7 @@ FOREIGN = {  # first bytes of what cannot be read as a text
     b"Rar!\x1a\x07": "a rar archive",
     b"%PDF-": "a PDF",
 }
+PARTS = 16  # at most, of a name with commas of its own
 MARKS = {  # byte order marks; those of UTF-32 come first, as one begins with that of UTF-16
     codecs.BOM_UTF32_LE: "utf-32-le",
     codecs.BOM_UTF32_BE: "utf-32-be",
@@ -71,10 +72,9 @@ def entries(names: str, found: Callable[[str], Any] = matches) -> list[str]:
     that is `found`. The spaces after a comma belong to a name only if it is found with them."""
     parts, got = names.split(","), []
     while parts:
-        sizes = range(len(parts), 0, -1)
-        tries = ((n, ",".join(parts[:n])) for n in sizes)
-        named = [(n, name) for n, whole in tries for name in (whole, whole.strip()) if name]
-        n, name = next((one for one in named if found(one[1])), (1, parts[0].strip()))
+        joined = [(n, ",".join(parts[:n])) for n in range(min(len(parts), PARTS), 0, -1)]
+        tries = [(n, one) for n, name in joined for one in (name, name.strip()) if one]
+        n, name = next((t for t in tries if found(t[1])), (1, parts[0].strip()))
         got += [name] if name else []
         parts = parts[n:]
     return got

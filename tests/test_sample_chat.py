@@ -1,6 +1,7 @@
 """Questions and answers from end to end: prepared, trained and asked through real processes at toy
 size; answers of a batch are those of each question alone; and a network learns what it is told."""
 
+import io
 import json
 import os
 import pty
@@ -119,6 +120,17 @@ def test_a_conversation_through_a_pipe(ckpt: str, folder: Path, helpers: Any):
     assert len(re.findall(r"network calls, [\d.]+ s\)", done.stderr)) == 2
     assert "> " not in done.stdout  # a prompt is for terminals
     assert len(done.stdout.splitlines()) >= 2  # an answer of an untrained network may hold any
+
+
+@pytest.mark.parametrize("data", [b"\xef\xbb\xbfsay no\n", b"caf\xe9\n"])
+def test_a_mark_and_other_encodings_through_a_pipe(data: bytes, monkeypatch: Any):
+    """A mark is no part of a question, and what is no UTF-8 is refused in a line."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))
+    if data.startswith(b"caf"):
+        with pytest.raises(UserError, match="the question is no UTF-8"):
+            sample.ask()
+    else:
+        assert sample.ask() == "say no" and sample.ask() == ""
 
 
 def test_animation_in_a_terminal(ckpt: str, folder: Path, helpers: Any):

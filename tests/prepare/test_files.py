@@ -124,5 +124,6 @@ def test_names_with_commas_spaces_and_brackets(tmp_path, monkeypatch, capsys):
     assert "left out: 1 empty files" in told and "unpacked: 1 files .gz" in told
     assert found("deep/h.log,c.txt", ".txt") == ["deep/h.log", "c.txt"]  # named itself
     assert entries("x,,y , z") == ["x", "y", "z"]
+    assert len(entries(",".join(map(str, range(3000))))) == 3000  # in a second or so
     with pytest.raises(UserError, match=r"cannot read none\.txt: no such file"):
         local_files("c.txt, none.txt")
