@@ -286,18 +286,29 @@ def _asked(record: dict, how: Any, used: set[str], unused: Counter) -> Conversat
     answer = _answer(record, used, unused)
     if answer is None and "chosen" in record:
         raise Unusable("a choice between answers instead of an answer")
-    if isinstance(question, list) and isinstance(answer, list):  # messages: the first are given
-        given = {ASSISTANT: GIVEN}
-        asked = [(given.get(role, role), text) for role, text in _turns(question, unused)]
-        return [*asked, *_turns(answer, unused)]
-    role, text = _message(USER, question)
+    return [*_question(record, question, how, used, unused), *_said(ASSISTANT, answer, unused)]
+
+
+def _question(
+    record: dict, question: Any, how: Any, used: set[str], unused: Counter
+) -> list[Message]:
+    """The question with its context; or messages, whose answers are given."""
+    asked = _said(USER, question, unused)
+    if isinstance(question, list):
+        return [(GIVEN if role == ASSISTANT else role, text) for role, text in asked]
+    [(role, text)] = asked
     if not text.strip():
         raise Unusable("an empty question")
     for key in CONTEXTS:
         if key not in used and record.get(key) is not None:
             used.add(key)
             text = join(text, _message(USER, record[key])[1], how)
-    return [(role, text), _message(ASSISTANT, answer)]
+    return [(role, text)]
+
+
+def _said(role: str, value: Any, unused: Counter) -> list[Message]:
+    """A text of this role, or a list of messages."""
+    return _turns(value, unused) if isinstance(value, list) else [_message(role, value)]
 
 
 def _answer(record: dict, used: set[str], unused: Counter) -> Any:

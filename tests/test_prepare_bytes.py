@@ -196,6 +196,13 @@ def test_a_line_ends_where_files_end_lines(tmp_path, odd, end):
     assert lines_of("") == [] and lines_of(f"a{end}{end}") == [f"a{end}", end]
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_phrases_in_every_form_are_the_same(form, tmp_path):
+    lines, listed = "# a comment\nlevel\n\nNoon, é\n", ' \n["level",\n"Noon, é"]'
+    for name, text in (("p.txt", lines), ("q.JSON", listed)):
+        assert read_phrases(write(form, tmp_path, name, text)) == ["level", "Noon, é"]
+
+
 def test_report():
     texts = ["abba", "abba", "level", "Level", "no on", "ab", "aa", "", "abc", "l\u00e9l"]
     got = report(texts, seen={"abba"})

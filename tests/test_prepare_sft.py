@@ -127,6 +127,8 @@ def test_a_file_of_another_kind_is_refused_with_the_reason(tmp_path):
 
 PARTS = [{"type": "text", "text": "Name a "}, {"type": "text", "text": "colour."}]
 MEANT = [  # a record, its conversation, and what of it is not used
+    ({"prompt": [MESSAGES[0]], "completion": "A"}, "u:Name a colour. a:A", []),
+    ({"prompt": "Q", "completion": [MESSAGES[1]]}, "u:Q a:Red.", []),
     (
         {"instruction": "Q.", "context": "C", "response": "A", "category": "x"},
         "u:Q: C a:A",
