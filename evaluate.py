@@ -18,6 +18,7 @@ standard error, of what the model writes: in a corpus of questions, the answers.
 
 import dataclasses
 import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Iterable, Iterator, NamedTuple
@@ -54,7 +55,7 @@ from sample import (
     with_sampler,
     written_ids,
 )
-from tokenizer import ASSISTANT, USER, Tokenizer, chat_rows
+from tokenizer import ASSISTANT, USER, Tokenizer, Unencodable, chat_rows
 
 # ==================================================================================================
 # Quality of samples: their perplexity under another model, and their entropy
@@ -299,6 +300,17 @@ def answer_row(model: Model, prompt: str, answer: str, chat: bool) -> Row:
     return [special["bos"], *ids, special["eos"]], same + 1
 
 
+def answer_rows(model: Model, pairs: list[tuple[str, str]], chat: bool) -> list[Row]:
+    """`answer_row` of each pair. Raises UserError that names the first with no tokens for it."""
+    rows = []
+    for number, pair in enumerate(pairs, 1):
+        try:
+            rows.append(answer_row(model, *pair, chat))
+        except Unencodable as e:
+            raise UserError(f"answer {number} of {len(pairs)}: {e}") from e
+    return rows
+
+
 def ended(model: Model, chat: bool) -> bool:
     """Do training rows have an end that belongs to the answer?"""
     return chat or has_bos_eos(model) or model.meta.get("task") in PUZZLES
@@ -404,7 +416,7 @@ def score_answers(
     than the block, and for guidance of an objective that has none."""
     if cfg.cfg and model.config.objective != "masked":
         raise UserError(f"cfg: objective={model.config.objective} has no guidance; leave it out")
-    rows, ends = [answer_row(model, *pair, cfg.chat) for pair in pairs], ended(model, cfg.chat)
+    rows, ends = answer_rows(model, pairs, cfg.chat), ended(model, cfg.chat)
     scores = likelihoods(model, rows, ends, maskings, batch_size, cfg.dtype, cfg.cfg)
     same = are_greedy(model, rows, ends, batch_size, cfg.dtype, cfg.cfg)
     return [
@@ -697,7 +709,11 @@ def answers_report(cfg: EvaluateConfig, model: Model) -> dict[str, Any]:
     """The likelihoods of --answer or of the lines of --answers, printed one line each."""
     pairs = [(read_prompt(cfg.prompt), read_prompt(cfg.answer))]
     if cfg.answers:
-        pairs = [(row.get("prompt"), row.get("answer")) for row in records(Path(cfg.answers))]
+        lines = list(records(Path(cfg.answers)))
+        pairs = [(row.get("prompt"), row.get("answer")) for row in lines]
+        others = Counter(key for row in lines for key in row if key not in ("prompt", "answer"))
+        for key, number in others.items():
+            print(f"not used: field {key!r}: {number:,}")
     if not pairs or not all(isinstance(text, str) for pair in pairs for text in pair):
         raise UserError(f"answers={cfg.answers}: every line needs a prompt and an answer")
     scores = score_answers(cfg, model, pairs, cfg.maskings, cfg.batch_size)

@@ -2,6 +2,7 @@
 a naive loop. Bounds and likelihoods are those of what the model writes, and of nothing else."""
 
 import dataclasses
+import gzip
 import itertools
 import json
 import math
@@ -727,6 +728,25 @@ def test_answers_by_command(trained: Any, tmp_path: Path, capsys: Any):
     (tmp_path / "none.jsonl").write_text("\n")
     for name in ("bad.jsonl", "none.jsonl", "absent.jsonl"):
         assert name in error_of(evaluate.main, [ckpt, f"--answers={tmp_path / name}"])
+
+
+def test_answers_that_no_token_stands_for_are_named(trained: Any, tmp_path: Path, capsys: Any):
+    """With their number; and fields that are not used are told."""
+    ckpt = f"--ckpt={trained(objective='masked', time_input=False) / 'ckpt.pt'}"
+    good = {"prompt": "ab", "answer": "ba", "context": "c"}
+    for bad, why in (
+        ("bx", "'x' is not in the vocabulary"),
+        ("b\ud83d", "is not in the vocabulary"),
+    ):
+        lines = map(json.dumps, [good, {"prompt": "a", "answer": bad}])
+        (tmp_path / "a.jsonl").write_text("\n".join(lines))
+        message = error_of(evaluate.main, [ckpt, f"--answers={tmp_path / 'a.jsonl'}"])
+        assert message.startswith("answer 2 of 2: ") and why in message
+    capsys.readouterr()
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(json.dumps(good).encode("utf-8-sig")))
+    evaluate.main([ckpt, f"--answers={tmp_path / 'b.jsonl.gz'}", "--maskings=16"])
+    printed = capsys.readouterr().out
+    assert "not used: field 'context': 1" in printed and "1 answers" in printed
 
 
 def test_a_bound_that_is_not_finite_is_a_line(trained: Any, tmp_path: Path, monkeypatch, capsys):
