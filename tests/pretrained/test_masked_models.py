@@ -153,7 +153,11 @@ def test_members(pair: tuple[Any, MaskedLM]):
     with FlopCounterMode(display=False) as counted:
         h = net.features(tokens(1, 32))
         net.logits(h).sum().backward()
-    assert counted.get_total_flops() / 32 == net.flops_per_token(0)  # it leaves attention out
+    # old versions of transformers compute rotary angles by a product, which is none of a weight
+    parts = counted.get_flop_counts().items()
+    angles = sum(sum(ops.values()) for part, ops in parts if part.endswith("rotary_emb"))
+    flops = counted.get_total_flops() - angles
+    assert flops / 32 == net.flops_per_token(0)  # it leaves attention out
     scores = net.flops_per_token(32) - net.flops_per_token(0)
     assert scores == 3 * 2 * 2 * 32 * net.n_embd * net.n_layer  # Q K' and A V, forward and backward
 
