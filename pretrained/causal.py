@@ -3,6 +3,7 @@
 python -m pretrained.causal --codegen=FOLDER --out=FOLDER   CodeGen's weights in the layout of GPT-J
 """
 
+import inspect
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,17 +23,21 @@ TOGETHER = (0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11)
 
 
 class Kept:
-    """A `model.Cache` with the interface that attention layers of transformers expect."""
+    """A `model.Cache` with the interface that attention layers of transformers expect, from the
+    oldest to the newest version that requirements-full.txt allows: the names of arguments are
+    theirs, and what else a version passes is of no use here."""
 
     is_compileable = False
 
     def __init__(self, cache: Cache):
         self.cache = cache
 
-    def update(self, k: Tensor, v: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        return self.cache.layer(layer)(k, v)
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        return self.cache.layer(layer_idx)(key_states, value_states)
 
-    def get_seq_length(self, *_: Any) -> int:
+    def get_seq_length(self, *_: Any, **__: Any) -> int:
         return self.cache.at.start
 
 
@@ -41,6 +46,16 @@ class CausalLM(MaskedLM):
     `Transformer`, its cache of keys and values included."""
 
     causal = True
+
+    def __init__(self, network: nn.Module):
+        super().__init__(network)
+        cfg = network.config
+        local = cfg.model_type == "mistral" or self.window
+        if local and cfg.sliding_window:  # a mask of ours would replace it; so far it hides nothing
+            self.longest = min(self.longest, cfg.sliding_window)
+        known = inspect.signature(network.forward).parameters
+        # the argument's name since transformers 5.24, and before
+        self.cache_name = "cache" if "cache" in known else "past_key_values"
 
     def features(
         self,
@@ -69,8 +84,8 @@ class CausalLM(MaskedLM):
             ids,
             attention_mask=seen,
             position_ids=(places[None] if positions is None else positions).expand(B, T),
-            past_key_values=None if cache is None else Kept(cache),
             use_cache=False,
+            **{} if cache is None else {self.cache_name: Kept(cache)},
         )
         return out.logits.float()
 

@@ -31,7 +31,7 @@ from tokenizer import GPT2, HF, Bytes, Tokenizer, tokenizer_from, vocabulary
 BACKBONE = "network."  # in front of transformers' names in `adapters.MaskedLM`
 # of other heads that BERT and RoBERTa are published with, and a constant of old versions
 UNUSED = re.compile(r"(pooler|seq_relationship)\.|embeddings\.position_ids$")
-CAUSAL = ("codegen", "gpt2", "gptj", "llama")  # those that read from left to right
+CAUSAL = ("codegen", "gpt2", "gptj", "llama", "mistral", "qwen2", "qwen3")  # left to right
 # what old versions of transformers saved of them, and newer ones compute
 CONSTANTS = re.compile(r"\.attn(ention)?\.(bias|masked_bias|causal_mask)$|rotary_emb\.inv_freq$")
 TOKENS = re.compile(r"(tok_embeddings|word_embeddings|wte|embed_tokens)\.weight$")

@@ -20,7 +20,7 @@ from corpus import Batch, CorpusWriter
 from model import Cache
 from objective import SampleOptions, generator
 from pretrained import published
-from pretrained.causal import CausalLM, gptj_from_codegen
+from pretrained.causal import CausalLM, Kept, gptj_from_codegen
 from sample import canvas, generate
 from tokenizer import HF
 
@@ -37,6 +37,9 @@ FAMILIES = {
     "codegen": GPT | {"rotary_dim": 4, "n_ctx": 64},
     "gptj": GPT | {"rotary_dim": 4},
     "llama": NEW | {"num_key_value_heads": 2, "tie_word_embeddings": True},
+    "mistral": NEW | {"num_key_value_heads": 2, "tie_word_embeddings": True},
+    "qwen2": NEW | {"num_key_value_heads": 2, "tie_word_embeddings": True},
+    "qwen3": NEW | {"num_key_value_heads": 2, "tie_word_embeddings": True, "head_dim": 6},
 }
 META = {"vocab_size": V, "specials": {"eos": 0, "pad": 0}}
 
@@ -120,6 +123,37 @@ def test_cache(pair):
     torch.testing.assert_close(some, whole[[2, 0], 8:12], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "arguments, more",
+    [
+        ((), {}),
+        (({"cache_position": None},), {}),  # 5.1
+        ((), {"cache_kwargs": {"sin": None}}),
+        ((), {"kwargs": {"position_ids": None}}),  # 5.24
+    ],
+)
+def test_arguments_of_a_cache(arguments, more):
+    """Whatever a version of transformers passes beside keys and values; these by name as well."""
+    k, v = torch.randn(2, 3, 2, 4, 5).unbind()
+    cache = Cache(3, 4)
+    kept = Kept(cache)
+    assert kept.get_seq_length() == kept.get_seq_length(0) == kept.get_seq_length(layer_idx=0) == 0
+    assert all(map(torch.equal, kept.update(k, v, 0, *arguments, **more), (k, v)))
+    named = {"key_states": v, "value_states": k, "layer_idx": 1}
+    assert all(map(torch.equal, kept.update(**named, **more), (v, k)))
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("error::FutureWarning")
+def test_no_deprecated_argument(pair):
+    """What this version has renamed goes by its new name: the old one is soon refused."""
+    _, net = pair
+    cache = Cache(3, 20)
+    cache.at, cache.visible = slice(0, 20), 20
+    for more in ({}, {"cache": cache}, {"mask": torch.ones(20, 20, dtype=torch.bool)}):
+        net.features(tokens(), None, **more)
+
+
 @torch.no_grad()
 def test_packed_samples_are_isolated(pair):
     """Two texts in one row, each with its own positions and blind to the other, are two texts."""
@@ -157,7 +191,7 @@ def test_dropout_is_that_of_the_run(name):
     known = "attn_pdrop resid_pdrop embd_pdrop attention_dropout".split()
     rates = {k: getattr(config, k) for k in known if hasattr(config, k)}
     assert set(rates.values()) == {0.25} and len(rates) >= (
-        1 if name in ("llama", "gpt_neox") else 3
+        1 if name in ("llama", "mistral", "qwen2", "qwen3") else 3
     )
 
 
@@ -201,6 +235,29 @@ def test_refused(more, words):
 
 def test_positions_beyond_those_of_the_model():
     assert "64" in error_of(ours("gpt2").features, tokens(1, 65))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "name, local",
+    [
+        ("mistral", {"sliding_window": 12}),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 12, "max_window_layers": 1}),
+        ("qwen3", {"use_sliding_window": True, "sliding_window": 12, "max_window_layers": 0}),
+    ],
+)
+def test_longer_rows_than_a_window_are_refused(name, local):
+    """Masks of ours would replace it; within the window it hides nothing."""
+    fields = {"model_type": name, **FAMILIES[name], **local}
+    cfg = config_of(name, backbone=published.backbone_json(fields, V), block_size=12)
+    net = randomise(build_network(cfg, build_objective(cfg, META)))
+    model = theirs(name, **local)
+    z = net.logits(net.features(tokens(3, 12)))
+    torch.testing.assert_close(z, model(tokens(3, 12)).logits, rtol=0, atol=1e-5)
+    assert (model(tokens(3, 20)).logits - theirs(name)(tokens(3, 20)).logits).abs().max() > 1e-3
+    assert "has 12" in error_of(net.features, tokens(1, 13))
+    wide = replace(cfg, block_size=13)
+    assert "block_size=13" in error_of(build_network, wide, build_objective(cfg, META))
 
 
 # ---- the objective on it -------------------------------------------------------------------------
