@@ -159,7 +159,7 @@ def build_backbone(cfg: Config, objective: Objective) -> MaskedLM:
         raise UserError(f"objective=bd3 needs a cache of keys and values, which {name} has not")
     if cfg.time_input and objective.network_kwargs["time"]:
         raise UserError(f"{name} has no input for the noise level: add --time_input=False")
-    if backbone["vocab_size"] != rows and not (causal and backbone["vocab_size"] > rows):
+    if backbone["vocab_size"] < rows:
         raise UserError(f"{name} has {backbone['vocab_size']} tokens, this objective needs {rows}")
     dropouts = re.compile(r"(?<!classifier_)dropout(_prob)?$|(attn|resid|embd)_pdrop$")
     backbone |= {k: cfg.dropout for k in backbone if dropouts.search(k)}
@@ -176,7 +176,7 @@ def build_backbone(cfg: Config, objective: Objective) -> MaskedLM:
         getattr(network, "activation_checkpointing_enable", getattr(network, method))(
             {"use_reentrant": False}
         )
-    net = (CausalLM if causal else MaskedLM)(network)
+    net = (CausalLM if causal else MaskedLM)(network, rows)
     if cfg.block_size > net.longest:
         raise UserError(f"block_size={cfg.block_size}, but {name} has {net.longest} positions")
     return net
@@ -348,7 +348,7 @@ def _grown(value: Tensor, initial: Tensor, net: Any) -> Tensor:
     """`value` (v, ...) extended by the last rows of `initial` (V, ...), if its rows are tokens."""
     if value.ndim != initial.ndim or value.shape[1:] != initial.shape[1:]:
         return value
-    if not len(value) < len(initial) == net.vocab_size:
+    if not len(value) < len(initial) == net.vocab_size:  # padded ones have no row to add
         return value
     return torch.cat([value.to(initial), initial[len(value) :]])
 
@@ -434,10 +434,13 @@ def inherit(
     return dataclasses.replace(cfg, **changed)
 
 
-def with_backbone(cfg: Config, origins: dict[str, str], corpus: Corpus, backbone: str) -> Config:
+def with_backbone(
+    cfg: Config, origins: dict[str, str], corpus: Corpus, backbone: str, rows: int = 0
+) -> Config:
     """`cfg` for a network of transformers, whose JSON for this corpus becomes the backbone. It has
     its own sizes and no time input: sizes on the command line raise UserError, those of a config
-    file are for runs from scratch and ignored."""
+    file are for runs from scratch and ignored. rows: those of the weights that it is given, if they
+    are more than the corpus needs."""
     sizes = [key for key in "n_layer n_head n_embd cond_dim positions".split() if key in origins]
     for key in sizes:
         if origins[key] == "command line":
@@ -447,9 +450,14 @@ def with_backbone(cfg: Config, origins: dict[str, str], corpus: Corpus, backbone
     if cfg.time_input:
         fixed, source = {"time_input": False, "zero_time": False}, "the backbone"
         cfg = inherit(cfg, origins, fixed, source)
-    rows = build_objective(cfg, corpus.meta).network_kwargs["vocab_size"]
+    rows = max(rows, build_objective(cfg, corpus.meta).network_kwargs["vocab_size"])
     text = published.resolve_backbone(backbone, rows, corpus.specials)
     return dataclasses.replace(cfg, backbone=text)
+
+
+def _but_rows(backbone: str) -> dict[str, Any]:
+    """JSON of a network without its number of rows, which is that of the corpus or of weights."""
+    return {k: v for k, v in json.loads(backbone).items() if k != "vocab_size"}
 
 
 def pretrained(cfg: Config, origins: dict[str, str], corpus: Corpus) -> tuple[Config, dict]:
@@ -464,8 +472,10 @@ def pretrained(cfg: Config, origins: dict[str, str], corpus: Corpus) -> tuple[Co
         corpus.require_like(release.meta)
     elif "backbone" in release.config:
         published.require_extension(release, corpus.tokenizer, source)
-        resolved = with_backbone(cfg, origins, corpus, release.config["backbone"])
-        if cfg.backbone not in ("", resolved.backbone):
+        theirs = release.config["backbone"]
+        rows = json.loads(theirs)["vocab_size"]
+        resolved = with_backbone(cfg, origins, corpus, theirs, rows)
+        if cfg.backbone and _but_rows(cfg.backbone) != _but_rows(resolved.backbone):
             raise UserError(f"{source} is not the network that --backbone describes")
         return resolved, release.weights
     if release.tokens not in (None, corpus.vocab_size):

@@ -150,6 +150,7 @@ class Judge:
         self.net, self.tokenizer = _read(name)
         self.net = self.net.to(device).eval()
         self.eos: int | None = self.tokenizer.eos_token_id
+        self.tokens = len(self.tokenizer)  # embeddings are often rounded up: the rest are no ids
         first = self.tokenizer("a").input_ids[:1]
         self.start = first if first == [self.tokenizer.bos_token_id] else []
         config = self.net.config
@@ -186,7 +187,8 @@ class Judge:
                 for rows in (part, [torch.ones_like(x) for x in part])
             )
             with autocast(self.dtype, self.device):
-                logits = self.net(ids.long(), attention_mask=seen).logits  # (b, T, V)
+                logits = self.net(ids.long(), attention_mask=seen).logits
+            logits = logits[..., : self.tokens]  # (b, T, V)
             for k, row in enumerate(part):
                 counts, row = self._counts(row.to(self.device)), row.to(self.device)
                 z = logits[k, : max(len(row) - 1, 0)].float()

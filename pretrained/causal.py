@@ -47,8 +47,8 @@ class CausalLM(MaskedLM):
 
     causal = True
 
-    def __init__(self, network: nn.Module):
-        super().__init__(network)
+    def __init__(self, network: nn.Module, tokens: int | None = None):
+        super().__init__(network, tokens)
         cfg = network.config
         local = cfg.model_type == "mistral" or self.window
         if local and cfg.sliding_window:  # a mask of ours would replace it; so far it hides nothing

@@ -4,6 +4,7 @@ Nothing of theirs is changed but the output layer, which is left out of the forw
 here too only what is scored is projected to the vocabulary. Causal ones are in causal.py.
 """
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -32,17 +33,19 @@ class Skipped(nn.Module):
 class MaskedLM(nn.Module):
     """Any *ForMaskedLM of transformers (ModernBERT, BERT, RoBERTa, DistilBERT) with the interface
     of `Transformer`: no time input, bidirectional. Features are the inputs of its output layer.
-    Every id is an ordinary token, the model's padding id included."""
+    Every id is an ordinary token, the model's padding id included. tokens: number of ids, if
+    fewer than rows of the embedding, which is often rounded up; the rows behind them stay unused.
+    """
 
     causal, time = False, None
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: nn.Module, tokens: int | None = None):
         super().__init__()
         cfg, body = network.config, network.base_model
         network.set_output_embeddings(Skipped(network.get_output_embeddings()))
         network.get_input_embeddings().padding_idx = None  # its gradient would be dropped
         self.network = network
-        self.vocab_size, self.n_embd = cfg.vocab_size, cfg.hidden_size
+        self.vocab_size, self.n_embd = tokens or cfg.vocab_size, cfg.hidden_size
         self.n_layer, self.n_head = cfg.num_hidden_layers, cfg.num_attention_heads
         # RoBERTa counts positions from pad_token_id + 1 on, and would number by the ids
         places = [m for n, m in body.named_modules() if n.endswith("position_embeddings")]
@@ -58,11 +61,17 @@ class MaskedLM(nn.Module):
         return next(m for m in lists if len(m) == self.n_layer)
 
     @property
-    def head(self) -> Skipped:
-        """Its weight (V, C) and bias (V,) are the projection to the vocabulary."""
+    def norm(self) -> Skipped:
+        """The module whose output is the features."""
         return self.network.get_output_embeddings()
 
-    norm = head  # the module whose output is the features
+    @property
+    def head(self) -> Any:
+        """Its weight (V, C) and bias (V,) are the projection to the vocabulary."""
+        V, whole = self.vocab_size, self.norm
+        if len(whole.weight) == V:
+            return whole
+        return SimpleNamespace(weight=whole.weight[:V], bias=whole.bias[:V])
 
     def features(
         self,

@@ -397,7 +397,7 @@ def _from_transformers(raw: dict[str, Any], weights: dict[str, Tensor], folder: 
     tokenizer = None
     if (folder / "tokenizer.json").is_file():
         tokenizer = HF((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    tokens = tokenizer.vocab_size if causal and tokenizer else rows
+    tokens = tokenizer.vocab_size if tokenizer else rows  # embeddings are often rounded up
     return Published(kept, {"backbone": backbone_json(raw, rows)}, tokens, tokenizer)
 
 
@@ -406,9 +406,11 @@ def require_extension(release: Published, tokenizer: Tokenizer, source: str) -> 
     with more ids."""
     assert release.tokens is not None, source
     if tokenizer.vocab_size < release.tokens:
+        fix = "prepare it with the tokenizer of that model"
+        if release.tokenizer is None:
+            fix += "; if it was, put its tokenizer.json beside the weights, to tell rows of padding"
         raise UserError(
-            f"{source} has {release.tokens} tokens, the corpus {tokenizer.vocab_size}: prepare it "
-            "with the tokenizer of that model"
+            f"{source} has {release.tokens} tokens, the corpus {tokenizer.vocab_size}: {fix}"
         )
     if release.tokenizer is None:
         print(f"{source} has no tokenizer.json: that the ids mean the same there is not checked")

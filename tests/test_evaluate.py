@@ -1,6 +1,7 @@
 """evaluate.py: every printed number against a closed form, an enumeration or
 a naive loop. Bounds and likelihoods are those of what the model writes, and of nothing else."""
 
+import copy
 import dataclasses
 import gzip
 import itertools
@@ -493,6 +494,20 @@ def byte_codec() -> Any:
 @pytest.fixture(scope="module")
 def judge(judge_folder: Path) -> Judge:
     return Judge(str(judge_folder), torch.device("cpu"))
+
+
+def test_rows_of_a_judge_that_are_no_ids(judge: Judge, tmp_path: Path):
+    """Embeddings are often rounded up: probabilities are those of the ids alone."""
+    net = copy.deepcopy(judge.net)
+    net.resize_token_embeddings(320, mean_resizing=False)
+    with torch.no_grad():
+        net.lm_head.weight[257:] = 5 * net.lm_head.weight[:63]
+    net.save_pretrained(tmp_path)
+    judge.tokenizer.save_pretrained(tmp_path)
+    padded = Judge(str(tmp_path), torch.device("cpu"))
+    ids = [judge.encode([("the same text", True)]), judge.encode([("another", False)])]
+    for got, want in zip(padded.nats(ids), judge.nats(ids), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-6, atol=0)
 
 
 def test_judge_agrees_with_a_naive_loop(judge: Judge):

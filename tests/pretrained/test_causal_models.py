@@ -354,11 +354,12 @@ def test_init_from_a_folder(tmp_path, letters, helpers, name):
     """Identical logits; the embedding keeps rows that the tokenizer has no tokens for."""
     model = publish(tmp_path / "hf", name, words(V), vocab_size=V + 9)
     job = begin(letters, tmp_path, helpers, init_from=tmp_path / "hf")
-    assert isinstance(job.net, CausalLM) and job.net.vocab_size == V + 9
+    assert isinstance(job.net, CausalLM) and job.net.vocab_size == V
+    assert len(job.net.network.get_input_embeddings().weight) == V + 9
     ids = tokens()
     with torch.no_grad():
         z = job.net.eval().logits(job.net.features(ids))
-    torch.testing.assert_close(z, model(ids).logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(z, model(ids).logits[..., :V], rtol=0, atol=1e-5)
     assert json.loads(job.cfg.backbone)["vocab_size"] == V + 9
     narrow = publish(tmp_path / "less", name, words(V - 9), vocab_size=V - 9)
     job = begin(letters, tmp_path, helpers, init_from=tmp_path / "less")  # a corpus of more tokens
@@ -366,6 +367,47 @@ def test_init_from_a_folder(tmp_path, letters, helpers, name):
     with torch.no_grad():
         z = job.net.eval().logits(job.net.features(ids % (V - 9)))
     torch.testing.assert_close(z[..., : V - 9], narrow(ids % (V - 9)).logits, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_rows_that_are_no_ids(tmp_path, letters, helpers, name):
+    """They would win every draw, were they among the tokens: loss, likelihood and samples are those
+    of a network without them."""
+    rows = V + 30
+    model = theirs(name, vocab_size=rows)
+    with torch.no_grad():
+        for p in model.parameters():
+            if len(p) == rows:
+                p[V:] = 30 * p[:30]
+    model.save_pretrained(tmp_path / "hf")
+    (tmp_path / "hf/tokenizer.json").write_text(words(V).files["tokenizer.json"])
+    job = begin(letters, tmp_path, helpers, init_from=tmp_path / "hf")
+    plain = build_network(replace(job.cfg, backbone=config_of(name).backbone), job.objective)
+    cut = {k: v[:V] if len(v) == rows else v for k, v in checkpoint.weights_of(job.net).items()}
+    checkpoint.load_weights(plain, cut, "cut")
+    batch = job.corpus.batch("train", torch.arange(4), job.cfg.block_size)
+    seen = []
+    for net in (job.net.eval(), plain.eval()):
+        loss = job.objective.loss(net, job.objective.corrupt(batch, generator(1)))
+        loss.sum.backward()
+        bound = job.objective.bound(net, batch, generator(2))
+        given = torch.zeros(4, 8, dtype=torch.bool)
+        given[:, :2] = True
+        *_, last = job.objective.sample(
+            net, batch.ids[:, :8], given, generator(3), SampleOptions(temperature=1.0)
+        )
+        seen.append((loss.sum.detach(), bound, last.ids, net.norm.weight.grad))
+    (a, b, ids, grad), (c, d, others, other) = seen
+    torch.testing.assert_close((a, b), (c, d), rtol=1e-5, atol=1e-5)
+    assert torch.equal(ids, others) and int(ids.max()) < V
+    assert not grad[V:].any()
+    torch.testing.assert_close(grad[:V], other, rtol=1e-3, atol=1e-5)
+    checkpoint.export(
+        checkpoint.Model(job.net, job.objective, words(V), job.cfg, job.corpus.meta, 0),
+        tmp_path / "export",
+    )
+    back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "export")
+    assert torch.equal(back.get_input_embeddings().weight, model.get_input_embeddings().weight)
 
 
 def test_gpt2_as_the_hub_has_it(tmp_path, letters, helpers):

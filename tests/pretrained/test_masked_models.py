@@ -23,7 +23,7 @@ import train
 from checkpoint import build_network, build_objective
 from configurator import Config, UserError, load
 from model import Transformer
-from objective import SampleOptions
+from objective import SampleOptions, generator
 from pretrained import published
 from pretrained.masked import MaskedLM
 from sample import canvas, generate
@@ -465,6 +465,112 @@ def test_other_ids_are_refused(tmp_path: Path, letters: Path, helpers: Any):
     text = text.replace('"a":5', '"a":6').replace('"b":6', '"b":5')
     publish(tmp_path / "other", "bert", HF(text) if '"a"' in text else None)
     assert "'b' is id 5 there and 6 in the corpus" in error_of(begun, "other")
+
+
+# ---- embeddings with more rows than ids --------------------------------------------------------
+
+OBJECTIVES = {
+    "masked": {"objective": "masked"},
+    "mlm": {"objective": "mlm"},
+    "sedd": {"objective": "radd"},
+    "it": {"objective": "it"},
+}
+
+
+def publish_padded(folder: Path, name: str, size: int = V, rows: int = V + 30) -> None:
+    """Rows behind the ids that would win every draw, were they among them."""
+    model = theirs(name, vocab_size=rows)
+    with torch.no_grad():
+        for p in model.parameters():
+            if len(p) == rows:
+                p[size:] = 9.0
+    model.save_pretrained(folder)
+    (folder / "tokenizer.json").write_text(words(size).files["tokenizer.json"])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("kind", OBJECTIVES)
+def test_rows_that_are_no_ids(tmp_path: Path, letters: Path, helpers: Any, name: str, kind: str):
+    """Loss, gradients, bound and samples are those of a network without these rows."""
+    publish_padded(tmp_path / "hf", name)
+    more = {**OBJECTIVES[kind], "init_from": tmp_path / "hf"}
+    job = begin(letters, tmp_path, helpers, **more)
+    size = job.objective.network_kwargs["vocab_size"]  # with CLS, which is no id of the tokenizer
+    fields = {"model_type": name, **FAMILIES[name]}
+    cfg = replace(job.cfg, backbone=published.backbone_json(fields, size))
+    plain = build_network(cfg, job.objective)
+    whole = checkpoint.weights_of(job.net).items()
+    cut = {k: v[:size] if len(v) == V + 30 else v for k, v in whole}
+    checkpoint.load_weights(plain, cut, "cut")
+    batch = job.corpus.batch("train", torch.arange(4), job.cfg.block_size)
+    seen = []
+    for net in (job.net.eval(), plain.eval()):
+        loss = job.objective.loss(net, job.objective.corrupt(batch, generator(1)))
+        loss.sum.backward()
+        bound = loss.sum.detach()
+        if job.objective.bounded:
+            bound = job.objective.bound(net, batch, generator(2))
+        options, given = SampleOptions(steps=4), torch.zeros(4, 8, dtype=torch.bool)
+        given[:, :2] = True
+        start = (batch.ids[:, :8], given, generator(3), options)
+        *_, last = job.objective.sample(net, *start)
+        seen.append((loss.sum.detach(), bound, last.ids, net.network.get_input_embeddings().weight))
+    (a, b, ids, w), (c, d, others, v) = seen
+    torch.testing.assert_close((a, b), (c, d), rtol=1e-5, atol=1e-5)
+    assert torch.equal(ids, others) and int(ids.max()) < V
+    assert not w.grad[size:].any() and w.grad[:V].any()
+    torch.testing.assert_close(w.grad[:size], v.grad, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_run_leaves_rows_that_are_no_ids(tmp_path, letters, helpers, monkeypatch, name):
+    """They stay as they were, in the run and in its export, which is read by everybody."""
+    publish_padded(tmp_path / "hf", name)
+    more = {"init_from": tmp_path / "hf"}
+    state = whole(letters, tmp_path / "run", helpers, monkeypatch, **more)
+    whole(letters, tmp_path / "run", helpers, monkeypatch, init_from="resume", max_iters=6)
+    model = checkpoint.load(str(tmp_path / "run/ckpt.pt"))
+    checkpoint.export(model, tmp_path / "export")
+    factory = transformers.AutoModelForMaskedLM
+    theirs = {k: factory.from_pretrained(tmp_path / k).eval() for k in ("hf", "export")}
+    rows = {k: net.get_input_embeddings().weight for k, net in theirs.items()}
+    assert torch.equal(rows["export"][V:], rows["hf"][V:]) and len(rows["export"]) == V + 30
+    assert not torch.equal(rows["export"][:V], rows["hf"][:V])
+    assert sum(len(v) == V + 30 for v in state["model"].values()) >= 1
+    back = checkpoint.load(str(tmp_path / "export"))
+    ids = tokens()
+    with torch.no_grad():
+        z = model.net.logits(model.net.features(ids))
+        assert torch.equal(back.net.logits(back.net.features(ids)), z)
+        torch.testing.assert_close(theirs["export"](ids).logits[..., :V], z)
+    for one in (model, back, checkpoint.load(str(tmp_path / "hf"))):
+        got = generate(one, [canvas(one, infill="ab[3]c")] * 3, SampleOptions(steps=3), seed=1)
+        assert int(got.ids.max()) < V
+    again = begin(letters, tmp_path, helpers, init_from=tmp_path / "export")
+    assert again.net.vocab_size == V and json.loads(again.cfg.backbone)["vocab_size"] == V + 30
+
+
+@pytest.mark.parametrize("dataset, rows", [("tiny", V + 30), ("chat", V + 30), ("chat", V + 2)])
+def test_new_ids_take_rows_that_are_none(tmp_path, letters, helpers, dataset, rows):
+    """Ids of the corpus behind those of the tokenizer; where there are not enough, rows are new."""
+    publish_padded(tmp_path / "hf", "bert", rows=rows)
+    job = begin(letters, tmp_path, helpers, init_from=tmp_path / "hf", dataset=dataset)
+    assert job.net.vocab_size == len(job.net.head.weight) == job.corpus.vocab_size
+    assert len(job.net.norm.weight) == max(rows, job.corpus.vocab_size)
+
+
+def test_padding_of_weights_without_config(tmp_path: Path, letters: Path, helpers: Any):
+    """accelerate.save_state; and without a tokenizer.json, which alone tells ids from padding."""
+    publish_padded(tmp_path / "hf", "bert")
+    (tmp_path / "step").mkdir()
+    for file in ("model.safetensors", "tokenizer.json"):
+        (tmp_path / "step" / file).write_bytes((tmp_path / "hf" / file).read_bytes())
+    how = {"init_from": tmp_path / "step", "backbone": tmp_path / "hf"}
+    job = begin(letters, tmp_path, helpers, **how)
+    assert job.net.vocab_size == V and len(job.net.norm.weight) == V + 30
+    (tmp_path / "step/tokenizer.json").unlink()
+    message = error_of(lambda: begin(letters, tmp_path, helpers, **how))
+    assert f"has {V + 30} tokens" in message and "tokenizer.json" in message
 
 
 def test_sizes_beside_a_backbone_are_refused(letters: Path, tmp_path: Path, helpers: Any):
