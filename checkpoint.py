@@ -34,6 +34,7 @@ from objective import CHOICES, Objective
 from parallel import fsdp
 from pretrained import published
 from pretrained.causal import CausalLM
+from pretrained.files import described, read_tensors
 from pretrained.masked import MaskedLM
 from pretrained.published import CAUSAL
 from tokenizer import Tokenizer, tokenizer_from
@@ -257,7 +258,7 @@ def read(path: str | Path) -> dict[str, Any]:
     tensors and plain data (no code in it is executed).
     """
     path = Path(path)
-    state = _sharded().read(path) if fsdp.saves(path) else published.read_tensors(path)
+    state = _sharded().read(path) if fsdp.saves(path) else read_tensors(path)
     return checked(state, path)
 
 
@@ -266,7 +267,9 @@ def checked(state: Any, path: Path) -> dict[str, Any]:
     is another version."""
     for key, kind in FIELDS.items():
         if not isinstance(state, dict) or key not in state:
-            raise UserError(f"{path}: not a checkpoint of this project: {key} is missing")
+            ours = isinstance(state, dict) and "format" in state
+            found = "" if ours else f"; this is {described(state, path)}"
+            raise UserError(f"{path}: not a checkpoint of this project: {key} is missing{found}")
         if not isinstance(state[key], kind):
             raise UserError(f"{path}: {key} is a {type(state[key]).__name__}, which is wrong")
     if state["format"] != FORMAT:
@@ -323,22 +326,24 @@ def load_weights(net: nn.Module, state: dict[str, Tensor], where: str, grow: boo
     weights, names = weights_of(net), net.state_dict(keep_vars=True)
     first = {id(names[name]): name for name in weights}
     tied = {k: first[id(v)] for k, v in names.items() if k not in weights}
-    problems = [f"missing {k}" for k in weights if k not in state]
-    problems += [f"unexpected {k}" for k in state if k not in names]
-    problems += [
+    missing = [f"missing {k}" for k in weights if k not in state]
+    unexpected = [f"unexpected {k}" for k in state if k not in names]
+    unequal = [
         f"{k} differs from {tied[k]}, to which it is tied"
         for k in tied
         if k in state and not torch.equal(state[k], state.get(tied[k], state[k]))
     ]
     state = {k: _grown(v, weights[k], net) if grow else v for k, v in state.items() if k in weights}
-    problems += [
+    shapes = [
         f"{k} is {tuple(v.shape)} instead of {tuple(weights[k].shape)}"
         for k, v in state.items()
         if weights[k].shape != v.shape
     ]
-    if problems:
-        more = f" and {len(problems) - 6} more" if len(problems) > 6 else ""
-        raise UserError(f"{where}: weights do not fit: {'; '.join(problems[:6])}{more}")
+    if kinds := [kind for kind in (missing, unexpected, unequal, shapes) if kind]:
+        shown = [problem for kind in kinds for problem in kind[: 6 // len(kinds)]]  # some of each
+        more = sum(map(len, kinds)) - len(shown)
+        told = "; ".join(shown) + (f" and {more} more" if more else "")
+        raise UserError(f"{where}: weights do not fit: {told}")
     with torch.no_grad():
         for k, v in state.items():
             weights[k].copy_(v)
@@ -363,7 +368,7 @@ def find(source: str) -> str:
         if fsdp.saves(path) or any((path / name).exists() for name in published.FILES):
             return source
         raise UserError(f"no checkpoint in {source}: neither ckpt.pt nor {published.FILES[1]}")
-    weights = path.suffix in (".pt", ".pth", ".ckpt", ".safetensors")
+    weights = path.suffix in (".pt", ".pth", ".ckpt", ".safetensors", ".bin")
     on_hub = published.HUB_ID.fullmatch(source) and not (weights or path.parent.exists())
     if path.exists() or on_hub:
         return source
@@ -384,8 +389,10 @@ def load(path: str, device: str | torch.device = "cpu", use_ema: bool = True) ->
     """The model in a ckpt.pt, in the folder of a run, in an exported folder, or of a hub id, for
     `sample.py` and `evaluate.py`."""
     path = find(path)
-    if Path(path).suffix in (".pth", ".ckpt", ".safetensors"):
-        raise UserError(f"{path} holds weights only; start a run from them with --init_from")
+    if Path(path).suffix in (".pth", ".ckpt", ".safetensors", ".bin"):
+        there = (Path(path).parent / "config.json").is_file()
+        fix = f"name its folder, {Path(path).parent}, or " if there else ""
+        raise UserError(f"{path} holds weights only; {fix}start a run from them with --init_from")
     if Path(path).suffix == ".pt" or Path(path).is_file() or fsdp.saves(Path(path)):
         state = read(path)
         cfg = from_saved(Config, state["config"], str(path))
@@ -460,10 +467,16 @@ def _but_rows(backbone: str) -> dict[str, Any]:
     return {k: v for k, v in json.loads(backbone).items() if k != "vocab_size"}
 
 
+def _others(file: str, cfg: Config) -> bool:
+    """Does a .pt hold weights of the network that --backbone describes, and is no run of ours?"""
+    content = read_tensors(Path(file)) if cfg.backbone else None
+    return isinstance(content, dict) and "format" not in content
+
+
 def pretrained(cfg: Config, origins: dict[str, str], corpus: Corpus) -> tuple[Config, dict]:
     """Config and weights to start from, the averaged weights where there are any."""
     source = find(cfg.init_from)
-    if Path(source).suffix == ".pt" or fsdp.saves(Path(source)):
+    if fsdp.saves(Path(source)) or (Path(source).suffix == ".pt" and not _others(source, cfg)):
         state = read(source)
         corpus.require_like(state["corpus"]["meta"])
         return inherit(cfg, origins, state["config"], source), state["ema"] or state["model"]

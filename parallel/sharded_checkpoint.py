@@ -35,7 +35,7 @@ from torch.distributed.checkpoint.metadata import (
 from configurator import UserError
 from corpus import fingerprint
 from parallel.fsdp import NUMBER, saves
-from pretrained import published
+from pretrained.files import read_tensors
 
 FORMAT = 1  # of layout.json
 KEEP = 2  # saves: the last may be in progress
@@ -291,7 +291,7 @@ class Saved:
         self.path = Path(together(lambda: str(done[-1]), alone=alone)[0])
         self.layout = read_layout(self.path)
         together(self.check, alone=alone)
-        self.head = published.read_tensors(self.path / "head.pt")
+        self.head = read_tensors(self.path / "head.pt")
         self.tensors: dict[str, Any] = self.layout["tensors"]
 
     def check(self) -> None:

@@ -1,6 +1,7 @@
 """Networks of transformers that read in an order: causal language models, and XLNet.
 
 python -m pretrained.causal --codegen=FOLDER --out=FOLDER   CodeGen's weights in the layout of GPT-J
+python -m pretrained.causal --nanogpt=FILE --out=FOLDER     a ckpt.pt of nanoGPT as a GPT-2
 """
 
 import inspect
@@ -15,9 +16,12 @@ from torch import Tensor, nn
 
 from configurator import Config, UserError, load, optional, require, run, save_json
 from model import Cache
+from pretrained.files import bare, read_json, read_tensors
 from pretrained.masked import MaskedLM
-from pretrained.published import CONSTANTS, read_json
+from pretrained.published import CONSTANTS
 
+LINEAR = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # transposed in transformers' GPT-2
+NANOGPT = (50304, 50257)  # rows of nanoGPT's embedding for GPT-2's tokens, and how many those are
 # row blocks of qkv_proj in CodeGen: four parts, one for each TPU core, of query, value and key
 TOGETHER = (0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11)
 
@@ -166,10 +170,7 @@ def convert(source: Path, out: Path) -> None:
     if config["n_head"] % 4:
         raise UserError(f"codegen={source}: n_head={config['n_head']} is no multiple of 4")
     weights = gptj_from_codegen(files.load_file(source / "model.safetensors"))
-    try:
-        out.mkdir(parents=True)
-    except OSError as e:
-        raise UserError(f"out={out} cannot be made: {e.strerror}") from e
+    _make(out)
     for path in source.iterdir():
         if path.suffix in (".json", ".txt") and path.name != "config.json":
             shutil.copy(path, out / path.name)
@@ -178,22 +179,77 @@ def convert(source: Path, out: Path) -> None:
     save_json(config, out / "config.json")
 
 
+def _make(out: Path) -> None:
+    try:
+        out.mkdir(parents=True)
+    except OSError as e:
+        raise UserError(f"out={out} cannot be made: {e.strerror}") from e
+
+
+# ---- nanoGPT as GPT-2 --------------------------------------------------------------------------
+
+
+def gpt2_from_nanogpt(
+    state: dict[str, Any], path: Path
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The content of a ckpt.pt of nanoGPT -> weights under GPT-2's names and its config.json. The
+    rows that it adds to GPT-2's 50,257 are left out; biases that it was trained without are 0."""
+    given, weights = state["model_args"], bare(state["model"], path)
+    sizes = {"n_layer": int, "n_head": int, "n_embd": int, "block_size": int, "vocab_size": int}
+    if bad := [k for k, kind in sizes.items() if not isinstance(given.get(k), kind)]:
+        raise UserError(f"{path}: model_args has no {bad[0]}")
+    weights = {k: v for k, v in weights.items() if k != "lm_head.weight"}  # tied
+    weights = {k: v for k, v in weights.items() if not CONSTANTS.search(k)}
+    weights = {k: v.t().contiguous() if k.endswith(LINEAR) else v for k, v in weights.items()}
+    for name in [k for k in weights if k.endswith((*LINEAR, "ln_1.weight", "ln_2.weight"))]:
+        bias = name.removesuffix("weight") + "bias"
+        weights.setdefault(bias, torch.zeros(weights[name].shape[-1]))
+    weights.setdefault("transformer.ln_f.bias", torch.zeros(given["n_embd"]))
+    if "transformer.wte.weight" not in weights:
+        raise UserError(f"{path}: transformer.wte.weight is missing, so this is no nanoGPT")
+    rows = given["vocab_size"]
+    if rows == NANOGPT[0]:
+        rows = NANOGPT[1]
+        weights["transformer.wte.weight"] = weights["transformer.wte.weight"][:rows].clone()
+    config = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": rows}
+    config |= {k: given[k] for k in ("n_layer", "n_head", "n_embd")}
+    config |= {"n_positions": given["block_size"], "activation_function": "gelu"}
+    return weights, config
+
+
+def convert_nanogpt(source: Path, out: Path) -> None:
+    """Write a ckpt.pt of nanoGPT as a folder of GPT-2."""
+    files, state = optional("safetensors.torch", "safetensors"), read_tensors(source)
+    if not isinstance(state, dict) or not {"model_args", "model"} <= state.keys():
+        raise UserError(f"nanogpt={source}: no model_args and model, which nanoGPT's have")
+    weights, config = gpt2_from_nanogpt(state, source)
+    _make(out)
+    files.save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
+    save_json(config, out / "config.json")
+
+
 @dataclass(frozen=True)
 class ConvertConfig:
     """The options of this command."""
 
     codegen: str = ""  # folder with config.json and model.safetensors
+    nanogpt: str = ""  # or a ckpt.pt of nanoGPT
     out: str = ""  # folder to make
 
     def __post_init__(self):
-        for key in ("codegen", "out"):
-            require(self, key, bool(getattr(self, key)), "the name of a folder")
+        require(self, "out", bool(self.out), "the name of a folder")
+        one = bool(self.codegen) != bool(self.nanogpt)
+        require(self, "codegen", one, "the name of a folder, or nanogpt that of a file")
 
 
 def main(argv: list[str]) -> None:
     cfg, _ = load(ConvertConfig, argv)
-    convert(Path(cfg.codegen), Path(cfg.out))
-    print(f"wrote {cfg.out}: {cfg.codegen} in the layout of GPT-J")
+    if cfg.nanogpt:
+        convert_nanogpt(Path(cfg.nanogpt), Path(cfg.out))
+        print(f"wrote {cfg.out}: {cfg.nanogpt} as a GPT-2")
+    else:
+        convert(Path(cfg.codegen), Path(cfg.out))
+        print(f"wrote {cfg.out}: {cfg.codegen} in the layout of GPT-J")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from torch import Tensor
 from configurator import UserError
 
 EMBEDDING = "embed_tokens.weight"  # tells these weights from others
-PREFIXES = ("model.", "module.", "_orig_mod.")  # of training frameworks
 # a buffer that is computed here, and an embedding that was never used
 DROPPED = ("rotary_emb.inv_freq", "type_embeddings.weight")
 BLOCK = {
@@ -39,17 +38,9 @@ READOUT = {
 }
 
 
-def bare(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors without the prefixes that training frameworks put before their names."""
-    while state and (prefixes := [p for p in PREFIXES if all(n.startswith(p) for n in state)]):
-        state = {name.removeprefix(prefixes[0]): value for name, value in state.items()}
-    return state
-
-
 def from_ilm(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """State dict -> weights under our names, and the fields of Config that they determine. Raises
-    UserError for a missing or unexpected tensor."""
-    state = bare(state)
+    """State dict of bare names -> weights under our names, and the fields of Config that they
+    determine. Raises UserError for a missing or unexpected tensor."""
     layers = sum(name.endswith(".attn_qkv.weight") for name in state)
     readout = "length_output_layer.linear.weight"
     kind = "stop" if readout not in state or len(state[readout]) == 2 else "length"

@@ -12,12 +12,7 @@ The kind of weights follows from config.json or the suffix of the file:
 """
 
 import json
-import lzma
-import pickle
 import re
-import struct
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +20,9 @@ import torch
 from torch import Tensor
 
 from configurator import UserError, optional
-from pretrained.ilm import EMBEDDING, bare, from_ilm
+from pretrained import files
+from pretrained.files import bare, read_json, read_tensors
+from pretrained.ilm import EMBEDDING, from_ilm
 from tokenizer import GPT2, HF, Bytes, Tokenizer, tokenizer_from, vocabulary
 
 BACKBONE = "network."  # in front of transformers' names in `adapters.MaskedLM`
@@ -44,12 +41,13 @@ TINY = {  # modernbert-tiny: 2.2 M parameters in the blocks, for two CPU cores
     "num_hidden_layers": 4,
     "num_attention_heads": 4,
 }
-FILES = ("config.json", "model.safetensors", "tokenizer.json")  # of a folder with weights
+# of a folder with weights, which may be in parts
+FILES = ("config.json", *files.WEIGHTS, *(f"{name}.index.json" for name in files.WEIGHTS))
+FETCHED = ("config.json", "tokenizer.json", "model.safetensors", "model.safetensors.index.json")
+FETCHED += ("model-*-of-*.safetensors",)
+BIN = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
+OTHERS = (".h5", ".msgpack", ".onnx", ".gguf", ".bin", ".pt", ".pth", ".ckpt", ".safetensors")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-CONVERT = (
-    "; where you trust it, run: python -c \"import torch; c = torch.load('THIS.ckpt', "
-    "weights_only=False); torch.save({k: c[k] for k in ('state_dict', 'ema')}, 'NEW.ckpt')\""
-)
 
 
 class Published(NamedTuple):
@@ -66,28 +64,25 @@ def read(source: str, backbone: str = "") -> Published:
     """Read any of the above; `backbone` (JSON) is for weights without a config.json. Raises
     UserError if the format is none of them, or if a name is missing or unexpected."""
     path = Path(source)
-    if path.suffix == ".pth":
+    if path.suffix == ".pth" and not backbone:
         return _from_pth(path)
-    if path.suffix == ".ckpt":
+    if path.suffix == ".ckpt" and not backbone:
         return _from_lightning(path)
     file = path
-    if path.suffix != ".safetensors":
+    if path.suffix not in (".safetensors", ".bin", ".pt", ".pth", ".ckpt"):
         path = path if path.is_dir() else download(source)
-        file = path / "model.safetensors"
+        file = files.weights_file(path) or path / files.WEIGHTS[0]
     if not file.is_file():
-        raise UserError(f"{file.parent}: {file.name} is missing")
+        others = [p.name for p in sorted(file.parent.glob("*")) if p.suffix in OTHERS]
+        hint = f"; {others[0]} is not read" if others else ""
+        raise UserError(f"{file.parent}: {file.name} is missing{hint}")
     folder = file.parent
     if not (folder / "config.json").is_file() and not backbone:
         more = "for weights of a transformers model, add --backbone=its hub id or folder"
         raise UserError(f"{folder}: config.json is missing; {more}")
     given = (folder / "config.json").is_file()
     config = read_json(folder / "config.json") if given else json.loads(backbone)
-    try:
-        weights = optional("safetensors.torch", "safetensors").load_file(file)
-    except Exception as e:  # safetensors raises its own, undocumented types
-        if isinstance(e, UserError):
-            raise
-        raise UserError(f"{file}: {e}") from e
+    weights = files.read_weights(file)
     try:
         return _interpret(config, weights, folder)
     except KeyError as e:
@@ -105,7 +100,7 @@ def _interpret(raw: dict[str, Any], weights: dict[str, Tensor], folder: Path) ->
         if config.get("backbone"):
             weights = {BACKBONE + name: w for name, w in weights.items()}
         return Published(weights, config, tokenizer.vocab_size, tokenizer, meta)
-    if EMBEDDING in bare(weights) and raw.get("model_type") not in CAUSAL:
+    if EMBEDDING in weights and raw.get("model_type") not in CAUSAL:
         return _from_insertion(weights, raw)
     if "n_blocks" in raw:
         return Published(from_sedd(_bare(weights)), *_from_mdlm_config(raw))
@@ -114,47 +109,17 @@ def _interpret(raw: dict[str, Any], weights: dict[str, Tensor], folder: Path) ->
     return Published(from_sedd(weights), *_from_sedd_config(raw))
 
 
-def read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except OSError:
-        raise UserError(f"{path.parent}: {path.name} is missing") from None
-    except ValueError as e:
-        raise UserError(f"{path}: not readable as JSON: {e}") from None
-
-
-# A flipped bit in a zip header may ask for any compression, or for features that Python has not.
-DAMAGED = (OSError, RuntimeError, ValueError, EOFError, KeyError, NotImplementedError)
-DAMAGED += (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error)
-
-
-def read_tensors(path: Path) -> Any:
-    """The content of a file of torch.save, tensors and plain data only, checked by CRC."""
-    if not path.is_file():
-        raise UserError(f"no checkpoint at {path}")
-    spare = path.with_name(f"{path.stem}_prev{path.suffix}")
-    hint = f"; the one before it is {spare}" if spare.is_file() else ""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is None:
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as e:
-        first = str(e).strip().splitlines()[0] if path.suffix != ".ckpt" else CONVERT[2:]
-        raise UserError(f"{path}: holds more than tensors and plain data, refused: {first}") from e
-    except DAMAGED as e:
-        raise UserError(f"{path} is corrupt or incomplete ({type(e).__name__}){hint}") from e
-    raise UserError(f"{path} is corrupt: {damaged} fails its checksum{hint}")
-
-
-def download(source: str, *files: str) -> Path:
+def download(source: str, *names: str) -> Path:
     """Folder of a hub repository's files: by default its configuration, weights and tokenizer."""
     if not HUB_ID.fullmatch(source):
         raise UserError(f"no checkpoint, folder or hub id: {source}")
     absent = f"{source} is no file or folder here, and as a hub id"
     try:
         hub = optional("huggingface_hub")
-        return Path(hub.snapshot_download(source, allow_patterns=list(files or FILES)))
+        folder = Path(hub.snapshot_download(source, allow_patterns=list(names or FETCHED)))
+        if not names and files.weights_file(folder) is None:  # published before safetensors
+            folder = Path(hub.snapshot_download(source, allow_patterns=[*FETCHED, *BIN]))
+        return folder
     except UserError as e:
         raise UserError(f"{absent} it cannot be fetched: {e}") from None
     except Exception as e:  # the hub's errors are many; none of them is ours to interpret
@@ -222,7 +187,7 @@ def _bare(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 def _from_pth(path: Path) -> Published:
     """SEDD's training checkpoint."""
     state = _require(path, "model", "SEDD")
-    return Published(*_averaged(path, state["model"], state.get("ema")), None)
+    return Published(*_averaged(path, bare(state["model"], path), state.get("ema")), None)
 
 
 def _from_lightning(path: Path) -> Published:
@@ -230,9 +195,10 @@ def _from_lightning(path: Path) -> Published:
     whether MDLM was trained with time conditioning: an entry time_conditioning may, by default it
     is off as in MDLM."""
     state = _require(path, "state_dict", "MDLM")
-    if EMBEDDING in bare(state["state_dict"]):
-        return _from_insertion(state["state_dict"], {})
-    weights, config = _averaged(path, _bare(state["state_dict"]), state.get("ema"))
+    raw = bare(state["state_dict"], path)
+    if EMBEDDING in raw:
+        return _from_insertion(raw, {})
+    weights, config = _averaged(path, _bare(raw), state.get("ema"))
     config |= _mdlm(bool(state.get("time_conditioning", False)))
     return Published(weights, config, len(weights["embed.weight"]) - 1)
 
@@ -251,7 +217,8 @@ def _from_insertion(weights: dict[str, Tensor], raw: dict[str, Any]) -> Publishe
 def _require(path: Path, entry: str, whose: str) -> dict[str, Any]:
     state = read_tensors(path)
     if not isinstance(state, dict) or not isinstance(state.get(entry), dict):
-        raise UserError(f"{path}: not a checkpoint of {whose}'s training: no entry {entry}")
+        found = files.described(state, path)
+        raise UserError(f"{path}: not of {whose}'s training: no entry {entry}, but {found}")
     return state
 
 
@@ -275,7 +242,10 @@ def _averaged(
         }
         return from_sedd(weights), config
     except KeyError as e:
-        raise UserError(f"{path}: {e.args[0]} is missing, so this is no SEDD or MDLM") from None
+        what = files.described(raw, path)
+        raise UserError(
+            f"{path}: {e.args[0]} is missing, so this is no SEDD or MDLM, but {what}"
+        ) from None
 
 
 def _names(n_layer: int) -> dict[str, str]:

@@ -627,8 +627,146 @@ def test_hub_download(monkeypatch, tmp_path: Path, small: Model):
     monkeypatch.setitem(sys.modules, "huggingface_hub", fake)
     assert load("someone/sedd").config.n_layer == 2
     assert asked["source"] == "someone/sedd"
-    files = ["config.json", "model.safetensors", "tokenizer.json"]
+    files = ["config.json", "model-*-of-*.safetensors", "model.safetensors"]
+    files += ["model.safetensors.index.json", "tokenizer.json"]
     assert sorted(asked["allow_patterns"]) == files
+
+
+def test_hub_download_of_older_files(monkeypatch, tmp_path: Path):
+    """What was published before safetensors is asked for only where there are none."""
+    asked = []
+
+    def fetch(source: str, allow_patterns: list[str]):
+        asked.append(allow_patterns)
+        if "pytorch_model.bin" in allow_patterns:
+            torch.save({"a": torch.ones(2)}, tmp_path / "pytorch_model.bin")
+        (tmp_path / "config.json").write_text("{}")
+        return str(tmp_path)
+
+    fake = types.SimpleNamespace(snapshot_download=fetch)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", fake)
+    assert "so this is no such model" in error_of(load, "someone/model")
+    assert len(asked) == 2 and "pytorch_model.bin" not in asked[0]
+
+
+# ---- files of others ---------------------------------------------------------------------------
+
+
+class Whole(torch.nn.Linear):
+    """A module that is pickled with its code."""
+
+
+def legacy(content: Any, path: Path) -> None:
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+
+
+def script(path: Path) -> None:
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(path))
+
+
+NANO = {"model": {"w": torch.ones(2)}, "model_args": {}, "iter_num": 3}
+OTHER_FILES: dict[str, tuple[Any, str]] = {
+    "legacy": (lambda p: legacy({"w": torch.ones(2)}, p), "before 1.6"),
+    "module": (lambda p: torch.save(Whole(2, 2), p), "weights_only=False"),
+    "old module": (lambda p: legacy(Whole(2, 2), p), "before 1.6"),
+    "pickle": (lambda p: p.write_bytes(pickle.dumps({"w": [1.0]})), "a pickle"),
+    "script": (script, "torch.jit.save"),
+    "pointer": (lambda p: p.write_text("version https://git-lfs.github.com/spec/v1\n"), "git lfs"),
+    "nanogpt": (lambda p: torch.save(NANO, p), "python -m pretrained.causal --nanogpt="),
+    "lightning": (
+        lambda p: torch.save({"state_dict": {"w": torch.ones(2)}, "epoch": 1}, p),
+        "weights under state_dict, without a configuration",
+    ),
+    "trainer": (
+        lambda p: torch.save({"model_state_dict": {"w": torch.ones(2)}, "loss": 1.0}, p),
+        "weights under model_state_dict, without a configuration",
+    ),
+    "alone": (lambda p: torch.save({"w": torch.ones(2)}, p), "weights alone"),
+    "list": (lambda p: torch.save([torch.ones(2)], p), "a list"),
+    "other": (lambda p: torch.save({"epoch": 3}, p), "without weights by name, of ['epoch']"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("suffix", [".pt", ".pth"])
+@pytest.mark.parametrize("kind", OTHER_FILES)
+def test_files_of_others_are_refused_with_the_way_on(tmp_path: Path, kind: str, suffix: str):
+    """Not as damaged: what it is, and the command or step that makes it usable."""
+    write, words = OTHER_FILES[kind]
+    path = tmp_path / f"mine{suffix}"
+    write(path)
+    message = error_of(read, path) if suffix == ".pt" else error_of(published.read, str(path))
+    if kind == "nanogpt" and suffix == ".pth":
+        words = "vocab_embed.embedding is missing"  # SEDD's have a model, too
+    assert str(path) in message and words in message and "corrupt" not in message
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["legacy", "module", "script"])
+def test_the_command_that_is_told_works(tmp_path: Path, kind: str):
+    path = tmp_path / "mine.pt"
+    OTHER_FILES[kind][0](path)
+    code = error_of(read, path).split('python -c "')[1].rstrip('"')
+    exec(code.replace("NEW.pt", str(tmp_path / "new.pt")), {})
+    assert "weights" in error_of(read, tmp_path / "new.pt")
+    assert published.files.read_weights(tmp_path / "new.pt")
+
+
+@pytest.mark.parametrize(
+    "names, want",
+    [
+        (["_orig_mod.a.b", "_orig_mod.c"], ["a.b", "c"]),
+        (["module.a", "module.b"], ["a", "b"]),
+        (["module._orig_mod.a", "module._orig_mod.b"], ["a", "b"]),
+        (["_forward_module.module.model.a"], ["a"]),
+        (["model.model.layers.0.w", "model.lm_head.w"], ["model.layers.0.w", "lm_head.w"]),
+        (["model.layers.0.w", "model.norm.w"], ["model.layers.0.w", "model.norm.w"]),
+        (["model.bert.w", "model.cls.w"], ["bert.w", "cls.w"]),
+        (["blocks.0._orig_mod.w", "head.w"], ["blocks.0.w", "head.w"]),
+        (["a._checkpoint_wrapped_module.w", "_fsdp_wrapped_module.b.w"], ["a.w", "b.w"]),
+        (["module.a", "b"], ["module.a", "b"]),
+        (["model_orig_mod.a", "my_orig_mod.b"], ["model_orig_mod.a", "my_orig_mod.b"]),
+        ([], []),
+    ],
+)
+def test_bare_names(names: list[str], want: list[str]):
+    """Wrappers are no part of a name anywhere, `module` and `model` only in front of all."""
+    got = published.bare({name: torch.tensor(i) for i, name in enumerate(names)}, "x")
+    assert list(got) == want and [int(v) for v in got.values()] == [*range(len(names))]
+
+
+def test_one_name_twice_is_refused():
+    both = {"_orig_mod.a": torch.ones(1), "a": torch.zeros(1), "b": torch.ones(1)}
+    assert "_orig_mod.a stands there with and without" in error_of(published.bare, both, "x.bin")
+
+
+def test_unexpected_names_are_shown_beside_missing_ones(small: Model):
+    """So that one sees why nothing fits."""
+    state = {f"encoder.{k}": v for k, v in small.net.state_dict().items()}
+    message = error_of(load_weights, small.net, state, "x")
+    assert "missing embed.weight" in message and "unexpected encoder.embed.weight" in message
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "_forward_module.module."])
+@pytest.mark.parametrize("kind", ["sedd", "pth", "ours"])
+def test_wrapped_names_of_every_kind(tmp_path: Path, small: Model, kind: str, prefix: str):
+    """A folder of SEDD, a file of its training, and what we export ourselves."""
+    files = pytest.importorskip("safetensors.torch")
+    folder = tmp_path / "it"
+    if kind == "ours":
+        checkpoint.export(small, folder)
+    else:
+        sedd_folder(folder, small)
+    state = files.load_file(folder / "model.safetensors")
+    wrapped = {prefix + k: v for k, v in state.items()}
+    if kind == "pth":
+        wrapped[f"{prefix}rotary_emb.inv_freq"] = torch.ones(4)
+        torch.save({"model": wrapped}, tmp_path / "x.pth")
+        got = published.read(str(tmp_path / "x.pth")).weights
+    else:
+        files.save_file(wrapped, folder / "model.safetensors")
+        got = load(str(folder)).net.state_dict()
+    assert all(torch.equal(got[k], v) for k, v in small.net.state_dict().items())
 
 
 @pytest.mark.parametrize("source", ["nowhere", "./no/where", "/no/where", "a/b/c", "out/x/ckpt.pt"])

@@ -469,6 +469,103 @@ def test_train_sample_export(tmp_path, letters, helpers, monkeypatch, name):
         assert (got.ids[:, :2] == torch.tensor([1, 2])).all() and int(got.ids.max()) < V
 
 
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "model.", "module._orig_mod."])
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_names_that_training_wrapped(tmp_path, letters, helpers, name, prefix):
+    """All names of a tied Llama begin with `model.` as they are."""
+    model = publish(tmp_path / "hf", name, words(V))
+    file = tmp_path / "hf/model.safetensors"
+    state = safetensors.load_file(file)
+    safetensors.save_file({prefix + k: v for k, v in state.items()}, file)
+    job = begin(letters, tmp_path, helpers, init_from=tmp_path / "hf")
+    with torch.no_grad():
+        z = job.net.eval().logits(job.net.features(tokens()))
+    torch.testing.assert_close(z, model(tokens()).logits, rtol=0, atol=1e-5)
+
+
+# ---- nanoGPT as GPT-2 ----------------------------------------------------------------------------
+
+
+def nanogpt(weights, ids, heads):
+    """The forward pass of nanoGPT's model.py, as plain functions."""
+    functional, (B, T) = torch.nn.functional, ids.shape
+
+    def norm(x, name):
+        bias = weights.get(f"transformer.{name}.bias")
+        return functional.layer_norm(x, x.shape[-1:], weights[f"transformer.{name}.weight"], bias)
+
+    def linear(x, name):
+        full = f"transformer.{name}"
+        return functional.linear(x, weights[f"{full}.weight"], weights.get(f"{full}.bias"))
+
+    x = weights["transformer.wte.weight"][ids] + weights["transformer.wpe.weight"][:T]
+    for i in range(2):
+        parts = linear(norm(x, f"h.{i}.ln_1"), f"h.{i}.attn.c_attn").chunk(3, -1)
+        q, k, v = (part.view(B, T, heads, -1).transpose(1, 2) for part in parts)
+        y = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + linear(y.transpose(1, 2).reshape(B, T, -1), f"h.{i}.attn.c_proj")
+        inner = functional.gelu(linear(norm(x, f"h.{i}.ln_2"), f"h.{i}.mlp.c_fc"))
+        x = x + linear(inner, f"h.{i}.mlp.c_proj")
+    return norm(x, "ln_f") @ weights["lm_head.weight"].t()
+
+
+def nanogpt_checkpoint(bias, vocab_size, C=16):
+    rng = torch.Generator().manual_seed(0)
+    shapes = {"wte.weight": (vocab_size, C), "wpe.weight": (32, C), "ln_f.weight": (C,)}
+    for i in range(2):
+        shapes |= {f"h.{i}.ln_1.weight": (C,), f"h.{i}.attn.c_attn.weight": (3 * C, C)}
+        shapes |= {f"h.{i}.attn.c_proj.weight": (C, C), f"h.{i}.ln_2.weight": (C,)}
+        shapes |= {f"h.{i}.mlp.c_fc.weight": (4 * C, C), f"h.{i}.mlp.c_proj.weight": (C, 4 * C)}
+    if bias:
+        some = [(k, s[0]) for k, s in shapes.items() if k[:3] not in ("wte", "wpe")]
+        shapes |= {k.replace("weight", "bias"): (n,) for k, n in some}
+    state = {f"transformer.{k}": torch.randn(s, generator=rng) * 0.3 for k, s in shapes.items()}
+    state["lm_head.weight"] = state["transformer.wte.weight"]
+    args = {"n_layer": 2, "n_head": 2, "n_embd": C, "block_size": 32, "dropout": 0.1}
+    more = {"optimizer": {"state": {}}, "iter_num": 7, "best_val_loss": torch.tensor(1.0)}
+    args |= {"bias": bias, "vocab_size": vocab_size}
+    return state, {"model": state, "model_args": args, "config": {}, **more}
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("vocab_size, prefix", [(V, ""), (V, "_orig_mod."), (50304, "_orig_mod.")])
+def test_nanogpt_as_gpt2(tmp_path, run_cli, assert_refused, bias, vocab_size, prefix):
+    """The line that refuses its ckpt.pt names the command, whose folder has nanoGPT's own logits;
+    of the 50,304 rows for GPT-2's tokens only those of tokens."""
+    state, content = nanogpt_checkpoint(bias, vocab_size)
+    content["model"] = {prefix + k: v for k, v in state.items()}
+    path, out = tmp_path / "ckpt.pt", tmp_path / "gpt2"
+    torch.save(content, path)
+    assert f"python -m pretrained.causal --nanogpt={path}" in error_of(checkpoint.load, str(path))
+    done = run_cli("pretrained.causal", f"--nanogpt={path}", f"--out={out}")
+    assert done.returncode == 0, done.stderr
+    got = published.read(str(out))
+    size = 50257 if vocab_size == 50304 else vocab_size
+    assert got.tokens == size
+    cfg = Config(objective="ar", backbone=got.config["backbone"], block_size=32)
+    net = build_network(cfg, build_objective(cfg, {"vocab_size": size, "specials": {"eos": 0}}))
+    checkpoint.load_weights(net, got.weights, "nanogpt")
+    ids = tokens(2, 12)
+    with torch.no_grad():
+        z = net.eval().logits(net.features(ids))
+    torch.testing.assert_close(z, nanogpt(state, ids, 2)[..., :size], rtol=1e-4, atol=1e-4)
+    assert_refused(run_cli("pretrained.causal", f"--nanogpt={path}", f"--out={out}"), "cannot be")
+
+
+def test_what_is_no_nanogpt(tmp_path, run_cli, assert_refused):
+    path, out = tmp_path / "ckpt.pt", f"--out={tmp_path / 'out'}"
+    content = nanogpt_checkpoint(True, V)[1]
+    for wrong, words in (
+        ({"model": {}}, "no model_args"),
+        ({"model": {}, "model_args": {"n_layer": 2}}, "model_args has no n_head"),
+        ({**content, "model": {"a": torch.ones(2)}}, "transformer.wte.weight"),
+    ):
+        torch.save(wrong, path)
+        assert_refused(run_cli("pretrained.causal", f"--nanogpt={path}", out), words)
+        assert not (tmp_path / "out").exists()
+    assert_refused(run_cli("pretrained.causal", out), "codegen must be")
+
+
 # ---- CodeGen as GPT-J ----------------------------------------------------------------------------
 
 

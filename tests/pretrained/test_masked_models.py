@@ -467,6 +467,123 @@ def test_other_ids_are_refused(tmp_path: Path, letters: Path, helpers: Any):
     assert "'b' is id 5 there and 6 in the corpus" in error_of(begun, "other")
 
 
+# ---- files of weights --------------------------------------------------------------------------
+
+PREFIXES = ("_orig_mod.", "module.", "_forward_module.", "model.", "module._orig_mod.")
+
+
+@pytest.mark.parametrize("prefix", [*PREFIXES, "_forward_module.module.", "model._orig_mod."])
+@pytest.mark.parametrize("name", ["bert", "modernbert"])
+def test_names_that_training_wrapped(tmp_path, letters, helpers, name, prefix):
+    model = publish(tmp_path / "hf", name, words(V))
+    file = tmp_path / "hf/model.safetensors"
+    safetensors.save_file({prefix + k: v for k, v in safetensors.load_file(file).items()}, file)
+    require_same(model, begin(letters, tmp_path, helpers, init_from=tmp_path / "hf"))
+
+
+def require_same(model: Any, job: train.TrainState) -> None:
+    with torch.no_grad():
+        z = job.net.eval().logits(job.net.features(tokens()))
+        torch.testing.assert_close(z, model(tokens()).logits)
+
+
+def in_parts(folder: Path, suffix: str) -> None:
+    """The weights of a folder in two files and an index."""
+    state = safetensors.load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    whole = "model.safetensors" if suffix == "safetensors" else "pytorch_model.bin"
+    stem, names, where = whole.partition(".")[0], sorted(state), {}
+    for i, part in enumerate((names[:9], names[9:]), 1):
+        file = f"{stem}-0000{i}-of-00002.{suffix}"
+        tensors = {k: state[k] for k in part}
+        if suffix == "bin":
+            torch.save(tensors, folder / file)
+        else:
+            safetensors.save_file(tensors, folder / file)
+        where |= dict.fromkeys(part, file)
+    index = json.dumps({"metadata": {"total_size": 1}, "weight_map": where})
+    (folder / f"{whole}.index.json").write_text(index)
+
+
+def in_one_bin(folder: Path) -> None:
+    torch.save(safetensors.load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+LAYOUTS = {
+    "parts": lambda folder: in_parts(folder, "safetensors"),
+    "parts.bin": lambda folder: in_parts(folder, "bin"),
+    "bin": in_one_bin,
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_of_a_folder(tmp_path, letters, helpers, layout):
+    """Weights in parts, and those of torch.save: to start from, and to sample."""
+    model = publish(tmp_path / "hf", "bert", words(V))
+    LAYOUTS[layout](tmp_path / "hf")
+    require_same(model, begin(letters, tmp_path, helpers, init_from=tmp_path / "hf"))
+    loaded = checkpoint.load(str(tmp_path / "hf"))
+    with torch.no_grad():
+        z = loaded.net.logits(loaded.net.features(tokens()))
+        torch.testing.assert_close(z, model(tokens()).logits)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda f, w: next(f.glob("*-00002-*")).unlink(), "is missing, which"),
+        (lambda f, w: w.update(extra=min(w.values())), "extra is not where"),
+        (lambda f, w: w.pop("cls.predictions.bias"), "cls.predictions.bias is not where"),
+        (lambda f, w: w.update(a="../model.safetensors"), "no weight_map"),
+        (lambda f, w: w.update(a=3), "no weight_map"),
+        (lambda f, w: w.clear(), "no weight_map"),
+        (lambda f, w: next(f.glob("*-00001-*")).write_bytes(b"version https://git-lfs"), "LFS"),
+        (lambda f, w: next(f.glob("*-00001-*")).write_bytes(b"{"), "00001"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(tmp_path: Path, change: Any, words: str):
+    publish(tmp_path / "hf", "bert")
+    in_parts(tmp_path / "hf", "safetensors")
+    path = tmp_path / "hf/model.safetensors.index.json"
+    where = json.loads(path.read_text())["weight_map"]
+    change(tmp_path / "hf", where)
+    path.write_text(json.dumps({"weight_map": where}))
+    message = error_of(published.read, str(tmp_path / "hf"))
+    assert words in message and str(tmp_path / "hf") in message
+
+
+@pytest.mark.parametrize(
+    "file, wrap",
+    [
+        ("last.ckpt", lambda s: {"state_dict": {f"model.{k}": v for k, v in s.items()}, "at": 1}),
+        ("mine.pt", lambda s: {"model_state_dict": {f"module.{k}": v for k, v in s.items()}}),
+        ("mine.pth", lambda s: {"model": s, "optimizer": {"step": 3}}),
+        ("alone.pt", lambda s: s),
+        ("alone.bin", lambda s: {f"_orig_mod.{k}": v for k, v in s.items()}),
+    ],
+)
+def test_training_checkpoints_with_a_backbone(tmp_path, letters, helpers, file, wrap):
+    """Their one entry with weights, with --backbone for the sizes; without it the line says so."""
+    model = publish(tmp_path / "hf", "bert")
+    torch.save(wrap(dict(model.state_dict())), tmp_path / file)
+    where = {"init_from": tmp_path / file, "backbone": tmp_path / "hf"}
+    require_same(model, begin(letters, tmp_path, helpers, **where))
+    missing = lambda: begin(letters, tmp_path, helpers, init_from=tmp_path / file)  # noqa: E731
+    assert "--backbone" in error_of(missing)
+    state = dict(model.state_dict())
+    torch.save({"model": state, "state_dict": state}, tmp_path / file)
+    message = error_of(lambda: begin(letters, tmp_path, helpers, **where))
+    assert "weights under state_dict and model" in message
+
+
+def test_weights_of_other_frameworks_are_named(tmp_path: Path):
+    publish(tmp_path / "hf", "bert")
+    (tmp_path / "hf/model.safetensors").rename(tmp_path / "hf/tf_model.h5")
+    message = error_of(published.read, str(tmp_path / "hf"))
+    assert "model.safetensors is missing; tf_model.h5 is not read" in message
+
+
 # ---- embeddings with more rows than ids --------------------------------------------------------
 
 OBJECTIVES = {
