@@ -564,7 +564,8 @@ def save_json(values: Any, path: Path) -> None:
         values = dataclasses.asdict(values)
     temporary = path.with_name(path.name + ".tmp")
     try:
-        temporary.write_text(json.dumps(_without_nan(values), indent=1) + "\n")
+        text = json.dumps(_without_nan(values), indent=1)
+        temporary.write_text(text + "\n", encoding="utf-8")
         os.replace(temporary, path)
     except OSError as e:
         raise UserError(f"cannot write {path}: {e.strerror}") from e
@@ -652,8 +653,17 @@ def _tell(error: UserError, rank: int) -> None:
     print(told.replace("\n", " "), file=sys.stderr)
 
 
+def escape_unprintable() -> None:
+    """Print what the encoding of stdout or stderr does not have (ASCII, Latin-1, or a broken
+    character of a file) as an escape such as \\xe9: no text is a reason to stop."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # None if closed by who started us
+            stream.reconfigure(errors="backslashreplace")
+
+
 def run(main: Callable[[list[str]], None]) -> NoReturn:
     """Call a command's `main` and exit: 0 when done, 2 after the one line of a UserError."""
+    escape_unprintable()
     try:
         main(sys.argv[1:])
         if sys.stdout is not None:  # closed by who started us

@@ -252,7 +252,7 @@ class CorpusWriter:
             "splits": self.counts,
             "files": {n: fingerprint(self.partial / n) for n in names},
         }
-        (self.partial / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
+        (self.partial / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
         os.rename(self.partial, self.folder)
         if lost := sum(count.get("unknown", 0) for count in self.counts.values()):
             print(f"ids that stand for what the tokenizer has no token for: {lost:,}")

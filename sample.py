@@ -254,7 +254,8 @@ def generate(
 ) -> Samples:
     """Sample every canvas; shorter ones are padded. `watch` receives the frames of the first batch
     and its prompt mask (B, T), and passes the frames on; `finished` receives each batch as soon as
-    it is written. quiet: no progress bar. The same seed gives the same samples."""
+    it is written. quiet: no progress bar. The same seed gives the same samples for the same canvases
+    and batch_size: what is drawn for the rows of a batch comes from one generator."""
     batches: list[Samples] = []
     with progress_bar(len(canvases), quiet) as bar:
         for number, first in enumerate(range(0, len(canvases), batch_size)):
@@ -457,7 +458,7 @@ class SamplerConfig:
     chat: bool = False  # the prompt is a question to answer; sample.py without one: converse
     prompt: str = ""  # text that comes first, or FILE:path
     max_length: int = 0  # of the text or answer, in tokens; 0: what the block holds
-    seed: int = 1337  # the same seed gives the same samples
+    seed: int = 1337  # the same gives the same samples, of as many in batches of one size
     device: str = "auto"  # auto | cpu | cuda | cuda:N
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on GPUs with it
     use_ema: bool = True  # the averaged weights, where the checkpoint has them
@@ -778,13 +779,14 @@ def fits(cfg: SampleConfig, model: Model, messages: list[Message]) -> bool:
 
 
 def ask() -> str:
-    """A line from the terminal or a pipe; empty at its end."""
+    """A line from the terminal or a pipe; empty at its end. Raises UserError for bytes that are
+    none in the encoding of the terminal."""
     try:
         line = input("> " if sys.stdin.isatty() else "")
     except (EOFError, KeyboardInterrupt):
         return ""
     except UnicodeDecodeError as e:
-        raise UserError("the question is no UTF-8; convert it") from e
+        raise UserError(f"the question cannot be read: {e}; set PYTHONIOENCODING=utf-8") from None
     return line.removeprefix("\ufeff").strip()  # a mark, of a file that is piped
 
 
@@ -867,7 +869,8 @@ def write_texts(cfg: SampleConfig, model: Model) -> None:
     sampler = choose_sampler(model.objective, options).sampler
     print(
         f"\n{cfg.num_samples} samples by {sampler}, {samples.rows / cfg.num_samples:.1f} network "
-        f"calls each, {samples.seconds:.1f} s, {tokens:,.0f} tokens/s"
+        f"calls each, {samples.seconds:.1f} s, {tokens:,.0f} tokens/s; "
+        f"seed {cfg.seed} in batches of {min(cfg.batch_size, cfg.num_samples)}"
     )
     if cfg.palindrome or model.meta.get("task") == "palindrome":
         print(palindrome_report(texts, model))

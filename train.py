@@ -181,7 +181,8 @@ class Log:
         state.best = min(record.get("best", state.best) for record in [{}, *kept])
         temporary = self.path.with_name(f"{self.path.name}.tmp")
         try:
-            temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+            lines = "".join(json.dumps(record) + "\n" for record in kept)
+            temporary.write_text(lines, encoding="utf-8")
             os.replace(temporary, self.path)
         except OSError as e:
             raise UserError(f"cannot write {self.path}: {e.strerror}") from e
@@ -213,7 +214,7 @@ class Log:
             tqdm.write(line)
             sys.stdout.flush()
         try:
-            with open(self.path, "a") as file:
+            with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(values) + "\n")
         except OSError as e:
             raise UserError(f"cannot write {self.path}: {e.strerror}") from e

@@ -388,7 +388,7 @@ def main(argv: list[str]) -> None:
         profiler.export_chrome_trace(cfg.profile)
     info, bad = Path("/proc/cpuinfo"), []  # avx512_bf16 or amx_bf16 is what it takes
     fast = pick_device(cfg.device).type == "cuda" or (info.exists() and "_bf16" in info.read_text())
-    with open(cfg.json or os.devnull, "w") as file:
+    with open(cfg.json or os.devnull, "w", encoding="utf-8") as file:
         for kind, name, variant in plan(cfg):
             if kind not in ("machine", *cfg.rows.split(",")):
                 continue

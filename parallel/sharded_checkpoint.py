@@ -136,7 +136,7 @@ def read_layout(folder: Path) -> dict[str, Any]:
     """layout.json of one save, checked. Raises UserError."""
     path = folder / "layout.json"
     try:
-        layout = json.loads(path.read_text())
+        layout = json.loads(path.read_text(encoding="utf-8"))
         recorded, crc = layout.pop("crc32"), crc_of(layout)
         if layout["format"] != FORMAT:
             version = layout["format"]
@@ -224,7 +224,7 @@ def begin(folder: Path) -> Path:
 def commit(new: Path, layout: dict[str, Any]) -> None:
     """Write layout.json, flush it to disk, and keep only the last two saves."""
     temporary = new / "layout.json.tmp"
-    with open(temporary, "w") as file:
+    with open(temporary, "w", encoding="utf-8") as file:
         json.dump({**layout, "crc32": crc_of(layout)}, file)
         file.flush()
         os.fsync(file.fileno())

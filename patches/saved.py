@@ -144,7 +144,7 @@ def save_final(corpus: Corpus, folder: Path) -> None:
             parts[name] = made
         datasets.DatasetDict(parts).save_to_disk(str(partial / "whole"))
         kept = {"tokenizer": corpus.tokenizer.spec(), "files": corpus.tokenizer.files}
-        (partial / "whole" / KEPT).write_text(json.dumps(kept))
+        (partial / "whole" / KEPT).write_text(json.dumps(kept), encoding="utf-8")
         (partial / "whole").rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

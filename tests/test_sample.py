@@ -2,6 +2,7 @@
 option has a defined result. Samplers run on random networks, so nothing here is owed to training.
 """
 
+import contextlib
 import io
 import itertools
 import math
@@ -20,6 +21,7 @@ import torch
 
 import evaluate
 import sample
+import train
 from checkpoint import Model, build_network, build_objective, load
 from configurator import Config, UserError
 from corpus import Corpus
@@ -104,6 +106,88 @@ def written(model: Model, begun: Prompt, options: SampleOptions, seed: int = 0, 
     assert (found.ids[:, begun.prompt_mask] == begun.ids[begun.prompt_mask]).all()
     assert ((found.ids >= 0) & (found.ids < model.tokenizer.vocab_size)).all()  # MASK is above
     return found
+
+
+# ---- what stdout cannot print ------------------------------------------------------------------
+
+NARROW = {
+    "ascii": {"PYTHONIOENCODING": "ascii"},
+    "strict": {"PYTHONIOENCODING": "ascii:strict"},  # of stderr, too
+    "latin-1": {"PYTHONIOENCODING": "latin-1"},
+    "C": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+}
+
+
+@pytest.fixture(scope="module")
+def greek(tmp_path_factory: Any, helpers: Any) -> Path:
+    """The run of a model of four characters that no narrow encoding has, and its corpus."""
+    root = tmp_path_factory.mktemp("greek")
+    texts = {"train": ["αβ→→βα", "é→→é"] * 20, "val": ["α→→α"] * 12}
+    helpers.write_corpus(root / "tiny", texts, Symbols(list("αβé→")))
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
+        patch.setattr(train, "gemm_peak", lambda *_: 1e12)
+        train.main(helpers.flags(root / "out", data_dir=root, max_iters=2, eval_interval=2))
+    return root
+
+
+@pytest.mark.parametrize(
+    "encoding, command",
+    [
+        *(("ascii", "sample"), ("ascii", "show"), ("strict", "sample"), ("strict", "train")),
+        *(("latin-1", "sample"), ("latin-1", "evaluate"), ("C", "file"), ("C", "train")),
+    ],
+)
+def test_output_that_is_not_utf8(greek: Path, helpers: Any, encoding: str, command: str):
+    """Escapes for what the encoding lacks, and no traceback; exit code as ever."""
+    ckpt = f"--ckpt={greek / 'out/ckpt.pt'}"
+    (greek / "µ.txt").write_text("α→", encoding="utf-8")
+    argv = {
+        "sample": ["sample.py", ckpt, "--num_samples=2", "--steps=4", "--prompt=α→"],
+        "show": ["sample.py", ckpt, "--num_samples=1", "--steps=4", "--show"],
+        "file": ["sample.py", ckpt, "--num_samples=1", f"--prompt=FILE:{greek / 'µ.txt'}"],
+        "evaluate": ["evaluate.py", ckpt, "--num_samples=2", "--prompt=α→"],
+        "train": ["train.py", *helpers.flags(greek / "ü→", data_dir=greek, dataset="α")],
+    }[command]
+    done = subprocess.run(
+        [sys.executable, helpers.repo / argv[0], *argv[1:]],
+        env=helpers.env(**NARROW[encoding]),
+        capture_output=True,
+        timeout=120,
+    )
+    out, err = (x.decode("latin-1") for x in (done.stdout, done.stderr))
+    assert "Traceback" not in out + err and "codec" not in out + err
+    refused = {"train", "evaluate"}
+    assert done.returncode == (2 if command in refused else 0), err
+    if command in refused:
+        assert len(err.strip().splitlines()) == 1
+    elif command != "show":
+        assert "\\u03b1\\u2192" in out
+        assert f"seed 1337 in batches of {2 if command == 'sample' else 1}" in out
+
+
+def test_a_broken_character_is_printed_as_an_escape(helpers: Any):
+    """What a name or a file may hold, whatever the encoding."""
+    code = "import configurator; configurator.run(lambda argv: print('a\\udcc3é'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=helpers.env(PYTHONPATH=helpers.repo, PYTHONIOENCODING="utf-8"),
+        capture_output=True,
+    )
+    assert done.returncode == 0 and done.stdout == "a\\udcc3é\n".encode()
+
+
+def test_a_question_that_is_not_in_the_encoding_is_a_line(monkeypatch: pytest.MonkeyPatch):
+    stream = io.TextIOWrapper(io.BytesIO("é\n".encode()), encoding="ascii")
+    monkeypatch.setattr(sys, "stdin", stream)
+    assert "cannot be read" in told(sample.ask)
+
+
+@pytest.mark.parametrize("path", sorted(p.name for p in Path(__file__).parent.parent.glob("*.py")))
+def test_every_command_runs_through_run(path: str):
+    """Which is where mistakes become a line and unprintable characters escapes."""
+    text = (Path(__file__).parent.parent / path).read_text(encoding="utf-8")
+    if '__main__":' in text:
+        assert "    run(main)\n" in text
 
 
 # ---- what is given stays, and no MASK is left --------------------------------------------------
