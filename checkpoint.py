@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from autoregressive import LeftToRight, RandomOrder
-from configurator import Config, UserError, checked_values, from_saved, optional
+from configurator import Config, UserError, checked_values, from_saved, one_of, optional
 from corpus import Corpus, check_meta
 from diffusion import NOISES, BlockDiffusion, Masked, MaskedTokens, ScoreEntropy, has_limits
 from insertion import IDLM, FlexMDM, Insertion, InsertionTransformer
@@ -107,8 +107,8 @@ def unused_fields(cfg: Config) -> list[str]:
 def build_objective(cfg: Config, meta: dict[str, Any]) -> Objective:
     """The objective of a config on the vocabulary of a corpus (its meta.json)."""
     if cfg.objective not in OBJECTIVES:
-        names = ", ".join(OBJECTIVES)
-        raise UserError(f"config error: objective must be one of {names}, got {cfg.objective!r}")
+        rule = f"objective must be {one_of(OBJECTIVES)}"
+        raise UserError(f"config error: {rule}, got {cfg.objective!r}")
     return OBJECTIVES[cfg.objective](cfg, meta["vocab_size"], meta["specials"])
 
 

@@ -35,7 +35,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from configurator import Config, UserError
+from configurator import Config, UserError, one_of
 from corpus import Batch
 from model import (
     Cache,
@@ -290,8 +290,7 @@ NOISES: dict[str, Callable[..., Noise]] = {
 def noise_schedule(cfg: Config) -> Noise:
     """The noise schedule of a config. Raises UserError for a name that is not in NOISES."""
     if cfg.noise not in NOISES:
-        names = ", ".join(NOISES)
-        raise UserError(f"config error: noise must be one of {names}, got {cfg.noise!r}")
+        raise UserError(f"config error: noise must be {one_of(NOISES)}, got {cfg.noise!r}")
     return NOISES[cfg.noise](*((cfg.sigma_min, cfg.sigma_max) if has_limits(cfg) else ()))
 
 

@@ -11,13 +11,13 @@ network is handed to it. To add one, write a class and a line in checkpoint.py's
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Callable, Collection, Container, Iterator, NamedTuple
+from typing import Any, Callable, Collection, Iterator, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from configurator import Config, UserError, require
+from configurator import Config, UserError, one_of, require
 from corpus import Batch
 
 
@@ -278,13 +278,13 @@ class SampleOptions:
         for key in ("top_p", "threshold"):
             require(self, key, 0 <= getattr(self, key) <= 1, "between 0 and 1")
         for key, choices in CHOICES.items():
-            require(self, key, getattr(self, key) in choices, "one of " + ", ".join(choices))
+            require(self, key, getattr(self, key) in choices, one_of(choices))
         require(self, "eta", self.eta is None or 0 <= self.eta <= 1, "between 0 and 1")
 
 
 # What these options may be. diffusion.py adds `unmask_schedule` and `remask`, the names of its
 # registries.
-CHOICES: dict[str, Container[str]] = {"cache": ("none", "prefix", "dual")}
+CHOICES: dict[str, Collection[str]] = {"cache": ("none", "prefix", "dual")}
 
 
 CHANGES = (  # options of which each has an effect with some samplers only
@@ -305,7 +305,7 @@ def choose_sampler(objective: Objective, options: SampleOptions) -> SampleOption
             return each[0]
         return min(each, key=lambda own: len(changed - objective.options_used(own)))
     if options.sampler not in names:
-        raise UserError(f"sampler must be one of {', '.join(names)} here, got {options.sampler!r}")
+        raise UserError(f"sampler must be {one_of(names)} here, got {options.sampler!r}")
     return options
 
 

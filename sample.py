@@ -254,8 +254,8 @@ def generate(
 ) -> Samples:
     """Sample every canvas; shorter ones are padded. `watch` receives the frames of the first batch
     and its prompt mask (B, T), and passes the frames on; `finished` receives each batch as soon as
-    it is written. quiet: no progress bar. The same seed gives the same samples for the same canvases
-    and batch_size: what is drawn for the rows of a batch comes from one generator."""
+    it is written. quiet: no progress bar. The same seed gives the same samples for the same
+    canvases and batch_size: what is drawn for the rows of a batch comes from one generator."""
     batches: list[Samples] = []
     with progress_bar(len(canvases), quiet) as bar:
         for number, first in enumerate(range(0, len(canvases), batch_size)):

@@ -651,6 +651,14 @@ def evaluate(state: TrainState) -> float:
 # ---- the loop ----------------------------------------------------------------------------------
 
 
+def utilisation(rate: float, peak: float | None) -> dict[str, float]:
+    """Model FLOPs utilisation as a value of the log: FLOP/s over the measured peak. Nothing without
+    a peak, or above 1: FLOPs are those of full rows with every position projected, and cropped rows
+    or few scored places take fewer."""
+    share = math.inf if peak is None else rate / peak
+    return {"mfu": share} if share <= 1 else {}
+
+
 def loop(state: TrainState) -> None:
     """Train until max_iters or a signal, with a checkpoint before each evaluation and at the
     end."""
@@ -661,7 +669,7 @@ def loop(state: TrainState) -> None:
     tokens = cfg.batch_size * cfg.gradient_accumulation_steps * cfg.block_size
     flops = state.net.flops_per_token(cfg.block_size) * tokens / world.size
     on_gpu = world.device.type == "cuda"  # elsewhere there is no peak that a share would be of
-    peak = gemm_peak(world.device, cfg.dtype) if on_gpu else math.nan
+    peak = gemm_peak(world.device, cfg.dtype) if on_gpu else None
     since, clock = state.step, time.perf_counter()
     while state.step < cfg.max_iters and not state.stopping:
         values, saved = train_step(state), False
@@ -671,9 +679,8 @@ def loop(state: TrainState) -> None:
             values["tokens_per_s"] = tokens / seconds
             line = f"iter {state.step}: loss {values['loss']:.4f}, time {seconds * 1000:.1f} ms"
             line += f", {values['tokens_per_s']:,.0f} tokens/s"
-            if on_gpu:
-                values["mfu"] = flops / seconds / peak
-                line += f", mfu {values['mfu']:.1%}"
+            values |= utilisation(flops / seconds, peak)
+            line += f", mfu {values['mfu']:.1%}" if "mfu" in values else ""
             log.write(line, step=state.step, **values)
             since, clock = state.step, time.perf_counter()
         if state.step % cfg.eval_interval == 0 or state.step == cfg.max_iters:

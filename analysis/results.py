@@ -22,7 +22,7 @@ import torch
 
 import checkpoint
 from analysis.compare import measure, notes, rows_table
-from configurator import UserError, load, require, run, run_command
+from configurator import UserError, load, one_of, require, run, run_command
 from corpus import Corpus
 from evaluate import EvaluateConfig, uncropped
 from model import pick_device
@@ -78,7 +78,7 @@ class ResultsConfig:
             require(self, key, getattr(self, key) >= 1, "at least 1")
         for key in ("seconds", "samples"):
             require(self, key, getattr(self, key) >= 0, "at least 0")
-        require(self, "dataset", self.dataset in DATASETS, "one of " + ", ".join(DATASETS))
+        require(self, "dataset", self.dataset in DATASETS, one_of(DATASETS))
         choices = "names of " + "; ".join(ROWS)
         require(self, "rows", all(name in ROWS for name in names(self)), choices)
         exists = not self.table or Path(self.table).parent.is_dir()

@@ -12,9 +12,9 @@ import torch
 import evaluate
 import sample
 from checkpoint import OBJECTIVES, Model, build_network, build_objective
-from configurator import Config, UserError
+from configurator import Config, UserError, one_of
 from diffusion import Masked
-from objective import Objective, SampleOptions, generator
+from objective import CHOICES, Objective, SampleOptions, generator
 from sample import SampleConfig, with_sampler
 from tokenizer import Symbols
 
@@ -341,3 +341,13 @@ def test_both_commands_have_the_same_default(trained: Any, capsys: Any):
     evaluate.main([ckpt, "--rows=0", "--samples=4", "--steps=9"])
     printed = capsys.readouterr().out
     assert "samples (analytic)" in printed and "mirrored (analytic)" in printed
+
+
+@pytest.mark.parametrize("key", ["cache", "remask", "unmask_schedule"])
+def test_messages_list_every_choice(key: str):
+    """In the words of the configs; an empty choice would be named."""
+    with pytest.raises(UserError) as caught:
+        SampleOptions(**{key: "no such"})
+    message = str(caught.value)
+    assert message.startswith(f"{key} must be {one_of(CHOICES[key])}, got")
+    assert all(choice in message for choice in CHOICES[key]) and "of ," not in message

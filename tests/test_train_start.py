@@ -336,6 +336,21 @@ def test_a_published_name_and_other_settings(base: Any):
 # ---- where things are, and the end -------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "rate, peak, want",
+    [
+        (3e12, 4e12, {"mfu": 0.75}),
+        (4e12, 4e12, {"mfu": 1.0}),
+        (5e12, 4e12, {}),  # fewer FLOPs were done than are counted
+        (5e12, None, {}),  # no GPU
+        (5e12, float("nan"), {}),
+        (5e12, 0.0 + 1e-30, {}),
+    ],
+)
+def test_no_share_above_one(rate: float, peak: float | None, want: dict):
+    assert train.utilisation(rate, peak) == want
+
+
 def test_from_another_folder(tmp_path: Path, run_cli: Any):
     """The config is found beside train.py; the corpus and the run are in the folder that one is
     in, which is told; then the checkpoint, and what to do with it. No mfu without a GPU."""
