@@ -67,6 +67,13 @@ from objective import (
 #
 # The gap is drawn first, then its token: from one joint distribution, or, with `gap`, with other
 # options for the gap. Complete rows leave the batch before the projection to the vocabulary.
+#
+# "Greedy insertion" has two readings, which differ where a gap holds many good tokens:
+#
+#     joint argmax   the likeliest pair of gap and token: temperature=0
+#     gap first      the likeliest gap by its marginal, then its likeliest token: temperature=0 and
+#                    gap=SampleOptions(temperature=0), on the command line --temperature=0
+#                    --second_sampling_method=sample_top_k --second_top=1
 # ==================================================================================================
 
 
@@ -227,7 +234,8 @@ class InsertionSampler(Sampler):
         return out
 
     def choose(self, h: Tensor, gaps: Tensor) -> tuple[Tensor, Tensor]:
-        """A gap (r,) and a token (r,) for each row: features (r, W, C), gaps (r, W) bool."""
+        """A gap (r,) and a token (r,) for each row: features (r, W, C), gaps (r, W) bool. At
+        temperature 0 the likeliest pair, or with o.gap the gap first."""
         o, row = self.o, torch.arange(len(h), device=h.device)
         if o.gap is None and o.temperature > 0 and (o.top_k or o.top_p < 1):
             return self.choose_jointly(h, gaps)

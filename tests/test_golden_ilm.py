@@ -255,11 +255,15 @@ def test_strict_top_p_keeps_what_the_reference_keeps():
     SET.same(kept, "pred_keep_top_p")
 
 
-def test_greedy_insertions():
+@pytest.mark.parametrize(
+    "gap", [None, SampleOptions(temperature=0), SampleOptions(top_k=1)], ids=["joint", "gap", "top"]
+)
+def test_greedy_insertions(gap):
     """So many, compared with the recorded text and, inserting order restored by the recorded
-    positions, with the recorded state."""
+    positions, with the recorded state; the likeliest pairs, and the likeliest gaps first."""
     run = inserter(Insertion(V, SPECIALS), network(), sampler="threshold", temperature=0)
-    run.o = SampleOptions(capacity=ROOM, sampler="threshold", temperature=0, stop_threshold=2.0)
+    more = {"sampler": "threshold", "temperature": 0, "stop_threshold": 2.0}
+    run.o = SampleOptions(capacity=ROOM, **more, gap=gap)
     many = SET.gold("pred_greedy_unsorted").shape[1] - SET.gold("pred_x").shape[1]
     frames = list(itertools.islice(run.frames(), many + 1))
     want = SET.gold("pred_greedy_ids")

@@ -18,7 +18,15 @@ from checkpoint import build_network, build_objective, load
 from configurator import Config, UserError
 from corpus import Batch
 from diffusion import Exponential, Geometric, Linear
-from insertion import IDLM, TIME_SCALE, Insertion, InsertionTransformer, drop_tokens, pick
+from insertion import (
+    IDLM,
+    TIME_SCALE,
+    Insertion,
+    InsertionSampler,
+    InsertionTransformer,
+    drop_tokens,
+    pick,
+)
 from objective import SampleOptions, generator
 from pretrained import published
 from pretrained.ilm import BLOCK, READOUT
@@ -357,6 +365,40 @@ def test_rules_of_ilm_choose_the_gap_first():
     rule = {"gap": SampleOptions(top_k=1), "temperature": 0.0, "capacity": 8}
     both = run(objective, net, ids, given, **rule)[1]
     assert (both.ids[:, 1] == 1).all() and (both.ids[:, 2] < 3).all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_both_readings_of_greedy_against_enumeration(seed):
+    """The law of all pairs of gap and token, row by row in plain loops: its largest entry, and the
+    largest entry of the gap with the largest sum. Random networks, in some rows of which the two
+    readings differ."""
+    net, objective = network({"block_size": 20}, seed=seed)
+    rng = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, 3, (40, 9), generator=rng)
+    ids[:, 0] = 3
+    given = (torch.arange(9) % 3 != 2).expand_as(ids)
+    found, rows = {}, torch.arange(len(ids))
+    for name, gap in {"joint": None, "first": SampleOptions(temperature=0.0)}.items():
+        options = SampleOptions(temperature=0.0, gap=gap, capacity=20)
+        sampler = InsertionSampler(objective, net, ids, given, generator(0), options)
+        with torch.no_grad():
+            h = sampler.forward(rows)
+            gaps = sampler.gaps(rows, h.shape[1])
+            found[name] = torch.stack(sampler.choose(h, gaps), 1).tolist()
+            z = sampler.logits(h.flatten(0, 1)).view(*gaps.shape, -1).double()
+    differ = 0
+    for r in range(len(ids)):
+        gap_ids = gaps[r].nonzero()[:, 0].tolist()
+        total = torch.cat([z[r, g] for g in gap_ids]).logsumexp(0)
+        law = {(g, v): float((x - total).exp()) for g in gap_ids for v, x in enumerate(z[r, g])}
+        assert sum(law.values()) == pytest.approx(1.0) and len(gap_ids) >= 3
+        marginal = {g: sum(p for (at, _), p in law.items() if at == g) for g in gap_ids}
+        gap = max(marginal, key=marginal.__getitem__)
+        first = (gap, max(range(z.shape[-1]), key=lambda v: law[gap, v]))
+        best = max(law, key=law.__getitem__)
+        assert tuple(found["joint"][r]) == best and tuple(found["first"][r]) == first
+        differ += best != first
+    assert 0 < differ < len(ids)
 
 
 @pytest.mark.parametrize("name", ["ilm", "it", "idlm"])
