@@ -103,10 +103,14 @@ def _interpret(raw: dict[str, Any], weights: dict[str, Tensor], folder: Path) ->
     if EMBEDDING in weights and raw.get("model_type") not in CAUSAL:
         return _from_insertion(weights, raw)
     if "n_blocks" in raw:
-        return Published(from_sedd(_bare(weights)), *_from_mdlm_config(raw))
+        return Published(
+            _only_ids(from_sedd(_bare(weights)), raw["vocab_size"]), *_from_mdlm_config(raw)
+        )
     if "model_type" in raw:
         return _from_transformers(raw, weights, folder)
-    return Published(from_sedd(weights), *_from_sedd_config(raw))
+    config, tokens = _from_sedd_config(raw)
+    rows = tokens + (config["graph"] == "absorb")
+    return Published(_only_ids(from_sedd(weights), rows), config, tokens)
 
 
 def download(source: str, *names: str) -> Path:
@@ -178,6 +182,15 @@ def _from_mdlm_config(raw: dict[str, Any]) -> tuple[dict[str, Any], int]:
         "block_size": raw["model_length"],
     }
     return config, raw["vocab_size"] - 1  # the last one is MASK
+
+
+def _only_ids(weights: dict[str, Tensor], rows: int) -> dict[str, Tensor]:
+    """The weights without rows of the embedding and the output layer that are no ids, as where
+    their number is rounded up; it is told."""
+    names = [k for k in ("embed.weight", "head.weight", "head.bias") if len(weights[k]) > rows]
+    if names:
+        print(f"not used, no ids of {rows}: the rows behind them of {', '.join(names)}")
+    return weights | {k: weights[k][:rows].clone() for k in names}
 
 
 def _bare(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -830,6 +830,25 @@ def test_mdlm_folder(tmp_path: Path, conditioned: bool):
     assert torch.equal(a, b) and a.std() > 0.1
 
 
+def test_mdlm_folder_with_rows_that_are_no_ids(tmp_path: Path, capsys: Any):
+    """An embedding and an output layer that are rounded up: the same network, and it is told."""
+    _, state = mdlm()
+    ends = ("vocab_embed.embedding", "output_layer.linear.weight", "output_layer.linear.bias")
+    wide = {
+        k: torch.cat([v, torch.full((60, *v.shape[1:]), 9.0)]) if k.endswith(ends) else v
+        for k, v in state.items()
+    }
+    plain = checkpoint.load(str(mdlm_folder(tmp_path / "plain", state)))
+    capsys.readouterr()
+    padded = checkpoint.load(str(mdlm_folder(tmp_path / "wide", wide)))
+    assert "not used, no ids of 260" in capsys.readouterr().out
+    theirs, ours = padded.net.state_dict(), plain.net.state_dict()
+    assert all(torch.equal(theirs[k], v) for k, v in ours.items())
+    narrow = {k: v[:200] if k.endswith(ends) else v for k, v in state.items()}
+    folder = mdlm_folder(tmp_path / "narrow", narrow)
+    assert "instead of (260" in error_of(checkpoint.load, str(folder))
+
+
 def test_mdlm_folder_is_strict(tmp_path: Path):
     _, state = mdlm()
     name = "backbone.blocks.1.attn_qkv.weight"
