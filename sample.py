@@ -786,7 +786,8 @@ def ask() -> str:
     except (EOFError, KeyboardInterrupt):
         return ""
     except UnicodeDecodeError as e:
-        raise UserError(f"the question cannot be read: {e}; set PYTHONIOENCODING=utf-8") from None
+        encoding = sys.stdin.encoding.upper()
+        raise UserError(f"the question is no {encoding}: {e}; convert it") from None
     return line.removeprefix("\ufeff").strip()  # a mark, of a file that is piped
 
 
