@@ -462,7 +462,7 @@ def test_fine_tuning(root, tmp_path, place, capsys, kind, sizes):
     ckpt = begin(tmp_path, max_iters=2, dropout=0.1, out_dir=tmp_path / "out", **options)
     model = checkpoint.load(str(ckpt))
     drops = {m.p for m in model.net.modules() if isinstance(m, torch.nn.Dropout)}
-    assert drops == {0.1} and model.config.dropout == 0.1 and model.net.vocab_size == 260
+    assert drops == {0.1} and model.config.dropout == 0.1 and model.net.vocab_size == 257
     batch = corpus.batch("train", np.array([0]), 256)
     last = int(batch.length[0]) - 1
     assert batch.ids[0, last] == 256 and model.objective.target_mask(batch)[0, last]
