@@ -81,7 +81,7 @@ class Config:
     seed: int = 1337  # every draw derives from it: init, data order, noise, dropout
     device: str = "auto"  # auto | cpu | cuda | cuda:N
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on GPUs with it
-    compile: Literal["auto", "true", "false"] = "auto"  # per block; auto: on CUDA only
+    compile: Literal["auto", "true", "false"] = "auto"  # forward and loss; auto: on CUDA only
     threads: int = 0  # CPU threads of torch; 0 leaves torch's own choice
     parallel: Literal["ddp", "fsdp"] = "ddp"  # several processes: a whole network each, or parts
     patience: int = 1800  # seconds that a process waits for the others before it gives up

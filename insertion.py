@@ -35,6 +35,7 @@ from model import (
     chunked_loss,
     chunks,
     features_at,
+    loss_rows,
     pad_rows,
     to_device,
 )
@@ -478,6 +479,11 @@ def grouped_loss(
     each group (G,) detached). group (R,), and row, token, weight (D,), in order of row, are on the
     CPU."""
     moved = [to_device(x, h.device) for x in (group, row, token, weight.float())]
+    parts = whole_groups(group, loss_rows(net.head, h.device))
+    groups = int(group[-1]) + 1 if len(group) else 0
+
+    def all_at_once(logits: Tensor, part: slice) -> Tensor:  # nothing is searched: can be compiled
+        return multi_target_cross_entropy(logits, moved[0], groups, *moved[1:])
 
     def loss_fn(logits: Tensor, part: slice) -> Tensor:
         targets = slice(*torch.searchsorted(row, torch.tensor([part.start, part.stop])).tolist())
@@ -487,8 +493,7 @@ def grouped_loss(
             logits, groups - first, last - first + 1, rows - part.start, token, weight
         )
 
-    rows = chunk_rows(len(net.head.weight), h.device)
-    return chunked_loss(net.head, h, loss_fn, whole_groups(group, rows))
+    return chunked_loss(net.head, h, all_at_once if len(parts) == 1 else loss_fn, parts)
 
 
 class Insertion(Objective):
@@ -588,7 +593,8 @@ class Insertion(Objective):
         h = net.features(to_device(ids, device), time, seen)
         row, col = gaps.nonzero(as_tuple=True)
         number = (gaps.flatten().long().cumsum(0) - 1).view(gaps.shape)
-        return h[:, 0], h.flatten(0, 1)[to_device(row * W + col, device)], number
+        index = to_device(row * W + col, device)
+        return h[:, 0], h.flatten(0, 1).index_select(0, index), number
 
     def token_loss(
         self, net: Any, rows: Rows, weight: Tensor, time: Tensor | None = None

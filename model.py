@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 import time
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from typing import Any, Callable, Iterator
 
@@ -84,10 +84,15 @@ class Attention(nn.Module):
         self.proj = nn.Linear(n_embd, n_embd, bias=False)
 
     def forward(
-        self, x: Tensor, rotation: tuple | None, mask: Tensor | None, store: Callable | None = None
+        self,
+        x: Tensor,
+        rotation: tuple | None,
+        mask: Tensor | None,
+        cache: "Cache | None" = None,
+        layer: int = 0,
     ) -> Tensor:
         """x (B, T, C); rotation (cos, sin) of shape (B or 1, T, 1, 1, r/2); mask as `features`;
-        store as `Cache.layer`."""
+        with a cache, the keys and values are those that it keeps for this layer."""
         B, T, C = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head)
         # bfloat16 attention has a slow backward on a CPU
@@ -98,8 +103,8 @@ class Attention(nn.Module):
         else:
             qk, v = qkv[:, :, :2], qkv[:, :, 2]
         q, k, v = qk[:, :, 0].transpose(1, 2), qk[:, :, 1].transpose(1, 2), v.transpose(1, 2)
-        if store is not None:
-            k, v = store(k, v)
+        if cache is not None:
+            k, v = cache.store(layer, k, v)
         with torch.autocast(x.device.type, enabled=False):  # q, k, v have the dtype they should
             y = F.scaled_dot_product_attention(
                 q, k, v, attn_mask=mask, is_causal=self.causal and mask is None
@@ -127,27 +132,53 @@ class Cache:
     batch of R; None: all B of them.
     """
 
+    columns: Tensor | None = None  # (T,) int64: instead of `at`, in a `StaticCache`
+
     def __init__(self, B: int, S: int):
-        self.size, self.kept = (B, S), {}  # layer -> keys and values, (2, B, H, S, d)
+        self.size = (B, S)
+        self.kept: dict[int, tuple[Tensor, Tensor]] = {}  # of a layer: keys, values (B, H, S, d)
         self.at, self.visible = slice(0, S), S
         self.rows: Tensor | None = None
 
-    def layer(self, i: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """The `store` function of block i: it stores keys and values (R, H, T, d) at the columns
-        `at` and returns those of all visible columns, (R, H, visible, d)."""
+    def places(self, device: torch.device) -> Tensor:
+        """(T,) int64: the columns of this pass."""
+        return torch.arange(self.at.start, self.at.stop, device=device)
 
-        def store(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-            _, H, T, d = k.shape
-            B, S = self.size
-            assert self.at.start + T == self.at.stop <= self.visible <= S, (T, self.at, S)
-            if i not in self.kept:
-                self.kept[i] = k.new_zeros(2, B, H, S, d)
-            kept = self.kept[i]
-            rows = slice(None) if self.rows is None else self.rows
-            kept[0, rows, :, self.at], kept[1, rows, :, self.at] = k, v
-            return kept[0, rows, :, : self.visible], kept[1, rows, :, : self.visible]
+    def store(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store keys and values (R, H, T, d) of the columns `at` -> those of all visible columns,
+        (R, H, visible, d)."""
+        _, H, T, d = k.shape
+        B, S = self.size
+        assert self.at.start + T == self.at.stop <= self.visible <= S, (T, self.at, S)
+        if layer not in self.kept:
+            self.kept[layer] = k.new_zeros(B, H, S, d), v.new_zeros(B, H, S, d)
+        rows = slice(None) if self.rows is None else self.rows
+        for kept, new in zip(self.kept[layer], (k, v), strict=True):
+            kept[rows, :, self.at] = new
+        keys, values = self.kept[layer]
+        return keys[rows, :, : self.visible], values[rows, :, : self.visible]
 
-        return store
+
+class StaticCache(Cache):
+    """A cache for a compiled causal network: memory, shapes and numbers that Python knows are the
+    same in every pass, so that one graph serves all of them. All rows are computed, and all S
+    columns visible but for the causal mask. `columns` (T,) int64 are those of the pass."""
+
+    def __init__(self, net: "Transformer", B: int, S: int):
+        super().__init__(B, S)
+        weight, size = net.head.weight, (B, net.n_head, S, net.n_embd // net.n_head)
+        # as Attention computes them: in float32 on a CPU
+        dtype = torch.float32 if weight.device.type == "cpu" else autocast_dtype(weight)
+        new = partial(torch.zeros, size, device=weight.device, dtype=dtype)
+        self.kept = {i: (new(), new()) for i in range(net.n_layer)}
+
+    def places(self, device: torch.device) -> Tensor:
+        return self.columns
+
+    def store(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        for kept, new in zip(self.kept[layer], (k, v), strict=True):
+            kept.index_copy_(2, self.columns, new)
+        return self.kept[layer]
 
 
 class MLP(nn.Module):
@@ -205,14 +236,15 @@ class Block(nn.Module):
         modulation: Tensor | None,
         rotation: tuple | None,
         mask: Tensor | None,
-        store: Callable | None = None,
+        *cache: Any,
     ) -> Tensor:
-        """h (B, T, C) float32; modulation (B, 6, 1 or T, C): shift, scale, gate of each branch."""
+        """h (B, T, C) float32; modulation (B, 6, 1 or T, C): shift, scale, gate of each branch;
+        cache: nothing, or a `Cache` and the number of this block."""
         if modulation is None:
-            h = h + self.drop(self.attn(self.norm1(h), rotation, mask, store))
+            h = h + self.drop(self.attn(self.norm1(h), rotation, mask, *cache))
             return h + self.drop(self.mlp(self.norm2(h)))
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation.unbind(1)
-        branch = self.attn(self.norm1(h, shift1, scale1), rotation, mask, store)
+        branch = self.attn(self.norm1(h, shift1, scale1), rotation, mask, *cache)
         h = torch.addcmul(h, gate1, self.drop(branch).to(h.dtype))
         branch = self.mlp(self.norm2(h, shift2, scale2))
         return torch.addcmul(h, gate2, self.drop(branch).to(h.dtype))
@@ -230,6 +262,7 @@ class Transformer(nn.Module):
     """
 
     gradient_checkpointing = False
+    compiled = False  # by `compile_network`
 
     def __init__(
         self,
@@ -302,10 +335,10 @@ class Transformer(nn.Module):
         -> (B, T, C) float32. With a cache, ids are its columns `at` (and so are the positions),
         and the keys are its visible columns."""
         B, T = ids.shape
-        first, keys = (0, T) if cache is None else (cache.at.start, cache.visible)
-        places = torch.arange(first, first + T, device=ids.device)
+        places = torch.arange(T, device=ids.device) if cache is None else cache.places(ids.device)
+        keys = T if cache is None else cache.visible
         if positions is None:
-            assert self.place is None or first + T <= self.place.num_embeddings, (first, T)
+            assert self.place is None or keys <= self.place.num_embeddings, keys
             positions = places[None]  # (1, T)
         h = self.embed(ids)
         if self.place is not None:
@@ -319,8 +352,8 @@ class Transformer(nn.Module):
             mask = before if mask is None else mask & before
         for i, block in enumerate(self.blocks):
             shifts = None if modulation is None else modulation[:, 6 * i : 6 * i + 6]
-            store = None if cache is None else cache.layer(i)
-            h = self.run(block, h, shifts, rotation, mask, store)
+            kept = () if cache is None else (cache, i)
+            h = self.run(block, h, shifts, rotation, mask, *kept)
         if modulation is None:
             return self.norm(h)
         return self.norm(h, *modulation[:, -2:].unbind(1))
@@ -393,7 +426,7 @@ def features_at(
     masks = [] if mask is None else [to_device(mask, device)]
     h = net.features(to_device(ids, device), time, *masks, **more)
     index = to_device(row * scored.shape[1] + col, device)
-    return h.flatten(0, 1)[index], row, col
+    return h.flatten(0, 1).index_select(0, index), row, col
 
 
 @lru_cache(8)
@@ -433,15 +466,21 @@ def pad_rows(h: Tensor) -> Tensor:
     return F.pad(h, (0, 0, 0, -len(h) % 64)) if pads else h
 
 
-def project(h: Tensor, weight: Tensor, bias: Tensor, banned: int | slice | None = None) -> Tensor:
-    """h (R, C), weight (V, C), bias (V,) -> logits (R, V), at least float32; -inf for `banned` ids,
-    set in the bias, which saves a pass over the logits. On a GPU V is padded to a multiple of 64:
-    with 50,257 columns no tensor core is used."""
+def project(
+    h: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    banned: int | slice | None = None,
+    rows: int | None = None,
+) -> Tensor:
+    """h (R, C), weight (V, C), bias (V,) -> logits (R, V), at least float32, or of the first `rows`
+    only; -inf for `banned` ids, set in the bias, which saves a pass over the logits. On a GPU V is
+    padded to a multiple of 64: with 50,257 columns no tensor core is used."""
     if banned is not None:
         is_banned = torch.zeros_like(bias, dtype=torch.bool)
         is_banned[banned] = True
         bias = bias.masked_fill(is_banned, -torch.inf)
-    rows, V = len(h), len(weight)
+    rows, V = len(h) if rows is None else rows, len(weight)
     if h.is_cuda and V % 64:
         weight, bias = F.pad(weight, (0, 0, 0, -V % 64)), F.pad(bias, (0, -V % 64))
     logits = F.linear(pad_rows(h), weight, bias)
@@ -492,6 +531,24 @@ class _ChunkedLoss(_Chunks):
         return _Chunks.finish(ctx, grads, losses)
 
 
+def projected_loss(
+    loss_fn: Callable[[Tensor, slice], Tensor],
+    h: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    part: slice,
+    banned: int | slice | None,
+) -> Tensor:
+    """loss_fn(logits, part) of the rows of a part, which are the first of h (R, C)."""
+    return loss_fn(project(h, weight, bias, banned, part.stop - part.start), part)
+
+
+def loss_rows(head: Any, device: torch.device) -> int:
+    """Rows whose logits and gradients a loss has in memory at once: `chunk_rows`, or twice as many
+    in one graph, which keeps no float32 copies of them."""
+    return chunk_rows(len(head.weight), device) * (2 if hasattr(head, "projected_loss") else 1)
+
+
 def chunked_loss(
     head: Any,
     h: Tensor,
@@ -502,12 +559,14 @@ def chunked_loss(
     """Sum () of loss_fn(logits (r, V), part) over the rows of h (R, C), and its results
     concatenated, detached. loss_fn gets the float32 logits of a chunk, which it may overwrite, and
     the slice of rows of the chunk; logits of `banned` ids are -inf. Only the logits of one chunk
-    are in memory at a time: `chunk_rows` rows, or one of the `parts`. Gradients are autograd's.
+    are in memory at a time: `loss_rows` rows, or one of the `parts`. Gradients are autograd's.
     head: weight (V, C) and bias (V,)."""
     if parts is None:
-        parts = list(chunks(len(h), len(head.weight), h.device))
+        size = loss_rows(head, h.device)
+        parts = [slice(k, min(k + size, len(h))) for k in range(0, len(h), size)]
     if len(parts) == 1:  # no memory to save
-        losses = loss_fn(project(h, head.weight, head.bias, banned), parts[0])
+        run = getattr(head, "projected_loss", projected_loss)  # or compiled
+        losses = run(loss_fn, h, head.weight, head.bias, parts[0], banned)
         return losses.sum(), losses.detach()
     learn = needs_grad(h, head)
     return _ChunkedLoss.apply(h, head.weight, head.bias, loss_fn, parts, banned, learn)
@@ -595,7 +654,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def wants_compile(choice: str, device: torch.device) -> bool:
-    """Whether to compile the blocks: `auto` is on CUDA only. Without a compiler, no, with one
+    """Whether to compile the network: `auto` is on CUDA only. Without a compiler, no, with one
     warning."""
     if choice == "false" or (choice == "auto" and device.type != "cuda"):
         return False
@@ -604,6 +663,33 @@ def wants_compile(choice: str, device: torch.device) -> bool:
     if not compiler:
         print("warning: no compiler found; running without --compile", file=sys.stderr)
     return bool(compiler)
+
+
+def bucket(rows: int) -> int:
+    """One of few numbers above `rows`, by at most a 32nd of it or 64: a multiple of 64, as fast
+    matrix products want."""
+    step = max(64, 1 << max(0, rows.bit_length() - 6))
+    return (rows // step + 1) * step
+
+
+def compile_network(net: Any, whole: bool = True) -> None:
+    """Compile a network in place: no name of a parameter changes. A `Transformer` becomes one graph
+    of all its blocks, and projection and loss another one, whose rows, of which every batch has
+    another number, are padded to a `bucket`. A network of transformers, or with whole=False (for
+    shards of FSDP, which are gathered block by block), is compiled block by block."""
+    torch._dynamo.config.recompile_limit = 64  # with and without mask, gradients, dropout, ...
+    if not (whole and isinstance(net, Transformer)):
+        for block in net.blocks:
+            block.compile()
+        return
+    graph = torch.compile(projected_loss)
+
+    def padded(loss_fn: Callable, h: Tensor, *inputs: Any) -> Tensor:
+        return graph(loss_fn, F.pad(h, (0, 0, 0, bucket(len(h)) - len(h))), *inputs)
+
+    net.compiled, net.features, net.head.projected_loss = True, torch.compile(net.features), padded
+    for head in net.heads.values():
+        head.compile()
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:

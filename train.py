@@ -53,7 +53,7 @@ from configurator import (
     save_json,
 )
 from corpus import Batch, Corpus, Prefetcher, length_bucketed_rows, sole_writer
-from model import autocast, gemm_peak, to_device, wants_compile
+from model import autocast, compile_network, gemm_peak, to_device, wants_compile
 from objective import NotFinite, Objective, generator, seed_of
 from parallel import fsdp
 from parallel.fsdp import local, total_norm
@@ -80,6 +80,47 @@ def lr_multiple(step: int, cfg: Config) -> float:
     return cfg.min_lr + (1 - cfg.min_lr) * 0.5 * (1 + math.cos(math.pi * done))
 
 
+class StackedMuon(torch.optim.Muon):
+    """torch.optim.Muon, which orthogonalises one matrix after the other, with all matrices of a
+    shape at once (docs/performance.md). Its state and options are those of torch's, whose
+    checkpoints it resumes."""
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            grads, momentum = [p.grad for p in params], group["momentum"]
+            for p in params:
+                self.state[p].setdefault("momentum_buffer", torch.zeros_like(p.grad))
+            averages = [self.state[p]["momentum_buffer"] for p in params]
+            torch._foreach_lerp_(averages, grads, 1 - momentum)
+            updates = torch._foreach_lerp(grads, averages, momentum)  # Nesterov
+            if group["weight_decay"]:
+                torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+            alike: dict[tuple[int, ...], list[int]] = {}  # shape -> which have it
+            for i, p in enumerate(params):
+                alike.setdefault(tuple(p.shape), []).append(i)
+            for (rows, columns), chosen in alike.items():
+                x = torch.stack([updates[i] for i in chosen])
+                x = orthogonalise(x, group["ns_coefficients"], group["ns_steps"], group["eps"])
+                lr = group["lr"] * math.sqrt(max(1, rows / columns))
+                torch._foreach_add_([params[i] for i in chosen], list(x.unbind()), alpha=-lr)
+
+
+def orthogonalise(
+    x: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float
+) -> Tensor:
+    """Matrices x (n, A, B) -> (n, A, B) float32, about the nearest ones with orthonormal rows or
+    columns: the Newton-Schulz iteration of Muon, in bfloat16."""
+    (a, b, c), tall = coefficients, x.shape[1] > x.shape[2]
+    x = x.mT.bfloat16() if tall else x.bfloat16()
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).float().contiguous()
+
+
 def make_optimizers(cfg: Config, net: nn.Module, device: torch.device) -> list:
     """AdamW on everything, or Muon (Jordan et al. 2024) on the block matrices and AdamW on the
     rest. Every group carries its `peak` learning rate."""
@@ -95,7 +136,8 @@ def make_optimizers(cfg: Config, net: nn.Module, device: torch.device) -> list:
     )
     if not matrices:
         return [adamw]
-    muon = torch.optim.Muon(
+    sharded = any(hasattr(p, "to_local") for p in matrices)  # shards cannot be stacked
+    muon = (torch.optim.Muon if sharded else StackedMuon)(
         [{"params": matrices, "peak": cfg.muon_lr}],
         lr=cfg.muon_lr,
         momentum=0.95,
@@ -488,8 +530,7 @@ def start(cfg: Config, origins: dict[str, str], world: World) -> TrainState:
         checkpoint.load_weights(net, weights, cfg.init_from, grow)
     net = net.to("cpu" if sharded else world.device).train()
     if wants_compile(cfg.compile, world.device):
-        for block in net.blocks:
-            block.compile()
+        compile_network(net, whole=not sharded)
     module, root = fsdp.wrap_model(net, objective, cfg, world)
     if parts:
         parts.fill_weights(checkpoint.weights_of(net))

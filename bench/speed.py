@@ -33,7 +33,7 @@ from bench.textbook import Textbook, textbook, textbook_weights
 from checkpoint import build_network, build_objective
 from configurator import ROOT, Config, load, require, run
 from corpus import Batch, CorpusWriter
-from model import autocast, gemm_peak, pick_device
+from model import autocast, compile_network, gemm_peak, pick_device
 from objective import SampleOptions, generator
 from parallel.fsdp import LossModule
 from tokenizer import Symbols
@@ -122,8 +122,8 @@ class Ours:
 
     def training(self) -> Callable[[], Any]:
         """One step of train.py per call, compiled where train.py does so by itself."""
-        for block in self.net.blocks if self.device.type == "cuda" else ():
-            block.compile()
+        if self.device.type == "cuda":
+            compile_network(self.net)
         ema = {k: p.detach().clone() for k, p in self.net.named_parameters()}
         world, module = World(0, 1, self.device), LossModule(self.net, self.objective)
         adamw = make_optimizers(self.config, self.net, self.device)

@@ -39,7 +39,7 @@ class Kept:
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
-        return self.cache.layer(layer_idx)(key_states, value_states)
+        return self.cache.store(layer_idx, key_states, value_states)
 
     def get_seq_length(self, *_: Any, **__: Any) -> int:
         return self.cache.at.start

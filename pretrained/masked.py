@@ -38,6 +38,7 @@ class MaskedLM(nn.Module):
     """
 
     causal, time = False, None
+    compiled = False  # as one graph; `model.compile_network` compiles its blocks
 
     def __init__(self, network: nn.Module, tokens: int | None = None):
         super().__init__()
