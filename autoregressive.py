@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from corpus import Batch
-from model import Cache, chunked_cross_entropy, features_at, to_device
+from model import Cache, StaticCache, chunked_cross_entropy, features_at, to_device
 from objective import (
     Frame,
     Loss,
@@ -229,15 +229,16 @@ class LeftToRight(Ordered):
 
     def write(self, net: Any, walk: TokenByToken) -> Iterator[None]:
         """A pass over one column for all rows that still have something to write, the keys and
-        values of those before it kept; given columns in a row, as a prompt is, in one pass."""
+        values of those before it kept; given columns in a row, as a prompt is, in one pass. A
+        compiled network computes rows that are done as well, so that all passes are alike."""
         B, S = walk.x.shape
-        cache, stored = Cache(B, S), 0
+        cache, stored = (StaticCache(net, B, S) if net.compiled else Cache(B, S)), 0
         for col in range(1, S):
             if not walk.editable[:, col].any():
                 continue
-            live = walk.editable[:, col:].any(1).nonzero()[:, 0]
-            cache.at, cache.visible = slice(stored, col), col
-            cache.rows = None if len(live) == B else live
+            live = walk.editable[:, col:].any(1) | net.compiled
+            live = live.nonzero()[:, 0]
+            cache.move(slice(stored, col), None if len(live) == B else live)
             h = net.features(walk.x[live, stored:col], None, cache=cache)[:, -1]
             now, stored = walk.editable[live, col], col
             walk.draw(live[now], torch.full_like(live[now], col), net.logits(h[now]))

@@ -132,13 +132,15 @@ class Cache:
     batch of R; None: all B of them.
     """
 
-    columns: Tensor | None = None  # (T,) int64: instead of `at`, in a `StaticCache`
-
     def __init__(self, B: int, S: int):
         self.size = (B, S)
         self.kept: dict[int, tuple[Tensor, Tensor]] = {}  # of a layer: keys, values (B, H, S, d)
         self.at, self.visible = slice(0, S), S
         self.rows: Tensor | None = None
+
+    def move(self, at: slice, rows: Tensor | None) -> None:
+        """The next pass is over these columns, which see all up to their end."""
+        self.at, self.visible, self.rows = at, at.stop, rows
 
     def places(self, device: torch.device) -> Tensor:
         """(T,) int64: the columns of this pass."""
@@ -160,9 +162,9 @@ class Cache:
 
 
 class StaticCache(Cache):
-    """A cache for a compiled causal network: memory, shapes and numbers that Python knows are the
-    same in every pass, so that one graph serves all of them. All rows are computed, and all S
-    columns visible but for the causal mask. `columns` (T,) int64 are those of the pass."""
+    """A cache for a compiled causal network: one graph serves all passes, as the columns of a pass
+    are a tensor, not numbers in Python. Rows are always all B; all S columns are visible, but for
+    those that the causal mask hides."""
 
     def __init__(self, net: "Transformer", B: int, S: int):
         super().__init__(B, S)
@@ -171,6 +173,10 @@ class StaticCache(Cache):
         dtype = torch.float32 if weight.device.type == "cpu" else autocast_dtype(weight)
         new = partial(torch.zeros, size, device=weight.device, dtype=dtype)
         self.kept = {i: (new(), new()) for i in range(net.n_layer)}
+        self.columns = torch.arange(S, device=weight.device)
+
+    def move(self, at: slice, rows: None) -> None:
+        self.columns = torch.arange(at.start, at.stop, device=self.columns.device)
 
     def places(self, device: torch.device) -> Tensor:
         return self.columns
@@ -682,14 +688,14 @@ def compile_network(net: Any, whole: bool = True) -> None:
         for block in net.blocks:
             block.compile()
         return
-    graph = torch.compile(projected_loss)
+    graph = torch.compile(projected_loss, dynamic=True)
 
     def padded(loss_fn: Callable, h: Tensor, *inputs: Any) -> Tensor:
         return graph(loss_fn, F.pad(h, (0, 0, 0, bucket(len(h)) - len(h))), *inputs)
 
     net.compiled, net.features, net.head.projected_loss = True, torch.compile(net.features), padded
     for head in net.heads.values():
-        head.compile()
+        head.compile(dynamic=True)
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -49,7 +49,7 @@ from configurator import PUZZLES, UserError, load, require, room, run
 from corpus import Corpus
 from diffusion import GRIDS, SAMPLERS
 from insertion import IDLM, FlexMDM, Insertion, InsertionTransformer
-from model import autocast, pick_device, pick_dtype
+from model import autocast, compile_network, pick_device, pick_dtype, wants_compile
 from objective import CHOICES, Frame, SampleOptions, choose_sampler, generator, seed_of
 from prepare.files import read_text
 from tokenizer import ASSISTANT, USER, Message, decode_answer, encode_chat
@@ -388,17 +388,19 @@ def _even(canvases: list[Prompt], T: int, pad: int) -> list[Prompt]:
 @contextmanager
 def _counted_calls(net: Any) -> Iterator[dict[str, int]]:
     """Count the calls of the network, and the canvases in them, while the block runs."""
-    counter = {"nfe": 0, "rows": 0}
+    counter, features = {"nfe": 0, "rows": 0}, net.features
 
-    def count(module: Any, args: tuple, output: Tensor) -> None:
+    def count(*args: Any, **options: Any) -> Tensor:
+        h = features(*args, **options)
         counter["nfe"] += 1
-        counter["rows"] += len(output)
+        counter["rows"] += len(h)
+        return h
 
-    hook = net.norm.register_forward_hook(count)
+    net.features = count  # a hook in the network would break the graph of a compiled one
     try:
         yield counter
     finally:
-        hook.remove()
+        net.features = features
 
 
 # ==================================================================================================
@@ -486,6 +488,7 @@ class SampleConfig(SamplerConfig):
     gif: str = ""  # write that animation to this file
     html: str = ""  # write it as a page with a slider, and what every token was drawn from
     export: str = ""  # write model.safetensors and config.json to this folder, and stop
+    compile: bool = False  # the network, which takes a minute: for many long texts on a GPU
 
     def __post_init__(self):
         super().__post_init__()
@@ -824,7 +827,8 @@ def main(argv: list[str]) -> None:
     require_writable(cfg, "gif", "html")
     if cfg.gif:
         require_pillow(cfg)
-    model = checkpoint.load(cfg.ckpt, pick_device(cfg.device), cfg.use_ema)
+    device = pick_device(cfg.device)
+    model = checkpoint.load(cfg.ckpt, device, cfg.use_ema)
     if cfg.export:
         checkpoint.export(model, cfg.export)
         print(f"wrote {cfg.export}/model.safetensors and config.json")
@@ -832,6 +836,11 @@ def main(argv: list[str]) -> None:
     if cfg.chat or cfg.file:
         cfg = answer_defaults(cfg, origins, model.objective.samplers)
     cfg = with_sampler(cfg, origins, model)
+    if cfg.compile:
+        if cfg.cache != "none" or model.config.objective == "bd3":
+            raise UserError("compile: not with the cache of a block, whose window moves")
+        if wants_compile("true", device):
+            compile_network(model.net)
     if cfg.file:
         room("patch").patch_file(cfg, model)
     elif cfg.chat and not cfg.prompt:

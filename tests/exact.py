@@ -38,6 +38,8 @@ class ExactNetwork(nn.Module):
     In an order: log P(x_i = y | the tokens that the query sees), behind START or not.
     """
 
+    compiled = False
+
     def __init__(self, data: Distribution, process, prompt: int = 0):
         """process: an objective, or a graph."""
         super().__init__()
@@ -76,7 +78,7 @@ class ExactNetwork(nn.Module):
         if cache is None:
             return self.norm(self.masked(places, mask, ids, places))
         # a cache of tokens: the only keys that the exact network needs
-        keys, _ = cache.layer(0)(*2 * [ids[:, None, :, None].double()])
+        keys, _ = cache.store(0, *2 * [ids[:, None, :, None].double()])
         places = torch.arange(cache.at.start, cache.at.stop)
         seen = torch.arange(cache.visible)
         return self.norm(self.masked(places, mask, keys[:, 0, :, 0].long(), seen))
@@ -87,7 +89,7 @@ class ExactNetwork(nn.Module):
         """Of a causal network at its columns (B, T), of queries at `columns` (B, M) alone."""
         first = 0 if cache is None else cache.at.start
         if cache is not None:
-            ids = cache.layer(0)(*2 * [ids[:, None, :, None].double()])[0][:, 0, :, 0].long()
+            ids = cache.store(0, *2 * [ids[:, None, :, None].double()])[0][:, 0, :, 0].long()
         text = torch.arange(ids.shape[1]) - int((ids[:, 0] == self.start).all())  # of each column
         if mask is None:
             mask = torch.ones(len(text), len(text), dtype=torch.bool).tril()[None]

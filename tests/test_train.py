@@ -627,6 +627,32 @@ def test_every_parameter_has_one_optimizer():
     assert shapes == {(48, 16), (16, 16), (64, 16), (16, 64)}  # matrices of blocks, nothing else
 
 
+SHAPES = [(48, 16), (16, 16), (64, 16), (16, 64)]  # of the matrices of a block
+
+
+def muon_runs(*classes: Any, steps: int = 6) -> list[list[torch.Tensor]]:
+    """Matrices after some steps: a class per step, which goes on with the state of the one before."""
+    params = [torch.nn.Parameter(torch.randn(s, generator=generator(0, *s))) for s in SHAPES * 2]
+    saved = None
+    for step in range(steps):
+        optimizer = classes[step % len(classes)](params, lr=0.02, momentum=0.95, weight_decay=0.1)
+        if saved is not None:
+            optimizer.load_state_dict(saved)
+        for i, p in enumerate(params):
+            p.grad = torch.randn(p.shape, generator=generator(1, step, i))
+        optimizer.step()
+        saved = optimizer.state_dict()
+    return [p.detach() for p in params]
+
+
+def test_stacked_muon_is_torchs():
+    """Up to bfloat16, in which products of a stack may round otherwise; either resumes the other."""
+    want = muon_runs(torch.optim.Muon)
+    for got in (muon_runs(train.StackedMuon), muon_runs(train.StackedMuon, torch.optim.Muon)):
+        for p, other in zip(got, want, strict=True):
+            torch.testing.assert_close(p, other, rtol=0, atol=6 * 0.02 * 2 * 2**-8)
+
+
 @pytest.mark.parametrize("clip, factor", [(0.0, 1.0), (1.0, 0.2), (100.0, 1.0)])
 def test_gradients_are_scaled_then_clipped(clip: float, factor: float):
     """Sums of norm 30, scale 1/6: means of norm 5, and that is what the clip is about."""
