@@ -140,7 +140,7 @@ def test_buckets_are_few():
 
 
 def test_a_compiled_run_is_the_uncompiled_one(tmp_path, flags, monkeypatch, capsys):
-    """train.py --compile, evaluation and a checkpoint between its steps, of which one is resumed."""
+    """train.py --compile, with an evaluation, a checkpoint, and a second half that resumes it."""
     monkeypatch.setattr(train, "gemm_peak", lambda *_: 1e12)
     runs = {}
     for choice in ("False", "True"):

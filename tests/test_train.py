@@ -631,7 +631,7 @@ SHAPES = [(48, 16), (16, 16), (64, 16), (16, 64)]  # of the matrices of a block
 
 
 def muon_runs(*classes: Any, steps: int = 6) -> list[list[torch.Tensor]]:
-    """Matrices after some steps: a class per step, which goes on with the state of the one before."""
+    """Matrices after some steps: a class per step, with the state of the one before."""
     params = [torch.nn.Parameter(torch.randn(s, generator=generator(0, *s))) for s in SHAPES * 2]
     saved = None
     for step in range(steps):
@@ -646,7 +646,7 @@ def muon_runs(*classes: Any, steps: int = 6) -> list[list[torch.Tensor]]:
 
 
 def test_stacked_muon_is_torchs():
-    """Up to bfloat16, in which products of a stack may round otherwise; either resumes the other."""
+    """Up to the rounding of bfloat16 in products of a stack; either resumes the other."""
     want = muon_runs(torch.optim.Muon)
     for got in (muon_runs(train.StackedMuon), muon_runs(train.StackedMuon, torch.optim.Muon)):
         for p, other in zip(got, want, strict=True):
