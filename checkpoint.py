@@ -33,7 +33,7 @@ from model import Transformer
 from objective import CHOICES, Objective
 from parallel import fsdp
 from pretrained import published
-from pretrained.causal import CausalLM
+from pretrained.causal import AnyOrderLM, CausalLM
 from pretrained.files import described, read_tensors
 from pretrained.masked import MaskedLM
 from pretrained.published import CAUSAL
@@ -59,6 +59,9 @@ OBJECTIVES: dict[str, Callable[[Config, int, dict[str, int]], Objective]] = {
     "it": InsertionTransformer.from_config,
     "flex": FlexMDM.from_config,
 }
+
+# what a network that was trained from left to right can be made to learn in any order
+ANY_ORDER = ("masked", "mlm", "sedd", "bd3")
 
 # Names in the papers of what is one of these with some settings; written next to other values of
 # the same settings they are refused.
@@ -101,6 +104,8 @@ def unused_fields(cfg: Config) -> list[str]:
     unused = [key for key in every if key not in own]
     if "noise" in own and not has_limits(cfg):
         unused += ["sigma_min", "sigma_max"]
+    if not cfg.backbone or cfg.objective not in ANY_ORDER:
+        unused += ["shift", "anneal_steps"]
     return list(dict.fromkeys(unused))
 
 
@@ -151,13 +156,23 @@ def build_backbone(cfg: Config, objective: Objective) -> MaskedLM:
         backbone["vocab_size"] = int(backbone["vocab_size"])
     except (ValueError, KeyError, TypeError) as e:
         raise UserError(f"backbone: {cfg.backbone[:60]!r} is not the JSON of a model") from e
-    causal = name in CAUSAL
-    if objective.network_kwargs["causal"] and not causal:
+    causal, any_order = name in CAUSAL, not objective.network_kwargs["causal"]
+    if not causal and not any_order:
         raise UserError(f"objective={cfg.objective} reads from left to right, {name} cannot")
-    if causal and not objective.network_kwargs["causal"]:
-        raise UserError(f"{name} reads from left to right: add --objective=ar")
-    if cfg.objective == "bd3":
+    if causal and any_order and cfg.objective not in ANY_ORDER:
+        kinds = ", ".join(ANY_ORDER)
+        raise UserError(f"{name} reads from left to right: add --objective=ar, or any of {kinds}")
+    if cfg.objective == "bd3" and not causal:
         raise UserError(f"objective=bd3 needs a cache of keys and values, which {name} has not")
+    if cfg.objective == "bd3" and (cfg.shift or cfg.anneal_steps):
+        raise UserError(
+            f"objective=bd3 on {name} needs --shift=False and no anneal_steps: a block "
+            "begins anew, no place before it predicts its first token"
+        )
+    if cfg.anneal_steps and not (causal and any_order):
+        raise UserError(
+            f"anneal_steps: {name} with objective={cfg.objective} has no mask to anneal"
+        )
     if cfg.time_input and objective.network_kwargs["time"]:
         raise UserError(f"{name} has no input for the noise level: add --time_input=False")
     if backbone["vocab_size"] < rows:
@@ -177,7 +192,10 @@ def build_backbone(cfg: Config, objective: Objective) -> MaskedLM:
         getattr(network, "activation_checkpointing_enable", getattr(network, method))(
             {"use_reentrant": False}
         )
-    net = (CausalLM if causal else MaskedLM)(network, rows)
+    if causal and any_order:
+        net = AnyOrderLM(network, rows, cfg.shift)
+    else:
+        net = (CausalLM if causal else MaskedLM)(network, rows)
     if cfg.block_size > net.longest:
         raise UserError(f"block_size={cfg.block_size}, but {name} has {net.longest} positions")
     return net
@@ -206,7 +224,7 @@ BLOCK = 512  # block_size for a published language model, or fewer if it has few
 ARCHITECTURE = (
     "objective graph noise sigma_min sigma_max scale_by_sigma normalize "
     "n_layer n_head n_embd cond_dim time_input zero_time positions backbone "
-    "n_inner activation norm_bias final_norm rotary_dims stop send_t_to_model"
+    "n_inner activation norm_bias final_norm rotary_dims shift stop send_t_to_model"
 ).split()
 
 
@@ -457,8 +475,13 @@ def with_backbone(
     if cfg.time_input:
         fixed, source = {"time_input": False, "zero_time": False}, "the backbone"
         cfg = inherit(cfg, origins, fixed, source)
-    rows = max(rows, build_objective(cfg, corpus.meta).network_kwargs["vocab_size"])
+    objective = build_objective(cfg, corpus.meta)
+    rows = max(rows, objective.network_kwargs["vocab_size"])
     text = published.resolve_backbone(backbone, rows, corpus.specials)
+    kind = json.loads(text)["model_type"]
+    if kind in CAUSAL and not objective.network_kwargs["causal"]:
+        how = "the place before it" if cfg.shift else "its own place"
+        print(f"{kind} is made to read in both directions; {how} predicts a token")
     return dataclasses.replace(cfg, backbone=text)
 
 

@@ -135,6 +135,8 @@ class Config:
     final_norm: bool = True  # a layer norm before the head
     rotary_dims: int = 0  # channels of each attention head that rotary positions turn; 0: all
     backbone: str = ""  # a masked or causal LM of transformers: hub id, folder, JSON; empty: ours
+    shift: bool = True  # causal backbone read in both directions: the place before predicts a token
+    anneal_steps: int = 0  # the same: steps in which later tokens come into sight; 0: none
     gradient_checkpointing: bool = False  # run blocks again in the backward pass: less memory
     # optimisation
     max_iters: int = 20000  # optimiser steps
@@ -173,7 +175,7 @@ class Config:
             require(self, key, getattr(self, key) >= 1, "at least 1")
             require(self, key, getattr(self, key) < 1 << 31, "below 2^31")
         rates = "learning_rate muon_lr weight_decay grad_clip"
-        for key in (rates + " warmup_iters threads seed skip_nonfinite").split():
+        for key in (rates + " warmup_iters threads seed skip_nonfinite anneal_steps").split():
             require(self, key, getattr(self, key) >= 0, "at least 0")
         for key in "dropout ema_decay beta1 beta2".split():
             require(self, key, 0 <= getattr(self, key) < 1, "at least 0 and below 1")

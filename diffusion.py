@@ -1123,8 +1123,6 @@ class BlockDiffusion(Masked):
     def from_config(cls, cfg: Config, vocab_size: int, specials: dict[str, int]) -> Objective:
         if cfg.importance or cfg.loss_per != "token":
             raise UserError("objective=bd3 has one t per block: no importance, loss_per=token")
-        if cfg.backbone:
-            raise UserError("objective=bd3 needs a cache of keys and values, which no backbone has")
         if cfg.block_length == 1 and (cfg.t_low, cfg.t_high) != (0.0, 1.0):
             raise UserError("t_low, t_high: blocks of one token are always masked")
         return cls(

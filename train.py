@@ -370,6 +370,7 @@ def corrupt_prompt(batch: Batch, share: float, rng: torch.Generator) -> Batch:
 
 
 INIT, NOISE, DROPOUT, ORDER, EVALUATION = range(5)  # streams of randomness
+ANNEAL = 8  # another; those between are of sample.py, evaluate.py and analysis/probes.py
 FRESH = ("scratch", "modernbert-tiny")  # init_from: neither another run nor weights
 
 
@@ -604,6 +605,9 @@ def train_step(state: TrainState) -> dict[str, float]:
         noisy = state.prefetcher.get(number, number + world.size)
         if cfg.dropout:
             torch.manual_seed(seed_of(cfg.seed, DROPOUT, state.step, micro))
+        if cfg.anneal_steps:
+            rng = generator(cfg.seed, ANNEAL, state.step, micro)
+            state.net.anneal(state.step / cfg.anneal_steps, cfg.block_size, rng)
         # DDP reduces gradients after the last micro-batch, FSDP after each, as it keeps shards only
         postpone = world.size > 1 and state.root is None and i < per_rank - 1
         with state.module.no_sync() if postpone else contextlib.nullcontext():

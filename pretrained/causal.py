@@ -1,4 +1,5 @@
-"""Networks of transformers that read in an order: causal language models, and XLNet.
+"""Networks of transformers that read in an order: causal language models, and XLNet. Causal ones
+that are made to read in both directions.
 
 python -m pretrained.causal --codegen=FOLDER --out=FOLDER   CodeGen's weights in the layout of GPT-J
 python -m pretrained.causal --nanogpt=FILE --out=FOLDER     a ckpt.pt of nanoGPT as a GPT-2
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from configurator import Config, UserError, load, optional, require, run, save_json
-from model import Cache
+from model import Cache, to_device
 from pretrained.files import bare, read_json, read_tensors
 from pretrained.masked import MaskedLM
 from pretrained.published import CONSTANTS
@@ -70,7 +71,7 @@ class CausalLM(MaskedLM):
         cache: Cache | None = None,
     ) -> Tensor:
         """As `Transformer.features`; raises UserError for positions that the model does not have.
-        No query sees a later column, whatever the mask."""
+        No query sees more than `sees` says, whatever the mask."""
         assert time is None, "built without time"
         B, T = ids.shape
         first, keys = (0, T) if cache is None else (cache.at.start, cache.visible)
@@ -79,11 +80,10 @@ class CausalLM(MaskedLM):
         if longest > self.longest:
             raise UserError(f"{longest} positions, but this backbone has {self.longest}")
         seen = None
-        if mask is not None or cache is not None:
-            before = torch.arange(keys, device=ids.device) <= places[:, None]  # (T, keys)
-            before = before if mask is None else mask & before
-            before = before.expand(B, T, keys)[:, None]
-            seen = self.head.weight.new_zeros(before.shape).masked_fill(~before, -torch.inf)
+        if mask is not None or cache is not None or not self.causal:
+            sees = self.sees(places, keys)
+            sees = (sees if mask is None else mask & sees).expand(B, T, keys)[:, None]
+            seen = self.head.weight.new_zeros(sees.shape).masked_fill(~sees, -torch.inf)
         out = self.network(
             ids,
             attention_mask=seen,
@@ -93,10 +93,47 @@ class CausalLM(MaskedLM):
         )
         return out.logits.float()
 
+    def sees(self, places: Tensor, keys: int) -> Tensor:
+        """(T, keys) bool: may queries at places (T,) see these columns? Those up to their own."""
+        return torch.arange(keys, device=places.device) <= places[:, None]
+
     def flops_per_token(self, T: int) -> int:
         """As `Transformer.flops_per_token`."""
         body = sum(p.numel() for p in self.matrices()) + self.vocab_size * self.n_embd
         return 6 * body + 12 * self.n_layer * self.n_embd * T
+
+
+class AnyOrderLM(CausalLM):
+    """A causal language model that reads in both directions, for masked diffusion (Gong et al.
+    2024, DiffuLLaMA, arXiv 2410.17891): a mask of its own takes the place of the causal one.
+
+    shift: the output at place i - 1 predicts token i, as in the causal model (their section 3.2),
+    so features are moved by a place; the first token, which none precedes, is predicted by its own
+    place (as in Dream, Ye et al. 2025, arXiv 2508.15487)."""
+
+    causal = False
+    later: Tensor | None = None  # (S, S) bool: which later columns training shows; None: all
+
+    def __init__(self, network: nn.Module, tokens: int | None = None, shift: bool = True):
+        super().__init__(network, tokens)
+        self.shift = shift
+
+    def sees(self, places: Tensor, keys: int) -> Tensor:
+        """(T, keys) bool: every query sees every column, but while training is annealed."""
+        if self.later is None or not self.training:
+            return torch.ones(len(places), keys, dtype=torch.bool, device=places.device)
+        return super().sees(places, keys) | self.later[: len(places), :keys]
+
+    def features(self, *inputs: Any, **more: Any) -> Tensor:
+        """As CausalLM's, moved by a place with `shift`."""
+        h = super().features(*inputs, **more)
+        return torch.cat([h[:, :1], h[:, :-1]], 1) if self.shift else h
+
+    def anneal(self, share: float, T: int, rng: torch.Generator) -> None:
+        """Until the next call, training on up to T places shows each later one to each query with
+        probability `share` (annealing of the causal mask); evaluation always shows all."""
+        later = None if share >= 1 else torch.rand(T, T, generator=rng) < share
+        self.later = later if later is None else to_device(later, self.head.weight.device)
 
 
 class QueryStream(MaskedLM):

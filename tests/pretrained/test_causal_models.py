@@ -216,7 +216,6 @@ def test_gradient_checkpointing(name):
 @pytest.mark.parametrize(
     "more, words",
     [
-        ({"objective": "masked", "time_input": False}, "--objective=ar"),
         ({"block_size": 65}, "block_size=65"),
         ({"backbone": '{"model_type": "bert", "vocab_size": 40}'}, "bert cannot"),
         ({"backbone": '{"model_type": "bloom"}'}, "bloom is neither"),
@@ -434,8 +433,6 @@ def test_other_ids_and_losses_of_weights_are_refused(tmp_path, letters, helpers)
     safetensors.save_file({k: v for k, v in state.items() if "ln_f" not in k}, file)
     lacks = {"init_from": tmp_path / "hf"}
     assert "missing" in error_of(begin, letters, tmp_path, helpers, **lacks)
-    masked = {"init_from": tmp_path / "hf", "objective": "masked"}
-    assert "--objective=ar" in error_of(begin, letters, tmp_path, helpers, **masked)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "codegen"])

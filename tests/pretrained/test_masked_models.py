@@ -266,7 +266,6 @@ def test_published_sizes(sizes: tuple[int, ...], count: int):
         ({"objective": "bd3", "block_length": 4}, "bd3"),
         ({"backbone": "{}"}, "model_type"),
         ({"backbone": '{"model_type": "nothing"}'}, "nothing"),
-        ({"backbone": '{"model_type": "gpt2"}'}, "gpt2"),
         ({"backbone": '{"model_type": "bert", "hidden_size": 5}'}, "hidden size"),
         ({"backbone": "{"}, "JSON"),
         ({"backbone": "no/such/thing/here"}, "no/such/thing/here"),
