@@ -9,6 +9,7 @@
     7. The sampler of masked text MaskedSampler: ancestral, first-hitting, ordered, remasking
     8. Samplers on a grid         SEDD's, on both graphs
     9. Samplers of blocks         with a cache of keys and values
+    10. The likelihood in an order  of a text that a sampler is made to write
 
 The loss and the bound of each objective are methods of its class, in the chapter of that class.
 
@@ -1328,11 +1329,13 @@ def entropy(logp: Tensor, row: Tensor, col: Tensor, masked: Tensor) -> Tensor:
 
 
 ORDERS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None] = {
-    "random": None,  # does not depend on the logits
+    "random": None,  # these two do not depend on the logits
+    "left_to_right": None,
     "confidence": confidence,
     "margin": margin,
     "entropy": entropy,
 }
+BLIND = ("random", "left_to_right")  # orders that look at no token
 
 
 # ---- masking again -------------------------------------------------------------------------------
@@ -1454,9 +1457,9 @@ class MaskedSampler(Sampler):
         unused = {name for name in ADAPTIVE if name != o.unmask_schedule}
         if o.unmask_schedule in ADAPTIVE:
             unused |= {"steps", "remask"}  # as many steps as it takes, and none goes back
-        if o.sampler == "random":  # looks at no token
+        if o.sampler in BLIND:
             unused |= {"delay", *ADAPTIVE}
-        if o.sampler == "random" and o.unmask_schedule in ADAPTIVE:
+        if o.sampler in BLIND and o.unmask_schedule in ADAPTIVE:
             unused |= {"unmask_schedule"}
         if o.remask == "none" or not REMASKING[o.remask].eta:
             unused |= {"eta"}
@@ -1492,7 +1495,7 @@ class MaskedSampler(Sampler):
             f"remask={o.remask} needs an unmask_schedule with a number of steps": o.remask != "none"
             and adaptive,
             f"unmask_schedule={o.unmask_schedule} needs a sampler that uses probabilities": adaptive
-            and o.sampler == "random",
+            and o.sampler in BLIND,
             f"cache={o.cache} does not go with remask": o.cache != "none" and o.remask != "none",
             f"cache={o.cache} needs prompts of one length in a batch": o.cache != "none"
             and (self.inside is not None or bool((self.first != self.first[0]).any())),
@@ -1650,11 +1653,15 @@ class MaskedSampler(Sampler):
         """Draw and write the tokens of these places (R,) from features (R, C)."""
         for part in self.parts(len(row)):
             z = self.logits(h[part])
-            token = self.sample_categorical(z)
+            token = self.token(row[part], col[part], z)
             self.write(row[part], col[part], token)
             if self.o.remask == "conf":
                 p = z.double().log_softmax(-1).gather(1, token[:, None])[:, 0].exp()
                 self.confidence[row[part], col[part]] = p
+
+    def token(self, row: Tensor, col: Tensor, z: Tensor) -> Tensor:
+        """Ids (r,) to write at these places (r,), from their logits (r, V)."""
+        return self.sample_categorical(z)
 
     def write(self, row: Tensor, col: Tensor, token: Tensor) -> None:
         self.x[row, col] = token
@@ -1814,6 +1821,8 @@ class Ordered(Unmasking):
         tie = TIE
         if self.o.sampler == "random":
             score, tie = self.canvas.uniforms(len(row)), 0.0
+        elif self.o.sampler == "left_to_right":
+            score, tie = -col.double(), 0.0
         else:
             score = self.canvas.scores(row, col, h)
         if self.plan is not None:
@@ -2006,3 +2015,82 @@ class BlockSampler(MaskedSampler):
         levels = clean.repeat(len(self.x), width)
         levels[rows, start - self.kept.at.start :] = time[:, None]
         return levels
+
+
+# ==================================================================================================
+# 10. The likelihood in an order: the same samplers, made to write a text that is given
+#
+# A sampler of ORDERS that writes one place per call, at temperature 1, chooses the place by the
+# canvas alone, then draws its token from p(token | canvas). So the places at which it writes a text
+# x follow from x, and
+#
+#     -log p(x) = - sum over calls of log p(x at the chosen place | canvas)
+#
+# is a law of texts, of this sampler with this order: the chain rule. It holds for left_to_right,
+# and as well where places are chosen by confidence, margin or entropy of what is written so far,
+# which is a decision tree over canvases: every text has one path. A random order is drawn: p(x) is
+# then a mean over orders, and the mean of -log p(x | order) is an upper bound on -log p(x) (by
+# Jensen's inequality), which is that of masked diffusion where the network knows no time (Ou et
+# al. 2024, RADD, arXiv 2406.03736).
+# ==================================================================================================
+
+
+class Forced:
+    """Put before a sampler of masked text: it writes `text` (B, T) instead of what it would draw,
+    and counts in `nats` (B,) what that costs."""
+
+    text: Tensor
+    nats: Tensor
+
+    def token(self, row: Tensor, col: Tensor, z: Tensor) -> Tensor:
+        token = self.text[row, col]
+        logp = z.double().log_softmax(-1).gather(1, token[:, None])[:, 0]
+        self.nats.index_add_(0, row, -logp)
+        return token
+
+
+class ForcedText(Forced, MaskedSampler):
+    """MaskedSampler, forced."""
+
+
+class ForcedBlocks(Forced, BlockSampler):
+    """BlockSampler, forced."""
+
+
+def written_in_order(objective: Any) -> bool:
+    """Has this objective the samplers of chapter 7?"""
+    if isinstance(objective, ScoreEntropy):
+        return objective.graph.absorbing
+    return isinstance(objective, Masked)
+
+
+@torch.no_grad()
+def order_nats(
+    objective: Any, net: Any, batch: Batch, rng: torch.Generator, order: str, samples: int = 1
+) -> Tensor:
+    """(B,) float64 nats: -log p of the texts of a batch under `objective`, which has the samplers
+    of chapter 7, in this of ORDERS, a token per call. Exact, and `samples` is then without effect;
+    but for a random order the mean over so many of them, an estimate of an upper bound. rng: on
+    the device of the network."""
+    if isinstance(objective, Masked):
+        batch = Masked.cut(objective, batch, None)
+    device = net.head.weight.device
+    text = batch.ids.to(device)
+    given = ~objective.target_mask(batch).to(device)
+    ignores = getattr(objective, "padding", "learn") == "ignore"
+    # so many steps that none writes two places, and as many for every block
+    size = getattr(objective, "length", 0) or text.shape[1]
+    o = SampleOptions(
+        sampler=order,
+        steps=size * -(-text.shape[1] // size),
+        length=batch.length.to(device) if ignores else None,
+    )
+    kind = ForcedBlocks if isinstance(objective, BlockDiffusion) else ForcedText
+    total = torch.zeros(len(text), dtype=torch.float64, device=device)
+    samples = samples if order == "random" else 1
+    for _ in range(samples):
+        walk = kind(objective, net, text, given, rng, o)
+        walk.text, walk.nats = text, total
+        for _ in walk.run():
+            pass
+    return (total / samples).cpu()

@@ -21,7 +21,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterable, Iterator, NamedTuple
+from typing import Any, Iterable, Iterator, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ import checkpoint
 from checkpoint import Model, build_objective
 from configurator import PUZZLES, TASKS, UserError, load, optional, require, room, run, save_json
 from corpus import Batch, Corpus, shuffled
-from diffusion import Guided
+from diffusion import ORDERS, Guided, order_nats, written_in_order
 from model import autocast, pick_device
 from objective import Objective, SampleOptions, generator, require_finite
 from prepare_sft import records
@@ -536,6 +536,7 @@ class EvaluateConfig(SamplerConfig):
     rows: int = 2000  # rows of the split, or all if it has fewer; 0 skips the bound
     t_samples: int = 4  # noise levels per row
     discrete_steps: int = 0  # also the bound for a sampler of so many steps; 0 skips it
+    order: Literal["", *ORDERS] = ""  # also -log p of the sampler of this order, a call per token
     batch_size: int = 100  # rows, answers or texts at a time
     samples: int | None = None  # 0 skips; None: 512 palindromes, 500 puzzles, or 100 texts
     judge: str = ""  # causal language model of transformers: a folder or hub id
@@ -552,6 +553,10 @@ class EvaluateConfig(SamplerConfig):
             require(self, key, getattr(self, key) >= 1, "at least 1")
         for key in ("rows", "discrete_steps"):
             require(self, key, getattr(self, key) >= 0, "at least 0")
+        alone = self.answer or self.answers or self.report or self.compare or not self.rows
+        require(
+            self, "order", not (self.order and alone), "left out: there is no bound to be beside"
+        )
         require(self, "samples", self.samples is None or self.samples >= 0, "at least 0")
         require(self, "split", self.split in ("train", "val"), "train or val")
         valid = self.maskings > 0 and self.maskings % COPIES == 0
@@ -622,7 +627,7 @@ def bound(cfg: EvaluateConfig, model: Model, corpus: Corpus) -> dict[str, Any]:
     the text that the model writes. The prompt is neither scored nor counted; EOS is a token; the
     cost of padding, where it is learnt, is in the sum."""
     corpus.require_block(model.config.block_size)
-    nats, discrete, tokens, size, positions = [], [], [], [], 0
+    nats, discrete, ordered, tokens, size, positions = [], [], [], [], [], 0
     bar = tqdm(batches(cfg, model, corpus), unit="batch", disable=None, leave=False)
     for number, batch in enumerate(bar):
         rng, other = generator(EVALUATION, number), generator(EVALUATION, number, 1)
@@ -631,12 +636,16 @@ def bound(cfg: EvaluateConfig, model: Model, corpus: Corpus) -> dict[str, Any]:
             if cfg.discrete_steps:
                 steps = (cfg.discrete_steps, cfg.t_samples)
                 discrete.append(model.objective.discrete_bound(model.net, batch, other, *steps))
+            if cfg.order:
+                rng = generator(EVALUATION, number, 3, device=model.net.head.weight.device)
+                how = (rng, cfg.order, cfg.t_samples)
+                ordered.append(order_nats(model.objective, model.net, batch, *how))
         positions += int(model.objective.target_mask(batch).sum())
         texts = written_text(batch)
         tokens += map(len, texts)
         size += [text_bytes(model.tokenizer, ids) for ids in texts]
     nats, length = torch.cat(nats), torch.tensor(tokens, dtype=torch.float64)
-    for each in (nats, *discrete):
+    for each in (nats, *discrete, *ordered):
         require_finite(each, f"the bound of objective={model.config.objective}")
     result = {"rows": len(nats), "t_samples": cfg.t_samples, "nats_per_row": float(nats.mean())}
     result["unit"], unit = units(cfg, model, corpus)
@@ -645,13 +654,20 @@ def bound(cfg: EvaluateConfig, model: Model, corpus: Corpus) -> dict[str, Any]:
     result["given_length"] = knows_length(model.objective) and not result["stream"]
     result["ids_in_split"] = corpus.tokens(cfg.split)
     result["nats_per_token"], result["nats_per_token_error"] = ratio(nats, length, unit)
-    byte, error = ratio(nats, torch.tensor(size, dtype=torch.float64), unit)
+    size = torch.tensor(size, dtype=torch.float64)
+    byte, error = ratio(nats, size, unit)
     result |= {"bits_per_byte": byte / math.log(2), "bits_per_byte_error": error / math.log(2)}
     if discrete:
         rate, error = ratio(torch.cat(discrete), length, unit)
         result |= {"discrete_nats_per_token": rate, "discrete_nats_per_token_error": error}
+    if ordered:
+        rate, error = ratio(torch.cat(ordered), length, unit)
+        result |= {"order": cfg.order, "order_nats_per_token": rate}
+        result["order_nats_per_token_error"] = error
+        rate, error = (x / math.log(2) for x in ratio(torch.cat(ordered), size, unit))
+        result |= {"order_bits_per_byte": rate, "order_bits_per_byte_error": error}
     result |= {key: getattr(model.objective, key) for key in ("exact", "estimator", "epsilon")}
-    return {**result, "tokens": sum(tokens), "bytes": sum(size), "positions": positions}
+    return {**result, "tokens": sum(tokens), "bytes": int(size.sum()), "positions": positions}
 
 
 def rows_scored(result: dict[str, Any]) -> str:
@@ -686,7 +702,24 @@ def describe_bound(result: dict[str, Any], cfg: EvaluateConfig) -> str:
     if cfg.discrete_steps:
         rate = plus_minus(*(result[f"discrete_nats_per_token{k}"] for k in ("", "_error")))
         text += f"\n  in {cfg.discrete_steps} steps: {rate} nats per token"
-    return text
+    return f"{text}\n{describe_order(result)}" if cfg.order else text
+
+
+def describe_order(result: dict[str, Any]) -> str:
+    """The likelihood in an order, and of which law it is."""
+    token, byte = (
+        plus_minus(result[f"order_{unit}"], result[f"order_{unit}_error"])
+        for unit in ("nats_per_token", "bits_per_byte")
+    )
+    order, limit = result["order"], ""
+    law = "exact, by the chain rule: one call per token"
+    if order == "random":
+        limit = "at most "
+        law = f"the mean over {result['t_samples']} drawn orders for each, a bound by Jensen"
+    return (
+        f"  in order {order}: {limit}{token} nats per token, {byte} bits per byte\n"
+        f"  (-log p under --sampler={order} --temperature=1, a token per step; {law})"
+    )
 
 
 def clip_report(cfg: EvaluateConfig, model: Model, corpus: Corpus) -> dict[str, float]:
@@ -848,6 +881,9 @@ def main(argv: list[str]) -> None:
     cfg = fitted(cfg, origins, model)
     if cfg.discrete_steps and not hasattr(model.objective, "discrete_bound"):
         raise UserError(f"discrete_steps: objective={model.config.objective} has no such bound")
+    if cfg.order and not written_in_order(model.objective):
+        kinds = "masked, mlm, bd3, or sedd on the absorbing graph"
+        raise UserError(f"order: objective={model.config.objective}, but it is for {kinds}")
     if cfg.answer or cfg.answers:
         for key in [key for key in origins if key in SETTINGS and key != "cfg"]:
             raise UserError(f"{key} ({origins[key]}): nothing is sampled with --answer")

@@ -16,7 +16,7 @@ a use for all options that are given, so --steps=64 asks for one with steps:
 
     sedd              first_hitting, analytic, euler, and those behind it of masked
     sedd, uniform     analytic, euler
-    masked, mlm, bd3  first_hitting, ancestral, random, confidence, margin, entropy
+    masked, mlm, bd3  first_hitting, ancestral, random, left_to_right, confidence, margin, entropy
     ar, xlnet         left_to_right
     ilm               threshold, ancestral, parallel
     it                serial, parallel

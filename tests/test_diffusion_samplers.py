@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import diffusion
 from configurator import UserError
 from diffusion import (
+    BLIND,
     REMASKING,
     SAMPLERS,
     Absorbing,
@@ -71,7 +72,7 @@ REFUSED = (  # what the options contradict, and the words that say so
     (lambda o: o["remask"] != "none" and o["unmask_schedule"] in ("threshold", "factor"), "remask"),
     (lambda o: o["remask"] != "none" and o["sampler"] == "first_hitting", "remask"),
     (
-        lambda o: o["sampler"] == "random" and o["unmask_schedule"] in ("threshold", "factor"),
+        lambda o: o["sampler"] in BLIND and o["unmask_schedule"] in ("threshold", "factor"),
         "unmask_schedule",
     ),
     (lambda o: o["sampler"] in OWN and (o["unmask_schedule"] != "uniform" or o["delay"]), "no use"),
