@@ -9,7 +9,7 @@
     7. The sampler of masked text MaskedSampler: ancestral, first-hitting, ordered, remasking
     8. Samplers on a grid         SEDD's, on both graphs
     9. Samplers of blocks         with a cache of keys and values
-    10. The likelihood in an order  of a text that a sampler is made to write
+    10. Likelihood in an order    of a text that a sampler is made to write
 
 The loss and the bound of each objective are methods of its class, in the chapter of that class.
 
@@ -2018,7 +2018,7 @@ class BlockSampler(MaskedSampler):
 
 
 # ==================================================================================================
-# 10. The likelihood in an order: the same samplers, made to write a text that is given
+# 10. Likelihood in an order: the same samplers, made to write a text that is given
 #
 # A sampler of ORDERS that writes one place per call, at temperature 1, chooses the place by the
 # canvas alone, then draws its token from p(token | canvas). So the places at which it writes a text

@@ -4,5 +4,5 @@ files.py       files of weights, whole or in parts, and the names that training 
 published.py   weights of SEDD, MDLM and transformers: read strictly, never unpickled
 ilm.py         weights of ILM
 masked.py      masked language models of transformers as the network
-causal.py      causal ones, and XLNet; CodeGen's weights in the layout of GPT-J
+causal.py      causal ones, also made to read both ways, and XLNet; CodeGen's weights as GPT-J's
 """
