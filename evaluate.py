@@ -10,7 +10,7 @@ standard error, of what the model writes: in a corpus of questions, the answers.
     patches       how many parse, apply and are right, in both splits, beside what needs no model
     --judge=gpt2  any corpus: generative perplexity of samples, with entropy, settings and reference
 
---order=left_to_right           masked text: beside the bound, -log p under the sampler of this order
+--order=left_to_right           masked text: also -log p under the sampler of this order
 --prompt="2+2=" --answer="4"    how likely an answer is, and whether it is the one that is written
 --answers=FILE.jsonl            the same for each {"prompt", "answer"}; with --chat, as a chat
 --report=FOLDER                 all of it as one page with figures: where does the model fail?
