@@ -511,7 +511,6 @@ def test_refusals():
     for word, options in (
         ("importance", {"importance": True}),
         ("loss_per", {"loss_per": "answer"}),
-        ("backbone", {"backbone": "modernbert-tiny"}),
         ("t_low", {"block_length": 1, "t_low": 0.5}),
     ):
         with pytest.raises(UserError, match=word):
