@@ -6,6 +6,7 @@ Where that was wrong, net.json has what is right now, and another test says why:
                           (test_diffusion_blocks.test_blocks_of_one_with_time_are_told_what_...)
     sedd graph=uniform    the bound's noise levels were uniform in m, with infinite variance
                           (test_diffusion_graphs.test_uniform_graph_standard_error_is_one)
+    left_to_right         of masked text is newer than 3985a0c: as it was when it came
     confidence, margin,   ties were decided by float32 rounding; within diffusion.TIE they go to
     entropy               the left (test_diffusion_samplers.test_ties_go_to_the_left)
 """
