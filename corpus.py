@@ -333,6 +333,22 @@ class Corpus:
         """Number of rows; 0 if the split is a continuous stream."""
         return sum(s.rows for s in self.splits[split])
 
+    def given_whole(self, split: str) -> bool:
+        """Is every row of the split prompt alone, so that nothing of it is ever written?"""
+
+        def given(shard: Shard) -> Iterator[np.ndarray]:
+            marks = shard.prompt_mask()
+            for k in range(0, shard.tokens if marks is not None else shard.rows, 1 << 20):
+                part = slice(k, k + (1 << 20))
+                if marks is not None:
+                    yield marks[part] > 0
+                else:
+                    _, prompt, length = shard.index()[part].T
+                    yield prompt >= length
+
+        shards = self.splits[split]
+        return self.rows(split) > 0 and all(part.all() for s in shards for part in given(s))
+
     def require_block(self, block_size: int) -> None:
         """Raise UserError for a block size smaller than a row or larger than a stream."""
         for split, shards in self.splits.items():

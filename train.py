@@ -395,6 +395,13 @@ def open_corpus(cfg: Config, origins: dict[str, str], world: World) -> Corpus:
         raise UserError(f"no corpus at {folder}; {corpus_hint(cfg, origins, bool(makes))}")
     corpus = Corpus(folder)
     corpus.require_block(cfg.block_size)
+    for split in ("train", "val"):
+        if corpus.given_whole(split) and world.rank == 0:
+            print(
+                f"warning: every row of the {split} split of {folder} is given as a whole, there "
+                "is nothing to write in it",
+                file=sys.stderr,
+            )
     return corpus
 
 

@@ -184,7 +184,7 @@ def main(argv: list[str]) -> None:
     outside = sum(not 0.9 <= one["share"] <= 0.98 for one in results)
     chance = 2 * math.sqrt(0.954 * 0.046 / cfg.repeats)
     print(f"\n{outside} of {len(results)} shares are outside 90 to 98 %;", end=" ")
-    print(f"by chance, one of {cfg.repeats} evaluations is within {chance:.1%} of the true one")
+    print(f"a share of {cfg.repeats} evaluations is known to {chance:.1%} (two standard errors)")
 
 
 if __name__ == "__main__":

@@ -596,16 +596,19 @@ def test_no_compiler_is_one_warning(tmp_path: Path, flags: Any, monkeypatch, cap
     assert checkpoint.read(tmp_path / "out" / "ckpt.pt")["step"] == 1
 
 
-def test_rows_with_nothing_to_write(tmp_path: Path, flags: Any):
-    """All given: the loss is 0, not 0/0, and the run goes on."""
+@pytest.mark.parametrize("marks", [False, True])
+def test_rows_with_nothing_to_write(tmp_path: Path, flags: Any, capsys: Any, marks: bool):
+    """All given: the loss is 0, not 0/0, and the run goes on, with a warning."""
     with CorpusWriter(tmp_path / "given", Symbols(["a"])) as out:
         for split in ("train", "val"):
-            out.row(split, [0, 0, 0], prompt=3)
+            mask = {"prompt_mask": np.ones(3, bool)} if marks else {"prompt": 3}
+            out.row(split, [0, 0, 0], **mask)
     argv = flags(tmp_path / "out", max_iters=2, dataset="given", data_dir=tmp_path)
     train.main([*argv, "--block_size=3"])
     got = log(tmp_path / "out")
     assert [x["loss"] for x in got if "loss" in x] == [0.0, 0.0]
     assert [x["val_bound"] for x in got if "val_bound" in x] == [0.0]
+    assert capsys.readouterr().err.count("is given as a whole, there is nothing to write") == 2
 
 
 def test_a_resumed_run_takes_the_new_learning_rate(done: Path, flags: Any):
