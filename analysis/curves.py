@@ -55,7 +55,8 @@ def ways(model: Model, every: bool = False) -> dict[str, list[tuple[float, dict[
     options)."""
     settings, names = usual_ways(model), model.objective.samplers
     used = {how.get("sampler", names[0]) for points in settings.values() for _, how in points}
-    one = ("first_hitting", "left_to_right", "serial", "threshold", "parallel")
+    one = ("first_hitting", "serial", "threshold", "parallel")
+    one += ("left_to_right",) if len(names) == 1 else ()  # of masked text it is in steps
     one += ("ancestral",) if "threshold" in names else ()  # of ILM: a token at a time
     for name in names if every else ():
         if name in ("analytic", "euler"):  # at temperature 0 a step would change nothing

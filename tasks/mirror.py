@@ -79,7 +79,7 @@ def sample(
     places = torch.arange(T, device=ids.device)
     first = torch.minimum(mirror, places)
     open_places = ~prompt_mask & (first == places)  # (B, T): what is written
-    if options.sampler == "left_to_right":
+    if objective.samplers == ("left_to_right",):  # a network that sees nothing of what is behind
         half = (open_places * (places + 1)).amax(1, keepdim=True).clamp(min=1)  # (B, 1)
         behind = torch.full_like(ids, getattr(objective, "fill", 0))
         shown = torch.where(places < half, ids, behind)[:, : int(half.max())]
