@@ -98,6 +98,7 @@ def test_a_compiled_network_computes_the_same(name, fast):
     check(name, 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["masked", "ilm"])
 def test_compiled_kernels_compute_the_same(name):
     check(name, 5, n_layer=1)
