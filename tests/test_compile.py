@@ -21,6 +21,9 @@ from objective import SampleOptions, generator
 
 SPECIALS = {"bos": 7, "eos": 8, "pad": 9, "mask": 10}
 B, T = 8, 40
+needs_compiler = pytest.mark.skipif(
+    not model.wants_compile("true", torch.device("cpu")), reason="no C++ compiler"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -98,6 +101,7 @@ def test_a_compiled_network_computes_the_same(name, fast):
     check(name, 10)
 
 
+@needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "xlnet"])
 def test_compiled_kernels_compute_the_same(name):
@@ -134,6 +138,7 @@ def test_buckets_are_few():
 # ---- the command -------------------------------------------------------------------------------
 
 
+@needs_compiler
 def test_a_compiled_run_is_the_uncompiled_one(tmp_path, flags, monkeypatch, capsys):
     """train.py --compile, with an evaluation, a checkpoint, and a second half that resumes it."""
     monkeypatch.setattr(train, "gemm_peak", lambda *_: 1e12)
@@ -151,6 +156,7 @@ def test_a_compiled_run_is_the_uncompiled_one(tmp_path, flags, monkeypatch, caps
 # ---- sampling ----------------------------------------------------------------------------------
 
 
+@needs_compiler
 def test_sample_compiles(trained, fast, capsys):
     """The same texts, by one graph for what is given and one for what is written."""
     ckpt = trained(objective="ar", time_input=False) / "ckpt.pt"
