@@ -173,11 +173,11 @@ class _Zstandard(io.RawIOBase):
     """A file of zstandard, unpacked. Unlike the library's own reader, it tells of a missing end."""
 
     def __init__(self, file: BinaryIO, path: Path):
-        self.library, self.path, self.file = optional("zstandard"), path, file
+        self.zstandard, self.path, self.file = optional("zstandard"), path, file
         self.frame, self.packed, self.rest = self._frame(), b"", b""
 
     def _frame(self) -> Any:
-        return self.library.ZstdDecompressor().decompressobj()
+        return self.zstandard.ZstdDecompressor().decompressobj()
 
     def readable(self) -> bool:
         return True
@@ -189,7 +189,7 @@ class _Zstandard(io.RawIOBase):
                     self.frame = self._frame()
                 self.rest = self.frame.decompress(packed)
                 self.packed = self.frame.unused_data if self.frame.eof else b""
-        except self.library.ZstdError as e:
+        except self.zstandard.ZstdError as e:
             raise UserError(f"{self.path} is no text: what it packs is damaged ({e})") from e
         if not self.rest and not self.frame.eof:
             raise EOFError("it has no end")
