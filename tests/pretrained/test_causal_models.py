@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from padded import outcome
 from torch.utils.flop_counter import FlopCounterMode
 
 import checkpoint
@@ -385,18 +386,9 @@ def test_rows_that_are_no_ids(tmp_path, letters, helpers, name):
     cut = {k: v[:V] if len(v) == rows else v for k, v in checkpoint.weights_of(job.net).items()}
     checkpoint.load_weights(plain, cut, "cut")
     batch = job.corpus.batch("train", torch.arange(4), job.cfg.block_size)
-    seen = []
-    for net in (job.net.eval(), plain.eval()):
-        loss = job.objective.loss(net, job.objective.corrupt(batch, generator(1)))
-        loss.sum.backward()
-        bound = job.objective.bound(net, batch, generator(2))
-        given = torch.zeros(4, 8, dtype=torch.bool)
-        given[:, :2] = True
-        *_, last = job.objective.sample(
-            net, batch.ids[:, :8], given, generator(3), SampleOptions(temperature=1.0)
-        )
-        seen.append((loss.sum.detach(), bound, last.ids, net.norm.weight.grad))
-    (a, b, ids, grad), (c, d, others, other) = seen
+    nets, options = (job.net.eval(), plain.eval()), SampleOptions(temperature=1.0)
+    (a, b, ids), (c, d, others) = (outcome(job.objective, net, batch, options) for net in nets)
+    grad, other = (net.norm.weight.grad for net in nets)
     torch.testing.assert_close((a, b), (c, d), rtol=1e-5, atol=1e-5)
     assert torch.equal(ids, others) and int(ids.max()) < V
     assert not grad[V:].any()

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from padded import outcome
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -23,7 +24,7 @@ import train
 from checkpoint import build_network, build_objective
 from configurator import Config, UserError, load
 from model import Transformer
-from objective import SampleOptions, generator
+from objective import SampleOptions
 from pretrained import published
 from pretrained.masked import MaskedLM
 from sample import canvas, generate
@@ -619,19 +620,9 @@ def test_rows_that_are_no_ids(tmp_path: Path, letters: Path, helpers: Any, name:
     cut = {k: v[:size] if len(v) == V + 30 else v for k, v in whole}
     checkpoint.load_weights(plain, cut, "cut")
     batch = job.corpus.batch("train", torch.arange(4), job.cfg.block_size)
-    seen = []
-    for net in (job.net.eval(), plain.eval()):
-        loss = job.objective.loss(net, job.objective.corrupt(batch, generator(1)))
-        loss.sum.backward()
-        bound = loss.sum.detach()
-        if job.objective.bounded:
-            bound = job.objective.bound(net, batch, generator(2))
-        options, given = SampleOptions(steps=4), torch.zeros(4, 8, dtype=torch.bool)
-        given[:, :2] = True
-        start = (batch.ids[:, :8], given, generator(3), options)
-        *_, last = job.objective.sample(net, *start)
-        seen.append((loss.sum.detach(), bound, last.ids, net.network.get_input_embeddings().weight))
-    (a, b, ids, w), (c, d, others, v) = seen
+    nets, options = (job.net.eval(), plain.eval()), SampleOptions(steps=4)
+    (a, b, ids), (c, d, others) = (outcome(job.objective, net, batch, options) for net in nets)
+    w, v = (net.network.get_input_embeddings().weight for net in nets)
     torch.testing.assert_close((a, b), (c, d), rtol=1e-5, atol=1e-5)
     assert torch.equal(ids, others) and int(ids.max()) < V
     assert not w.grad[size:].any() and w.grad[:V].any()
