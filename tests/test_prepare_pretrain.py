@@ -204,6 +204,11 @@ def test_pad_is_the_original_row_by_row(tmp_path: Path, bpe: HF):
         batch = corpus.batch(split, np.arange(len(want)), 64)
         assert np.array_equal(batch.ids.numpy(), want)
         assert not batch.prompt_mask.any() and (batch.length == 64).all()  # its EOS are learnt
+        whose = corpus.documents(split, np.arange(len(want)), 64)  # what an error bar is made of
+        owner = np.repeat(np.arange(len(mine)), [len(chunks(list(t), 64, BOS, EOS)) for t in mine])
+        assert (
+            np.array_equal(np.diff(whose) > 0, np.diff(owner) > 0) and (np.diff(whose) >= 0).all()
+        )
     assert corpus.meta["splits"]["train"]["longest"] == 64
 
 
