@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import model
-from model import chunked_cross_entropy, chunked_loss
+from model import chunked_cross_entropy, chunked_loss, project
 from objective import (
     SampleOptions,
     categorical,
@@ -200,3 +200,35 @@ def test_seeds_differ_in_every_place():
 def test_stratified_has_one_draw_per_stratum():
     t = low_discrepancy_uniform(100, generator(0))
     assert torch.equal((t * 100).long(), torch.arange(100))
+
+
+class AsOnGpu(torch.Tensor):
+    """A tensor that says it is on a GPU, and notes the shapes of matrix products."""
+
+    is_cuda = True
+    products: list = []  # noqa: RUF012
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        with torch._C.DisableTorchFunctionSubclass():
+            out = function(*args, **(kwargs or {}))
+        if function is torch.nn.functional.linear:
+            cls.products.append(tuple(out.shape))
+        return out
+
+
+@pytest.mark.parametrize("V", [259, 320, 50257])
+def test_the_projection_of_a_gpu_has_a_multiple_of_64_columns(V):
+    """No tensor core is used otherwise; logits and gradients are those of V columns."""
+    rng = generator(0)
+    h, weight = torch.randn(6, 8, generator=rng), torch.randn(V, 8, generator=rng)
+    bias, AsOnGpu.products = torch.randn(V, generator=rng), []
+    grads = []
+    for one in (h, h.as_subclass(AsOnGpu)):
+        w = weight.clone().requires_grad_()
+        z = project(one, w, bias, banned=3)
+        z.as_subclass(torch.Tensor)[:, 4:].square().sum().backward()
+        grads.append((z.as_subclass(torch.Tensor).detach(), w.grad))
+    assert AsOnGpu.products == [(6, -(-V // 64) * 64)]
+    torch.testing.assert_close(grads[0], grads[1])
+    assert grads[1][0].shape == (6, V) and grads[1][1].shape == (V, 8)
