@@ -164,6 +164,10 @@ class Config:
     always_save_checkpoint: bool = True  # False: only when the validation bound is the best so far
     save_errors: Literal["stop", "warn"] = "stop"  # when a checkpoint cannot be written; or go on
     skip_nonfinite: int = 0  # steps whose loss or gradient is not finite that may be left out
+    snapshot_interval: int = 0  # steps between numbered checkpoints, ckpt_005000.pt; 0: none
+    keep_snapshots: int = 0  # so many of them, the newest; 0: all
+    sample_interval: int = 0  # steps between samples, printed and in samples.jsonl; 0: none
+    num_samples: int = 4  # of sample_interval
     log_interval: int = 100  # steps between lines of log.jsonl and of the terminal
     wandb_log: bool = False  # also log to Weights & Biases
     wandb_project: str = "anyorder"  # its project
@@ -171,11 +175,14 @@ class Config:
 
     def __post_init__(self):
         sizes = "block_size n_layer n_head n_embd cond_dim batch_size gradient_accumulation_steps"
-        for key in (sizes + " max_iters eval_interval eval_iters log_interval patience").split():
+        counts = " max_iters eval_interval eval_iters log_interval patience num_samples"
+        for key in (sizes + counts).split():
             require(self, key, getattr(self, key) >= 1, "at least 1")
             require(self, key, getattr(self, key) < 1 << 31, "below 2^31")
         rates = "learning_rate muon_lr weight_decay grad_clip"
-        for key in (rates + " warmup_iters threads seed skip_nonfinite anneal_steps").split():
+        counts = " warmup_iters threads seed skip_nonfinite anneal_steps"
+        counts += " snapshot_interval keep_snapshots sample_interval"
+        for key in (rates + counts).split():
             require(self, key, getattr(self, key) >= 0, "at least 0")
         for key in "dropout ema_decay beta1 beta2".split():
             require(self, key, 0 <= getattr(self, key) < 1, "at least 0 and below 1")

@@ -799,6 +799,18 @@ def sampled(cfg: EvaluateConfig, model: Model, corpus: Corpus, split: str, defau
     return Texts(prompts, samples, written_text(batch), speed)
 
 
+def score_of(model: Model, texts: Texts) -> tuple[str, float | None]:
+    """Name and value of what is right in samples, a share of them; none and None for a corpus
+    without right answers, and for patches, which the command itself applies."""
+    task = model.meta.get("task")
+    if task == "chat":
+        same = compare(texts.found, texts.wanted, model.meta["specials"]["eos"])
+        return "exact answers", same.exact / same.rows
+    if task in TASKS and task != "diff":
+        return room(task).score(model, texts)
+    return "none", None
+
+
 def describe_cost(speed: dict[str, float], settings: dict[str, Any] | None = None) -> None:
     """Print the speed of sampling, and the settings if given."""
     rate, nfe = speed["tokens_per_second"], speed["nfe"]

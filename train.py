@@ -5,7 +5,9 @@
     python train.py config/palindrome_finetune.py --init_from=out/palindrome_pretrain/ckpt.pt
     python train.py config/palindrome.py --init_from=resume --max_iters=2500
 
-A run writes out_dir/config.json, log.jsonl (one object per line) and ckpt.pt. Every draw derives
+A run writes out_dir/config.json, log.jsonl (one object per line) and ckpt.pt; with
+--snapshot_interval also numbered checkpoints, which stay, and with --sample_interval samples.jsonl.
+Every draw derives
 from (seed, stream, step, micro-batch): a run resumes exactly, is the same on 1 or 4 processes, and
 does not depend on how often it is evaluated. A run that is there already is not replaced, unless
 with --overwrite.
@@ -24,7 +26,9 @@ import gc
 import json
 import math
 import os
+import re
 import shlex
+import shutil
 import signal
 import sys
 import threading
@@ -40,7 +44,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import checkpoint
-from checkpoint import build_network, build_objective
+from checkpoint import Model, build_network, build_objective
 from configurator import (
     Config,
     UserError,
@@ -201,12 +205,34 @@ def log_lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def rewound(path: Path, step: int) -> list[dict[str, Any]]:
+    """Keep the records up to `step`, none of step 0: a run that goes on from an older checkpoint
+    writes the later ones again. Returns them."""
+    kept = [record for record in log_lines(path) if step and record["step"] <= step]
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        temporary.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as e:
+        raise UserError(f"cannot write {path}: {e.strerror}") from e
+    return kept
+
+
+def append(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(record) + "\n" for record in records)
+    except OSError as e:
+        raise UserError(f"cannot write {path}: {e.strerror}") from e
+
+
 class Log:
     """The log of a run in the first process; elsewhere, nothing."""
 
     def __init__(self, cfg: Config, state: Any):
         """state: the TrainState, whose `best` is brought up to date."""
         self.path = Path(cfg.out_dir) / "log.jsonl"
+        self.samples = Path(cfg.out_dir) / "samples.jsonl"
         self.quiet, self.wandb = state.world.rank > 0, None
         terminal = sys.stdout is not None and sys.stdout.isatty()
         self.bar = tqdm(
@@ -217,17 +243,11 @@ class Log:
         )
         if self.quiet:
             return
-        records = log_lines(self.path) if state.step else []
-        kept = [record for record in records if record["step"] <= state.step]
+        kept = rewound(self.path, state.step)
         # a checkpoint is saved before its own evaluation, so the latest `best` is in the log
         state.best = min(record.get("best", state.best) for record in [{}, *kept])
-        temporary = self.path.with_name(f"{self.path.name}.tmp")
-        try:
-            lines = "".join(json.dumps(record) + "\n" for record in kept)
-            temporary.write_text(lines, encoding="utf-8")
-            os.replace(temporary, self.path)
-        except OSError as e:
-            raise UserError(f"cannot write {self.path}: {e.strerror}") from e
+        if self.samples.is_file():
+            rewound(self.samples, state.step)
         if cfg.wandb_log:
             self.wandb = self.start_wandb(cfg)
 
@@ -255,11 +275,7 @@ class Log:
         if sys.stdout is not None:  # closed by who started us
             tqdm.write(line)
             sys.stdout.flush()
-        try:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(values) + "\n")
-        except OSError as e:
-            raise UserError(f"cannot write {self.path}: {e.strerror}") from e
+        append(self.path, [values])
         try:
             if self.wandb is not None:
                 self.wandb.log(values, step=values["step"])
@@ -735,10 +751,14 @@ def loop(state: TrainState) -> None:
             line += f", mfu {values['mfu']:.1%}" if "mfu" in values else ""
             log.write(line, step=state.step, **values)
             since, clock = state.step, time.perf_counter()
+        pause = time.perf_counter()
         if state.step % cfg.eval_interval == 0 or state.step == cfg.max_iters:
-            pause = time.perf_counter()
             saved = save_and_evaluate(state, log, ckpt)
-            clock += time.perf_counter() - pause  # the time of evaluations is not counted
+        if cfg.snapshot_interval and state.step % cfg.snapshot_interval == 0:
+            take_snapshot(state)
+        if cfg.sample_interval and state.step % cfg.sample_interval == 0:
+            write_samples(state, log)
+        clock += time.perf_counter() - pause  # the time of all that is not counted
     log.bar.close()
     if state.step < cfg.max_iters and cfg.always_save_checkpoint and not saved:
         save(state, ckpt)
@@ -759,6 +779,57 @@ def save(state: TrainState, ckpt: Path) -> bool:
             print(f"warning: {e}", file=sys.stderr, flush=True)
         return False
     return True
+
+
+def snapshots(out: Path) -> list[Path]:
+    """The numbered checkpoints of a run, files or the folders of sharded ones, the oldest first."""
+    found = [path for path in out.glob("ckpt_*") if re.fullmatch(r"ckpt_\d+(\.pt)?", path.name)]
+    return sorted(found, key=lambda path: int(path.stem.removeprefix("ckpt_")))
+
+
+def remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        try:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        except OSError as e:
+            raise UserError(f"cannot remove {path}: {e.strerror}") from e
+
+
+def take_snapshot(state: TrainState) -> None:
+    """Write the checkpoint under the number of its step, in place of one that is there from before
+    the run was resumed, and leave the newest keep_snapshots."""
+    out, keep = Path(state.cfg.out_dir), state.cfg.keep_snapshots
+    save(state, out / f"ckpt_{state.step:06}.pt")
+    if state.world.rank == 0:
+        remove(out.glob(f"ckpt_{state.step:06}_prev.pt"))
+        remove(snapshots(out)[:-keep] if keep else ())
+
+
+def write_samples(state: TrainState, log: Log) -> None:
+    """Samples of the averaged weights by the usual sampler, as evaluate.py draws them: where a
+    corpus has prompts, for those of its first rows of validation. Their score, if there is one for
+    the corpus, goes to the log as well."""
+    from evaluate import EvaluateConfig, fitted, sampled, score_of  # imports a lot, for few runs
+
+    cfg, corpus = state.cfg, state.corpus
+    if state.world.rank > 0 and state.root is None:  # only a sharded network needs all processes
+        return
+    options = EvaluateConfig(samples=cfg.num_samples, seed=state.step, dtype=cfg.dtype)
+    with state.averaged() as net:
+        model = Model(net, state.objective, corpus.tokenizer, cfg, corpus.meta, state.step)
+        options = fitted(options, {}, model)
+        texts = state.within(sampled, options, model, corpus, "val", cfg.num_samples)
+    if state.world.rank > 0:
+        return
+    pairs = zip(texts.prompts, texts.found, strict=True)
+    both = [tuple(map(corpus.tokenizer.decode, pair)) for pair in pairs]
+    shown = [f"  {prompt!r} {text!r}" if prompt else f"  {text!r}" for prompt, text in both]
+    line, values = f"step {state.step}: {cfg.num_samples} samples", {}
+    name, share = score_of(model, texts)
+    if share is not None:
+        line, values = f"{line}, {name} {share:.1%}", {name.replace(" ", "_"): share}
+    append(log.samples, ({"step": state.step, "prompt": p, "text": t} for p, t in both))
+    log.write("\n".join([line, *shown]), step=state.step, **values)
 
 
 def save_and_evaluate(state: TrainState, log: Log, ckpt: Path) -> bool:
@@ -834,7 +905,8 @@ def folder_of(cfg: Config, origins: dict[str, str]) -> str:
 def refuse_replacing(cfg: Config) -> None:
     """Raise UserError if this run would replace one that is in out_dir already."""
     out = Path(cfg.out_dir)
-    if cfg.init_from == "resume" or cfg.overwrite or cfg.eval_only or not fsdp.newest(out):
+    there = fsdp.newest(out) or snapshots(out)
+    if cfg.init_from == "resume" or cfg.overwrite or cfg.eval_only or not there:
         return
     done = max([0, *(record["step"] for record in log_lines(out / "log.jsonl"))])
     finished = done >= cfg.max_iters
@@ -861,14 +933,16 @@ def command_to_resume(cfg: Config, argv: list[str], world: World) -> str:
 
 def prepare_out(cfg: Config, lock: contextlib.ExitStack | None) -> None:
     """Make out_dir, lock it unless `lock` is None, write config.json before the first step, and
-    remove temporary files of a killed run."""
+    remove temporary files of a killed run and, where the run begins, the snapshots and samples of
+    one that it replaces."""
     out = Path(cfg.out_dir)
     try:
         out.mkdir(parents=True, exist_ok=True)
         if lock is not None:
             lock.enter_context(sole_writer(out))
-        for stale in out.glob("*.tmp"):
-            stale.unlink()
+        remove(out.glob("*.tmp"))
+        if cfg.init_from != "resume":
+            remove([*snapshots(out), *out.glob("samples.jsonl")])
         save_json(cfg, out / "config.json")
     except OSError as e:
         raise UserError(f"out_dir={cfg.out_dir} cannot be written: {e.strerror}") from e

@@ -22,11 +22,11 @@ from evaluate import (
     plus_minus,
     rows_scored,
     sampled,
+    score_of,
     share_of,
     uncropped,
     wilson,
 )
-from evaluate import compare as compare_answers
 from sample import answer_defaults, settings, usual_sampler, with_sampler
 
 
@@ -57,14 +57,9 @@ def quality(cfg: EvaluateConfig, model: Model, corpus: Corpus) -> dict[str, Any]
     task = model.meta.get("task")
     if task == "diff":  # evaluate.py alone writes and applies patches
         return {"measure": "none", "score": None, "nfe": None, "tokens_per_second": None}
-    judge = room(task) if task in TASKS else None
-    texts = sampled(cfg, model, corpus, cfg.split, judge.SAMPLES if judge else TEXTS)
-    name, score = "none", None
-    if judge:
-        name, score = judge.score(model, texts)
-    elif task == "chat":
-        same = compare_answers(texts.found, texts.wanted, model.meta["specials"]["eos"])
-        name, score = "exact answers", same.exact / same.rows
+    usual = room(task).SAMPLES if task in TASKS else TEXTS
+    texts = sampled(cfg, model, corpus, cfg.split, usual)
+    name, score = score_of(model, texts)
     n, speed = len(texts.found), texts.speed
     limits = None if score is None else wilson(score, n)
     cost = {key: speed[key] for key in ("nfe", "tokens_per_second")}

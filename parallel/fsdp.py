@@ -176,11 +176,11 @@ def newest(out: Path) -> Path | None:
 
 
 def retire_other(written: Path) -> None:
-    """Rename the run's checkpoint of the other form to ckpt_prev."""
+    """Rename the checkpoint of the other form to ckpt_prev."""
     whole = written.suffix == ".pt"
     old = written.with_suffix("" if whole else ".pt")
     if old.exists():
-        previous = old.with_name(f"ckpt_prev{old.suffix}")
+        previous = old.with_name(f"{written.stem}_prev{old.suffix}")
         if whole:
             shutil.rmtree(previous, ignore_errors=True)
         os.replace(old, previous)

@@ -131,7 +131,9 @@ def test_bfloat16_parts_are_close_to_a_whole_network(tmp_path: Path, flags: Any)
 
 def test_each_process_writes_its_half(tmp_path: Path, flags: Any):
     """Nothing but steps is written twice; every large tensor is in two files."""
-    finish("train.py", *flags(tmp_path, parallel="fsdp", max_iters=1, **OPTIONS), count=2)
+    more = {"snapshot_interval": 1, "sample_interval": 1, "num_samples": 3}
+    flags = flags(tmp_path, parallel="fsdp", max_iters=1, **OPTIONS, **more)
+    finish("train.py", *flags, count=2)
     saved = sharded_checkpoint.Saved(tmp_path / "ckpt")
     sizes = [saved.layout["files"][f"__{i}_0.distcp"]["bytes"] for i in (0, 1)]
     assert sizes[1] > 0.85 * sizes[0], sizes
@@ -139,6 +141,9 @@ def test_each_process_writes_its_half(tmp_path: Path, flags: Any):
         files = {chunk[2] for chunk in about["chunks"]}
         assert len(files) == min(2, *about["shape"][:1], 2 if about["shape"] else 1), name
     assert not (tmp_path / "ckpt.pt").exists()
+    last, snapshot = (checkpoint.read(tmp_path / name) for name in ("ckpt", "ckpt_000001"))
+    assert all(same(last[key], snapshot[key]) for key in ("model", "ema", "optimizer", "step"))
+    assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == 3
 
 
 RESUMES = [
