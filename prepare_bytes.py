@@ -20,6 +20,7 @@ which is what its training in fact runs on.
 import dataclasses
 import functools
 import hashlib
+import os
 import sys
 from collections import Counter, deque
 from concurrent.futures import ProcessPoolExecutor
@@ -82,12 +83,12 @@ class PrepareConfig:
     max_repeats: int = 8  # of one text in train: there are few short ones, and they would crowd
     listed_share: float = 0.02  # share of rows that are words and phrases of data/palindromes.txt
     # source=phrases
-    file: str = ""  # one phrase per line, or a JSON array; empty: data/palindromes.txt
+    file: str = ""  # one phrase per line, or JSON; empty: data/palindromes.txt
     repeat: int = 5  # times each training row is stored
     # source=text, pydoc, wikipedia
     path: str = ""  # files, folders, patterns: see above; wikipedia: instead of the hub
     fold_whitespace: bool = True  # ASCII white space to single spaces; False: every one as it is
-    num_proc: int = 1  # processes that clean and cut; the corpus does not depend on it
+    num_proc: int = 0  # processes that clean and cut; 0: 8, or the cores that there are
     dataset_percent: float = 20.0  # wikipedia: the first so many per cent of the articles
     hub_dataset: str = "wikimedia/wikipedia"  # wikipedia: any dataset with a column `text`
     hub_config: str = "20231101.en"  # wikipedia: its configuration
@@ -96,11 +97,13 @@ class PrepareConfig:
     # a look at the result
     report: str = ""  # folder for figures; with an existing corpus, only this is done
     num_batches: int = 3  # figures, of 64 rows each
+    max_samples: int = 0  # rows of training that figures may show, the first ones; 0: all
 
     def __post_init__(self):
-        for key in "rows val_rows min_letters max_repeats repeat num_proc num_batches".split():
+        for key in "rows val_rows min_letters max_repeats repeat num_batches".split():
             require(self, key, getattr(self, key) >= 1, "at least 1")
-        require(self, "seed", self.seed >= 0, "at least 0")
+        for key in ("seed", "num_proc", "max_samples"):
+            require(self, key, getattr(self, key) >= 0, "at least 0")
         ratio = self.val_split_ratio
         require(self, "val_split_ratio", ratio is None or 0 < ratio < 1, "above 0 and below 1")
         require(self, "listed_share", 0 <= self.listed_share <= 1, "between 0 and 1")
@@ -112,6 +115,9 @@ class PrepareConfig:
         unmixed = self.source != "palindrome" or self.upstream_rules == "false"
         require(self, "upstream_rules", unmixed, "false for source=palindrome, which is ours")
         require(self, "path", self.source != "text" or bool(self.path), "given with source=text")
+
+    def processes(self) -> int:
+        return self.num_proc or min(8, os.cpu_count() or 1)
 
     def share(self) -> float:
         """The share of validation."""
@@ -223,7 +229,7 @@ def write_documents(cfg: PrepareConfig, out: CorpusWriter) -> None:
     bar = tqdm(documents.texts, "documents", documents.count, disable=not sys.stdout.isatty())
     pairs = divided(documents._replace(texts=bar), cfg.share(), cfg.seed)
     seen: set[bytes] = set()
-    for split, digest, rows in chain.from_iterable(in_order(work, batches(pairs), cfg.num_proc)):
+    for split, digest, rows in chain.from_iterable(in_order(work, batches(pairs), cfg.processes())):
         if not len(rows.lengths):
             out.info["dropped"][unfit] += 1
         elif digest in seen and cfg.upstream_rules == "false":
@@ -325,7 +331,7 @@ def write_palindromes(cfg: PrepareConfig, out: CorpusWriter) -> None:
 
 def prepare(cfg: PrepareConfig, folder: Path) -> None:
     """Write the corpus, complete or not at all, and print a summary."""
-    elsewhere = "dataset data_dir cache_dir num_proc report num_batches".split()
+    elsewhere = "dataset data_dir cache_dir num_proc report num_batches max_samples".split()
     options = {k: v for k, v in dataclasses.asdict(cfg).items() if k not in elsewhere}
     write = {"palindrome": write_palindromes, "phrases": write_phrases}.get(
         cfg.source, write_documents
@@ -352,13 +358,13 @@ def main(argv: list[str]) -> None:
     """Prepare a corpus, look at one, or both."""
     cfg, origins = load(PrepareConfig, argv)
     folder = Path(cfg.data_dir) / (cfg.dataset or cfg.source)
-    looking = {"report", "num_batches", "source", "dataset", "data_dir"}
+    looking = {"report", "num_batches", "max_samples", "source", "dataset", "data_dir"}
     if not (cfg.report and folder.exists() and looking.issuperset(origins)):
         if origins:
             print(describe(cfg, origins))
         prepare(cfg, folder)
     if cfg.report:
-        write_report(Corpus(folder), Path(cfg.report), cfg.num_batches)
+        write_report(Corpus(folder), Path(cfg.report), cfg.num_batches, cfg.max_samples)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ from corpus import Batch, Corpus, shuffled
 ROWS = 64  # per batch, one figure each
 
 
-def write_report(corpus: Corpus, folder: Path, num_batches: int) -> None:
-    """Write batch_0.png ... of `num_batches` training batches below `folder`; print a summary.
+def write_report(corpus: Corpus, folder: Path, num_batches: int, max_samples: int = 0) -> None:
+    """Write batch_0.png ... of `num_batches` training batches below `folder`, drawn from the first
+    `max_samples` rows (0: all); print a summary.
 
     Raises UserError if the corpus is not of bytes or the folder cannot be made.
     """
@@ -30,7 +31,7 @@ def write_report(corpus: Corpus, folder: Path, num_batches: int) -> None:
     total, sizes = Counter(), []
     for number in range(num_batches):
         places = np.arange(number * ROWS, (number + 1) * ROWS)
-        rows = shuffled(places, corpus.rows("train"), seed=0)
+        rows = shuffled(places, min(corpus.rows("train"), max_samples or 1 << 62), seed=0)
         batch = corpus.batch("train", rows, block)
         figure = draw(corpus, batch, f"{corpus.folder.name}, batch {number}", pyplot)
         figure.savefig(folder / f"batch_{number}.png", dpi=100)

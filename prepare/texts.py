@@ -150,15 +150,23 @@ def lines_of(text: str) -> list[str]:
 
 
 def read_phrases(path: Path) -> list[str]:
-    """A JSON array of strings, or one phrase per line after comment lines; no empty ones."""
+    """One phrase per line after comment lines; or JSON: an array of strings or of objects with a
+    `text`, alone or as the `palindromes` of an object. No empty ones."""
     listed = kind_of(path) == ".json"
     try:
         text = read_text(path, "surrogateescape")
         lines = json.loads(text) if listed else lines_of(text)
     except ValueError as e:
         raise UserError(f"file: {path} is no JSON: {e}") from e
+    if isinstance(lines, dict):
+        lines = lines.get("palindromes")
+    if isinstance(lines, list):
+        lines = [item.get("text") if isinstance(item, dict) else item for item in lines]
     if not isinstance(lines, list) or not all(isinstance(p, str) for p in lines):
-        raise UserError(f"file: {path} must hold a JSON array of strings")
+        raise UserError(
+            f'file: {path} must hold a JSON array of strings or of {{"text": ...}}, alone or as '
+            '{"palindromes": [...]}'
+        )
     try:
         require_utf8("".join(lines), "surrogateescape")
     except UserError as e:

@@ -203,6 +203,18 @@ def test_phrases_in_every_form_are_the_same(form, tmp_path):
         assert read_phrases(write(form, tmp_path, name, text)) == ["level", "Noon, é"]
 
 
+def test_lists_of_phrases_in_json(tmp_path):
+    path, rows = tmp_path / "p.json", [{"text": "level"}, {"text": " Noon", "source": 1}]
+    names = ["level", "Noon"]
+    for value in (names, rows, {"palindromes": rows}, {"palindromes": names}):
+        path.write_text(json.dumps(value))
+        assert read_phrases(path) == ["level", "Noon"], value
+    for value in ({"phrases": ["level"]}, [1], [{"title": "level"}], [None], "level", {}):
+        path.write_text(json.dumps(value))
+        with pytest.raises(UserError, match="must hold a JSON array"):
+            read_phrases(path)
+
+
 def test_report():
     texts = ["abba", "abba", "level", "Level", "no on", "ab", "aa", "", "abc", "l\u00e9l"]
     got = report(texts, seen={"abba"})
@@ -561,7 +573,7 @@ REFUSED = [
     ("--min_letters=9 --max_letters=8", "max_letters"),
     ("--val_split_ratio=1", "val_split_ratio"),
     ("--dataset_percent=0", "dataset_percent"),
-    ("--num_proc=0", "num_proc"),
+    ("--num_proc=-1", "num_proc"),
     ("--upstream_rules=true", "upstream_rules"),
     ("--upstream_rules=perhaps", "one of false, true, loader"),
     ("--rowz=3", "did you mean rows"),
@@ -619,6 +631,9 @@ def test_report_figures(make, tmp_path, capsys):
     assert [f.name for f in figures] == ["batch_0.png", "batch_1.png"]
     assert all(f.read_bytes().startswith(b"\x89PNG") for f in figures)
     assert "most frequent" in capsys.readouterr().out
+    main(["--dataset=p", "--report=figures", "--num_batches=1", "--max_samples=1"])
+    size = Corpus("data/p").batch("train", np.array([0]), 32).length[0]
+    assert f"length {size:.1f} +- 0.0 ids, {size} to {size}" in capsys.readouterr().out
 
 
 def test_report_does_not_hide_other_options(make):

@@ -5,6 +5,8 @@ import importlib
 import json
 import os
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,10 +20,12 @@ import checkpoint
 from configurator import ROOT, Config, load
 from prepare_bytes import PrepareConfig
 from preprocess_prefix import PrefixConfig
+from sample import SampleConfig
 
 JOBS = sorted(p.name for p in (ROOT / "slurm").glob("*.slurm"))
 CLASSES = {
     "train.py": Config,
+    "sample.py": SampleConfig,
     "prepare_bytes.py": PrepareConfig,
     "preprocess_prefix.py": PrefixConfig,
 }
@@ -88,7 +92,7 @@ def test_commands_exist_and_are_understood(place: Path, job: str, monkeypatch):
     assert len(got) >= 1
     for name, *argv in got:
         while name == "torchrun" and argv[0].startswith("--"):
-            assert argv[0] == "--standalone" or argv[0] == "--nproc_per_node=4", argv
+            assert argv[0] == "--standalone" or argv[0].startswith("--nproc_per_node="), argv
             argv = argv[1:]
         script, *argv = argv
         monkeypatch.chdir(place)
@@ -101,8 +105,92 @@ def test_stages_of_palindromes_follow_one_another(place: Path):
     assert run.wait(60) == 0
     values = [" ".join(call) for call in calls(place)]
     assert ["prepare_bytes" in x for x in values] == [True, True, False, False]
+    assert "--source=wikipedia" in values[0] and "--dataset=wikipedia" in values[2]
     assert "--init_from=auto" in values[2]
     assert "--init_from=auto:out/palindrome_pretrain/ckpt.pt" in values[3]
+
+
+def test_the_newest_snapshot_begins_the_fine_tuning(place: Path):
+    """Not the one before it that a save leaves, and of another text only by name."""
+    out = place / "out/palindrome_pretrain"
+    out.mkdir(parents=True)
+    for age, name in enumerate(("ckpt_020000.pt", "ckpt.pt", "ckpt_prev.pt", "ckpt_015000.pt")):
+        (out / name).touch()
+        os.utime(out / name, (1e9 - age, 1e9 - age))
+    tool(place, "torchrun", NOTES.replace("pathlib.Path(out, ", "pathlib.Path(out, 'x' + "))
+    run = start(place, "palindrome.slurm", SOURCE="pydoc")
+    text, _ = run.communicate(timeout=60)
+    assert run.returncode == 0 and "pretraining on bytes of pydoc" in text
+    values = [" ".join(call) for call in calls(place)]
+    assert "--source=pydoc" in values[0] and "--dataset=pydoc" in values[2]
+    assert "--init_from=auto:out/palindrome_pretrain/ckpt_020000.pt" in values[3]
+
+
+# ---- any config --------------------------------------------------------------------------------
+
+
+def test_a_job_submits_itself(place: Path):
+    """Outside of a job; options before the first argument are sbatch's."""
+    tool(place, "sbatch", NOTES)
+    options = ["--nodes=2", "--constraint=a100", "--time=1:00:00"]
+    rest = ["config/star_easy.py", "--seed=2", "--demo=a b"]
+    assert start(place, "train.slurm", *options, *rest, SLURM_JOB_ID="").wait(60) == 0
+    assert calls(place) == [["sbatch", *options, "slurm/train.slurm", *rest]]
+
+
+def test_print_submits_nothing(place: Path):
+    tool(place, "sbatch", NOTES)
+    argv = ["--nodes=2", "--print", "config/star_easy.py"]
+    out, _ = start(place, "train.slurm", *argv, SLURM_JOB_ID="").communicate(timeout=60)
+    assert not calls(place)
+    command, script = out.split("\n", 1)
+    assert shlex.split(command) == [
+        "sbatch",
+        "--nodes=2",
+        "slurm/train.slurm",
+        "config/star_easy.py",
+    ]
+    assert script == (place / "slurm/train.slurm").read_text()
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 4, 8])
+def test_one_node_or_several(place: Path, nodes: int):
+    """torchrun on every node meets on the first one, at a port of the job."""
+    tool(place, "scontrol", "#!/bin/sh\nprintf 'n3\\nn4\\nn7\\n'\n")
+    tool(place, "srun", NOTES)
+    env = {"SLURM_JOB_NUM_NODES": nodes, "SLURM_JOB_NODELIST": "n[3-4,7]"}
+    env["SLURM_GPUS_ON_NODE"] = 3
+    assert start(place, "train.slurm", "config/star_easy.py", "--seed=2", **env).wait(60) == 0
+    [call] = calls(place)
+    where = call.index("train.py")
+    assert call[where:] == [
+        *("train.py", "config/star_easy.py", "--seed=2", "--init_from=auto", "--demo=")
+    ]
+    if nodes == 1:
+        assert call[:where] == ["torchrun", "--standalone", "--nproc_per_node=3"]
+    else:
+        assert call[:2] == ["srun", "torchrun"]
+        options = {f"--nnodes={nodes}", "--rdzv_backend=c10d", "--rdzv_endpoint=n3:20077"}
+        assert set(call[2:where]) == options | {"--rdzv_id=77", "--nproc_per_node=3"}
+
+
+def test_weights_begin_a_run_and_only_that(place: Path):
+    start(place, "train.slurm", "config/a2d.py", "--init_from=folder").wait(60)
+    assert calls(place)[0][-2:] == ["--init_from=auto:folder", "--demo="]
+
+
+def test_the_environment_of_a_job(place: Path):
+    """A virtual environment or one of conda, behind the lines of the site."""
+    (place / "slurm").unlink()
+    shutil.copytree(ROOT / "slurm", place / "slurm")
+    (place / "slurm/site.sh").write_text("echo site $PWD\n")
+    (place / "venv/bin").mkdir(parents=True)
+    (place / "venv/bin/activate").write_text("echo entered $UNSET\n")
+    tool(place, "conda", "#!/bin/sh\necho 'conda() {{ echo conda $1 $2; }}'\n")
+    for env, word in (({"VENV": "venv"}, "entered"), ({"CONDA_ENV": "e"}, "conda activate e")):
+        for job in JOBS:
+            out, _ = start(place, job, **env).communicate(timeout=60)
+            assert out.startswith(f"site {place}\n{word}\n"), (job, out)
 
 
 def test_logs_have_a_folder_in_a_fresh_clone():
