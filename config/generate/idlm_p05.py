@@ -1,0 +1,7 @@
+# p05.py for IDLM: without the exact rate of the first token, which makes texts longer.
+#
+#   python sample.py config/generate/idlm_p05.py --ckpt=out/idlm_stories
+from config.generate.p05 import *  # noqa: F403
+
+length_temperature = 1.0
+use_first_step_factor = False

@@ -1,0 +1,6 @@
+# idlm_stories_v3.py with the geometric schedule.
+#
+#   torchrun --standalone --nproc_per_node=8 train.py config/idlm_stories_diffusion_geometric.py
+from config.idlm_stories_v3 import *  # noqa: F403
+
+noise = "geometric"
