@@ -295,7 +295,8 @@ class Corpus:
         names = self.meta["files"]
         for name, recorded in names.items():
             check_file(self.folder / name, recorded, verify)
-        self.splits = {s: self._shards(s) for s in ("train", "val")}
+        more = [s for s in self.meta["splits"] if s not in ("train", "val")]
+        self.splits = {s: self._shards(s) for s in ("train", "val", *more)}
         self.maps: dict[Path, tuple[np.ndarray, np.ndarray | None, np.ndarray | None]] = {}
         self.batches = 0
         texts = [n for n in names if not n.endswith((".bin", ".idx", ".giv"))]
@@ -328,6 +329,16 @@ class Corpus:
         if len({s.rows > 0 for s in shards}) > 1:
             self._refuse(f"the split {split} mixes rows and streams")
         return shards
+
+    def split_named(self, name: str) -> str:
+        """The split that is called `name`: itself, or one by its published name, validation is val
+        elsewhere. Raises UserError if there is none."""
+        names = {"validation": "val", **self.meta.get("published", {})}
+        split = name if name in self.splits else names.get(name, name)
+        if split not in self.splits:
+            there = ", ".join([*self.splits, *names])
+            raise UserError(f"{self.folder} has no split {name}; it has {there}")
+        return split
 
     def rows(self, split: str) -> int:
         """Number of rows; 0 if the split is a continuous stream."""

@@ -533,7 +533,7 @@ class EvaluateConfig(SamplerConfig):
     """The options of `evaluate.py`."""
 
     data: str = ""  # corpus folder; empty: the one that the checkpoint was trained on
-    split: str = "val"  # train | val
+    split: str = "val"  # train | val | test, validation: by their published names, where they have
     rows: int = 2000  # rows of the split, or all if it has fewer; 0 skips the bound
     t_samples: int = 4  # noise levels per row
     discrete_steps: int = 0  # also the bound for a sampler of so many steps; 0 skips it
@@ -559,7 +559,6 @@ class EvaluateConfig(SamplerConfig):
             self, "order", not (self.order and alone), "left out: there is no bound to be beside"
         )
         require(self, "samples", self.samples is None or self.samples >= 0, "at least 0")
-        require(self, "split", self.split in ("train", "val"), "train or val")
         valid = self.maskings > 0 and self.maskings % COPIES == 0
         require(self, "maskings", valid, f"a multiple of {COPIES}")
         require(self, "answers", not (self.answers and self.answer), "left out with --answer")
@@ -857,6 +856,7 @@ def corpus_report(cfg: EvaluateConfig, model: Model, sample: bool, judge: Judge 
     """The bound, then the samples: of any corpus if `sample`."""
     corpus = Corpus(cfg.data or f"{model.config.data_dir}/{model.config.dataset}")
     corpus.require_like({**model.meta, "tokenizer": model.tokenizer.spec()})
+    cfg = dataclasses.replace(cfg, split=corpus.split_named(cfg.split))
     result, task = {}, model.meta.get("task")
     if cfg.rows and not model.objective.bounded:
         print(f"objective={model.config.objective} has no bound on the likelihood")

@@ -1,5 +1,5 @@
-# Insertion diffusion (IDLM) on star graphs, level hard, with every weight of the likelihood: a constant
-# rate of 12, of which 1 at time 0.
+# Insertion diffusion (IDLM) on star graphs, level hard, with every weight of the likelihood: a
+# constant rate of 12, and 1 dropped token at time 0.
 #
 #   python train.py config/idlm_vstar_medium_poisson.py
 from config.vstar_medium import *  # noqa: F403

@@ -1,13 +1,16 @@
 """Corpora of questions that are hard to answer from left to right, and of a small grammar.
 
     python -m tasks.stars --level=easy                            # data/star_easy
+    python -m tasks.stars --degree=4 --path=6 --variable          # data/vstar_4_6
     python -m tasks.stars --task=grammar                          # data/grammar
     python -m tasks.stars --task=zebra --path=train.jsonl,test.jsonl
     python -m tasks.stars --task=countdown --path=dhruveshpatel/countdown-4
 
 Levels of star graphs are tiny, small, easy, medium, hard (LEVELS). The last three are drawn as
 published, graph by graph: 50,000 for training, and the 5,000 of the test set for validation, on
-which published numbers are. The 100 graphs of the published validation set are left out.
+which published numbers are. The 100 graphs of the published validation set are a split of their
+own, `evaluate.py --split=validation`. --degree and --path are the arms and the nodes of each, which
+--variable varies from half as many on.
 
 --path names files with input and output in each row (.jsonl, .json or .parquet): one for training
 and one for validation, or one of which a twentieth is validation; or a dataset of the hub. Zebra
@@ -69,6 +72,7 @@ LEVELS: dict[str, dict[str, int]] = {
 
 PUBLISHED = ("easy", "medium", "hard")  # drawn one after another from one stream
 SIZES = {"train": 50_000, "validation": 100, "test": 5_000}  # of each of them, in this order
+NAMES = {"test": "val", "validation": "dev"}  # the published splits -> ours
 OURS = {"tiny": (50_000, 2_000), "small": (200_000, 2_000)}  # training and validation graphs
 GRAPH_SEED = 42  # of the published sets, and of ours
 
@@ -156,10 +160,10 @@ def published(level: str) -> dict[str, list[Graph]]:
     return {split: list(islice(rest, count)) for split, count in SIZES.items()}
 
 
-def ours(level: str, sizes: tuple[int, int]) -> dict[str, list[Graph]]:
-    """Training and validation graphs of any level; no question is in both, and none twice in
+def ours(arguments: dict[str, int], sizes: tuple[int, int]) -> dict[str, list[Graph]]:
+    """Training and validation graphs of any size; no question is in both, and none twice in
     validation, in whatever order its edges are."""
-    stream = graphs(GRAPH_SEED, (LEVELS[level], 1 << 62))
+    stream = graphs(GRAPH_SEED, (arguments, 1 << 62))
     train = list(islice(stream, sizes[0]))
     seen = {graph.key() for graph in train}
     val: list[Graph] = []
@@ -186,19 +190,50 @@ class StarsConfig:
 
     level: Literal["tiny", "small", "easy", "medium", "hard"] = "easy"  # of star graphs
     task: Literal["star", "grammar", "zebra", "countdown"] = "star"  # what the rows are
-    path: str = ""  # files or a dataset of the hub instead of our own generator: see above
+    degree: int = 0  # arms of star graphs of other sizes; 0: by the level
+    path: str = ""  # with a degree, nodes per arm; else files or a dataset of the hub: see above
+    variable: bool = False  # with a degree: arms of different lengths, crossing anywhere
+    node_ids: int = 0  # with a degree: how many there are; 0: as many as a graph may have
     dataset: str = ""  # folder of the corpus, below data_dir; empty: star_easy, grammar ...
     data_dir: str = "data"  # where prepared corpora live
     huggingface_cache_dir: str = ""  # where downloads go; empty: the library's own place
 
     def __post_init__(self):
         require(self, "path", self.task != "grammar" or not self.path, "left out for the grammar")
+        if self.degree:
+            require(self, "task", self.task == "star", "star, with a degree")
+            require(self, "degree", self.degree >= 2, "at least 2")
+            short, rule = 3 + self.variable, "nodes per arm with a degree: at least"
+            good = self.path.isdecimal() and int(self.path) >= short
+            require(self, "path", good, f"{rule} {short}")
+            most = self.degree * (int(self.path) - 1) + 1
+            require(
+                self, "node_ids", self.node_ids in (0, *range(most, 1 << 16)), f"at least {most}"
+            )
+            return
+        for key in ("variable", "node_ids"):
+            require(self, key, not getattr(self, key), "left out without a degree")
         few = len(entries(self.path)) <= 2
         require(self, "path", few, "one or two files, or a dataset of the hub")
+
+    def graphs(self) -> dict[str, int]:
+        """The arguments of `even_arms` or `uneven_arms`."""
+        if not self.degree:
+            return LEVELS[self.level]
+        longest = int(self.path)
+        ids = self.node_ids or self.degree * (longest - 1) + 1
+        size = {"degree": self.degree, "vocab_size": ids}
+        if not self.variable:
+            return size | {"pathlength": longest}
+        shortest = max(3, longest // 2)
+        more = {"min_pathlength": shortest, "max_pathlength": longest}
+        return size | more | {"min_plan_length": shortest - 1}
 
     def folder(self) -> Path:
         """Where the corpus goes."""
         name = f"star_{self.level}" if self.task == "star" else self.task
+        if self.degree:
+            name = f"{'v' * self.variable}star_{self.degree}_{self.path}"
         return Path(self.data_dir) / (self.dataset or name)
 
 
@@ -238,14 +273,16 @@ def file_rows(path: Path) -> Iterator[dict]:
 
 def star_rows(cfg: StarsConfig, tokenizer: Symbols) -> dict[str, Rows]:
     """Rows of star graphs; a node's id is its number."""
-    if cfg.path:
+    if cfg.degree:
+        graphs = ours(cfg.graphs(), OURS["tiny"])
+    elif cfg.path:
         parts = told_rows(cfg)
         graphs = {split: map(_told_graph, rows) for split, rows in parts.items()}
     elif cfg.level in PUBLISHED:
         parts = published(cfg.level)
-        graphs = {"train": parts["train"], "val": parts["test"]}
+        graphs = {"train": parts["train"]} | {ours: parts[name] for name, ours in NAMES.items()}
     else:
-        graphs = ours(cfg.level, OURS[cfg.level])
+        graphs = ours(cfg.graphs(), OURS[cfg.level])
     return {
         split: (row_of(tokenizer, graph.prompt(), graph.answer()) for graph in some_graphs)
         for split, some_graphs in graphs.items()
@@ -287,7 +324,7 @@ def puzzle_rows(cfg: StarsConfig, tokenizer: Symbols) -> dict[str, Rows]:
 def task_rows(cfg: StarsConfig) -> tuple[Symbols, dict[str, Rows]]:
     """The tokenizer and the rows of both splits."""
     if cfg.task == "star":
-        tokenizer = Symbols([str(i) for i in range(LEVELS[cfg.level]["vocab_size"])], " ")
+        tokenizer = Symbols([str(i) for i in range(cfg.graphs()["vocab_size"])], " ")
         return tokenizer, star_rows(cfg, tokenizer)
     if cfg.task == "grammar":
         tokenizer = Symbols(WORDS, " ")
@@ -311,7 +348,7 @@ def write(out: CorpusWriter, rows: dict[str, Rows]) -> dict[str, int]:
             key = np.array(ids, np.uint16).tobytes()
             if split == "train":
                 seen.add(key)
-            else:
+            elif split == "val":
                 counts["val_rows_in_train"] += key in seen
     return counts
 
@@ -324,7 +361,9 @@ def main(argv: list[str]) -> None:
     tokenizer, rows = task_rows(cfg)
     info = {"task": cfg.task, "source": cfg.path or "tasks.stars"}
     if cfg.task == "star":
-        info["level"] = cfg.level
+        info |= {"graph": cfg.graphs()} if cfg.degree else {"level": cfg.level}
+        if cfg.level in PUBLISHED and not cfg.degree and not cfg.path:
+            info["published"] = NAMES
     with CorpusWriter(folder, tokenizer, **info) as out:
         counts = write(out, rows)
         out.info |= counts

@@ -104,13 +104,13 @@ def test_published_sets_share_one_stream(few: None):
 
 
 def test_own_levels_ask_nothing_twice():
-    parts = ours("tiny", (12_000, 500))
+    parts = ours(LEVELS["tiny"], (12_000, 500))
     seen = {g.key() for g in parts["train"]}
     val = [g.key() for g in parts["val"]]
     assert len(parts["train"]) == 12_000 and len(val) == len(set(val)) == 500
     assert not seen & set(val)
     assert len(seen) > 10_000  # of 95,040 questions: there are enough that were never asked
-    assert parts == ours("tiny", (12_000, 500))
+    assert parts == ours(LEVELS["tiny"], (12_000, 500))
 
 
 # ---- the command -------------------------------------------------------------------------------
@@ -122,8 +122,13 @@ def test_rows(level: str, tmp_path: Path, few: None, capsys: Any):
     nodes = LEVELS[level]["vocab_size"]
     bos, eos = (corpus.specials[k] for k in ("bos", "eos"))
     assert corpus.vocab_size == nodes + 3 and corpus.meta["task"] == "star"
-    wanted = published(level) if level in PUBLISHED else ours(level, (300, 40))
-    for split, name in (("train", "train"), ("val", "test" if level in PUBLISHED else "val")):
+    wanted = published(level) if level in PUBLISHED else ours(LEVELS[level], (300, 40))
+    names = {"train": "train", "val": "val"}
+    if level in PUBLISHED:  # by the names under which evaluate.py --split= finds them
+        names = {"train": "train", "val": "test", "dev": "validation"}
+        assert all(corpus.split_named(theirs) == ours for ours, theirs in names.items())
+    assert list(corpus.splits) == list(names)
+    for split, name in names.items():
         got = rows(corpus, split)
         assert got == [([*g.prompt(), bos], [*g.answer(), eos]) for g in wanted[name]]
     longest = max(len(a) for split in ("train", "val") for _, a in rows(corpus, split))
@@ -134,10 +139,46 @@ def test_rows(level: str, tmp_path: Path, few: None, capsys: Any):
     assert "40 rows" in capsys.readouterr().out
 
 
+def test_other_sizes(tmp_path: Path, few: None):
+    """Arms of one length from a common source, or of lengths from half on that cross anywhere."""
+    even = prepare(tmp_path / "even", "--degree=4", "--path=5")
+    uneven = prepare(tmp_path / "uneven", "--degree=3", "--path=8", "--variable", "--node_ids=30")
+    named = stars.StarsConfig(degree=3, path="8", variable=True)
+    assert str(named.folder()) == "data/vstar_3_8"
+    assert even.vocab_size == 4 * 4 + 1 + 3 and uneven.vocab_size == 30 + 3
+    lengths = Counter()
+    for corpus in (even, uneven):
+        for prompt, answer in rows(corpus, "train"):
+            edges, source, goal = prompt[:-3], *prompt[-3:-1]
+            degrees = Counter(edges)
+            assert answer[0] == source and answer[-2] == goal
+            steps = {*zip(answer[:-1:2], answer[1:-1:2], strict=True)}
+            assert steps <= {*zip(edges[::2], edges[1::2], strict=True)}
+            if corpus is even:
+                assert len(steps) == 4 and degrees[source] == 4 == max(degrees.values())
+                assert len(edges) == 2 * 4 * 4
+            else:
+                lengths[len(steps) + 1] += 1
+                assert 3 <= max(degrees.values()) <= 6
+    assert min(lengths) == 4 and max(lengths) == 8
+    with pytest.raises(UserError, match="has no split test; it has train, val, validation"):
+        even.split_named("test")
+    assert even.split_named("validation") == "val"
+
+
 def test_names_and_refusals(tmp_path: Path, few: None):
     stars.main([f"--data_dir={tmp_path}", "--level=small"])
     assert Corpus(tmp_path / "star_small").rows("val") == 40
     for flags, word in (
+        (["--degree=1", "--path=5"], "degree"),
+        (["--degree=3"], "path"),
+        (["--degree=3", "--path=2"], "path"),
+        (["--degree=3", "--path=3", "--variable"], "path"),
+        (["--degree=3", "--path=a.json"], "path"),
+        (["--degree=3", "--path=5", "--node_ids=12"], "node_ids"),
+        (["--degree=3", "--path=5", "--task=zebra"], "task"),
+        (["--variable"], "variable"),
+        (["--node_ids=50"], "node_ids"),
         (["--level=small"], "exists already"),
         (["--level=huge"], "level must be one of tiny"),
         (["--task=zebra", f"--path={tmp_path / 'no.jsonl'}"], "no such file"),
