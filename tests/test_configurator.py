@@ -353,6 +353,11 @@ def test_a_file_in_the_working_directory_comes_first(tmp_path: Path, monkeypatch
 
 def test_committed_configs_load():
     for path in sorted((configurator.ROOT / "config").rglob("*.py")):
+        if path.parent.name == "generate":
+            mirrored = path.stem == "palindrome"  # for sample.py alone
+            for cls in (SampleConfig, EvaluateConfig)[: 2 - mirrored]:
+                assert load(cls, [str(path)])[1], path
+            continue
         cfg, origins = load(Config, [str(path)])
         assert set(origins) - {"out_dir"} and cfg.out_dir != "out/", path
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from checkpoint import build_network, build_objective, load
-from configurator import Config, UserError
+from configurator import ROOT, Config, UserError
+from configurator import load as load_config
 from corpus import Batch
 from diffusion import Exponential, Geometric, Linear
 from insertion import (
@@ -36,6 +37,7 @@ from sample import canvas as canvas_of
 N = 3  # real tokens; then bos, eos, pad, and CLS of the objective
 SPECIALS = {"bos": 3, "eos": 4, "pad": 5}
 VOCAB, CLS = 6, 6
+SMALL = ["--n_layer=1", "--n_head=2", "--n_embd=8", "--cond_dim=4"]
 TEXTS = [list(t) for k in range(4) for t in itertools.permutations(range(N), k)]
 WORLD = torch.Generator().manual_seed(0)
 P = torch.rand(len(TEXTS), generator=WORLD, dtype=torch.float64) + 0.1
@@ -739,3 +741,21 @@ def test_published_weights_load_strictly(tmp_path):
         torch.save({"state_dict": bad}, tmp_path / "bad.ckpt")
         with pytest.raises(UserError, match=f"{change}.*{name}"):
             published.read(str(tmp_path / "bad.ckpt"))
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "config").glob("idlm_*.py")))
+def test_every_recipe_of_idlm_is_finite(name):
+    """Of rates up to 7000, losses and gradients of texts of 0 to 120 tokens, and their bound."""
+    cfg = load_config(Config, [f"config/{name}.py", "--block_size=128", *SMALL])[0]
+    objective = build_objective(cfg, {"vocab_size": 50, "specials": SPECIALS})
+    torch.manual_seed(0)
+    net = build_network(cfg, objective)
+    rng = generator(1)
+    texts = [torch.randint(6, 50, (n,), generator=rng).tolist() for n in (0, 1, 7, 120)]
+    batch = batch_of(texts, 128)
+    for _ in range(20):
+        total, count, _ = objective.loss(net, objective.corrupt(batch, rng))
+        assert count > 0 and total.isfinite()
+        total.backward()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in net.parameters())
+    assert objective.bound(net, batch, rng, 20).isfinite().all()
