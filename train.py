@@ -15,6 +15,9 @@ with --overwrite.
 --init_from=auto goes on where there is a checkpoint. Else it begins with the weights that it names,
 auto:WEIGHTS, or that the config file names; or from scratch.
 
+Before a long run: --debug=overfit learns one row by heart, until its bound is near 0, and fails if
+it cannot; --debug=multinode compares the first losses of one process and of two nodes, on the CPU.
+
 From another folder: config files are looked for there and then beside train.py; data/ and out/ are
 below the folder that one is in.
 """
@@ -38,6 +41,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Callable, ContextManager, Iterable, Iterator
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -59,7 +63,7 @@ from configurator import (
 from corpus import Batch, Corpus, Prefetcher, length_bucketed_rows, sole_writer
 from model import autocast, compile_network, gemm_peak, to_device, wants_compile
 from objective import NotFinite, Objective, generator, seed_of
-from parallel import fsdp
+from parallel import agree, fsdp
 from parallel.fsdp import local, total_norm
 from parallel.processes import World, enter_world
 
@@ -390,6 +394,16 @@ ANNEAL = 8  # another; those between are of sample.py, evaluate.py and analysis/
 FRESH = ("scratch", "modernbert-tiny")  # init_from: neither another run nor weights
 
 
+LEARNT = 0.1  # --debug=overfit: nats per position; where tokens are inserted, which of two equal
+PAIRS = math.log(2) / 2  # neighbours is missing cannot be known, and all may be such pairs
+
+
+class NotLearnt(UserError):
+    """One row was not learnt by heart: not an error of the command line, so exit code 1."""
+
+    code = 1
+
+
 class Diverged(NotFinite):
     """The loss, the gradient or the validation bound is no longer finite, in all processes."""
 
@@ -508,6 +522,8 @@ class TrainState:
         size, block = self.cfg.batch_size, self.cfg.block_size
         crops = split == "train" and self.objective.crops_padding
         parts = self.cfg.gradient_accumulation_steps if crops else 1
+        if self.cfg.debug == "overfit":
+            return self.corpus.batch("train", np.zeros(size, np.int64), block)
         rows = length_bucketed_rows(self.corpus, split, order, number, size, parts, block)
         return self.corpus.batch(split, rows, block)
 
@@ -727,6 +743,11 @@ def utilisation(rate: float, peak: float | None) -> dict[str, float]:
     return {"mfu": share} if share <= 1 else {}
 
 
+def learnt(state: TrainState) -> float:
+    """What the validation bound has to be below with --debug=overfit."""
+    return LEARNT + PAIRS * state.objective.inserts
+
+
 def loop(state: TrainState) -> None:
     """Train until max_iters or a signal, with a checkpoint before each evaluation and at the
     end."""
@@ -754,12 +775,20 @@ def loop(state: TrainState) -> None:
         pause = time.perf_counter()
         if state.step % cfg.eval_interval == 0 or state.step == cfg.max_iters:
             saved = save_and_evaluate(state, log, ckpt)
+            if cfg.debug == "overfit" and state.best < learnt(state):
+                break
         if cfg.snapshot_interval and state.step % cfg.snapshot_interval == 0:
             take_snapshot(state)
         if cfg.sample_interval and state.step % cfg.sample_interval == 0:
             write_samples(state, log)
         clock += time.perf_counter() - pause  # the time of all that is not counted
     log.bar.close()
+    if cfg.debug == "overfit" and not state.stopping:
+        told = f"after {state.step} steps the {state.objective.criterion} of the first row is "
+        told += f"{state.best:.4f} nats per position"
+        if state.best >= learnt(state):
+            raise NotLearnt(f"debug=overfit: {told}, not below {learnt(state):.2f}")
+        print(f"learnt by heart: {told}")
     if state.step < cfg.max_iters and cfg.always_save_checkpoint and not saved:
         save(state, ckpt)
 
@@ -990,6 +1019,8 @@ def main(argv: list[str]) -> None:
             "it; -h has more"
         )
     cfg, origins = load(Config, argv)
+    if cfg.debug == "multinode":
+        return agree.compare(cfg, argv)
     cfg = resolve(cfg, origins)
     world = enter_world(cfg)
     try:

@@ -12,6 +12,7 @@ import checkpoint
 import evaluate
 import train
 from corpus import Corpus
+from parallel import agree
 from tasks.palindromes import is_exact
 from train import main
 
@@ -105,3 +106,38 @@ def test_a_snapshot_begins_another_run(tmp_path: Path, flags: Any):
     main(flags(tmp_path / "next", max_iters=1, init_from=begin, learning_rate=0.0, ema_decay=0.0))
     got = checkpoint.read(tmp_path / "next" / "ckpt.pt")["model"]
     assert same(got, checkpoint.read(begin)["ema"])
+
+
+# ---- before a long run -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective", ["masked", "sedd", "ilm", "ar"])
+def test_one_row_is_learnt_by_heart(tmp_path: Path, flags: Any, objective: str, capsys: Any):
+    options = {"objective": objective, "debug": "overfit", "learning_rate": 3e-3, "ema_decay": 0.0}
+    options |= {"eval_interval": 50, "n_embd": 32, "time_input": objective == "sedd"}
+    options |= {"batch_size": 16, "n_layer": 2, "positions": "both"}
+    main(flags(tmp_path, max_iters=1000, **options))
+    out = capsys.readouterr().out
+    assert "learnt by heart" in out and len(records(tmp_path, "log.jsonl")) < 1000
+    bound = records(tmp_path, "log.jsonl")[-1]["val_bound"]
+    assert bound < (0.45 if objective == "ilm" else 0.1)
+
+
+def test_what_cannot_be_learnt_fails(tmp_path: Path, flags: Any):
+    """Of a network that learns nothing, with the numbers; its checkpoint is kept."""
+    with pytest.raises(train.NotLearnt, match="after 4 steps the bound of the first row is") as e:
+        main(flags(tmp_path, max_iters=4, debug="overfit", learning_rate=0.0))
+    assert e.value.code == 1 and (tmp_path / "ckpt.pt").exists()
+
+
+@pytest.mark.slow
+def test_two_nodes_are_compared_with_one_process(flags: Any, tmp_path: Path, capsys, monkeypatch):
+    main(flags(tmp_path / "none", debug="multinode", max_iters=50, dropout=0.1))
+    out = capsys.readouterr().out
+    assert out.count("in one process") == 3 and out.endswith("they agree\n")
+    assert not (tmp_path / "none").exists()
+    monkeypatch.setattr(agree, "TOLERANCE", -1)  # sums in another order are no error, others are
+    with pytest.raises(agree.Disagree, match="losses of step 1 differ"):
+        main(flags(tmp_path / "none", debug="multinode"))
+    with pytest.raises(train.UserError, match="a process failed"):
+        main(flags(tmp_path / "none", debug="multinode", block_size=9999))
