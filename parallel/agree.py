@@ -73,10 +73,9 @@ def _finish(commands: list[list[str]]) -> None:
             job.kill()
     for job, error in zip(jobs, errors, strict=True):
         if job.returncode:
-            told = [line for line in error.splitlines() if "rror" in line] or [
-                f"code {job.returncode}"
-            ]
-            raise UserError(f"debug=multinode: a process failed: {told[0]}")
+            lines = [x for x in error.splitlines() if not x.startswith("warning")]
+            why = lines[0] if lines else f"exit code {job.returncode}"
+            raise UserError(f"debug=multinode: a process failed: {why}")
 
 
 def _losses(out: Path) -> list[float]:
