@@ -1,6 +1,6 @@
 """Texts for cascades: how important every token is, in three ways.
 
-    python preprocess_prefix.py --mode=constituency --dataset_name=pydoc          # offline
+    python preprocess_prefix.py --dataset_name=pydoc --tagger=textblob            # offline
     python preprocess_prefix.py --mode=keybert_no_stopword --dataset_name='essays,notes/*.jsonl'
     python preprocess_prefix.py --mode=constituency --dataset_name=openwebtext --shard_idx=3
 
@@ -9,9 +9,11 @@ the rest. keybert_no_stopword scores it by its closeness to the document, stop w
 lets stop words compete (the original names this mode but never published it: it is our reading).
 A token has the label or the score of its word; the text is never changed.
 
---tagger=spacy is en_core_web_md, textblob TextBlob's (rules is an older name of it; where there
-are only scores, words need no tags, and it needs nothing); --scorer=minilm is KeyBERT, tfidf needs
-nothing; auto takes the former if it is installed and says which.
+--tagger=spacy takes any pipeline of spaCy that gives Penn tags, --spacy_model; textblob is
+TextBlob's (rules is an older name of it; where there are only scores, words need no tags, and it
+needs nothing). --scorer=minilm is KeyBERT with the encoder all-MiniLM-L6-v2, which the first run
+fetches; a folder or hub id is KeyBERT with that one. tfidf needs nothing, and is another score:
+a third to a half of a text's 16 best words are others. Nothing stands in for what is absent.
 
 --dataset_name is pydoc, openwebtext, wikitext103, wikitext2, ptb, lambada, lm1b, an id of the hub,
 or files, folders and patterns with commas between them (.txt, .jsonl, .json, .parquet). --tokenizer
@@ -43,14 +45,14 @@ from prepare.documents import WORST_LABEL, WORST_SCORE, Document, ShardFolder, r
 from prepare.importance import (
     MINILM,
     PACKAGE,
-    MiniLM,
+    KeyBert,
     Scorer,
     Spacy,
     Tagger,
     TextBlob,
     TfIdf,
-    absent_minilm,
-    absent_spacy,
+    encoder_folder,
+    pipeline_about,
     priorities,
     word_scores,
 )
@@ -75,9 +77,10 @@ class PrefixConfig:
     tokenizer: str = ""  # see above; empty: gpt2, for pydoc bytes
     bpe_dir: str = ""  # gpt2: folder with vocab.bpe and encoder.json, instead of a download
     # the importance
-    tagger: Literal["auto", "spacy", "textblob", "rules"] = "auto"  # what finds words and tags
-    scorer: Literal["auto", "minilm", "tfidf"] = "auto"  # keybert modes: closeness to the document
-    kw_model: str = MINILM  # minilm: a sentence encoder, by name or folder
+    tagger: Literal["spacy", "textblob", "rules"] = "spacy"  # what finds words and tags
+    spacy_model: str = PACKAGE  # spacy: a pipeline, by package or folder
+    scorer: str = "minilm"  # keybert modes: minilm, tfidf, or folder or hub id of an encoder
+    kw_model: str = ""  # an older way to name an encoder: --scorer=minilm --kw_model=FOLDER
     # the result
     save_root: str = ""  # empty: data/preprocessed/MODE
     num_shards: int = 32  # parts of a text, each written by one command
@@ -96,6 +99,10 @@ class PrefixConfig:
         require(self, "shard_idx", within, f"from 0 to num_shards - 1 = {self.num_shards - 1}")
         require(self, "val_split_ratio", 0 < self.val_split_ratio < 1, "above 0 and below 1")
         require(self, "dataset_name", bool(self.dataset_name), "given")
+        kinds = "minilm, tfidf, or the folder or hub id of a sentence encoder"
+        require(self, "scorer", self.scorer not in ("", "auto"), kinds)
+        alone = self.scorer == "minilm" or not self.kw_model
+        require(self, "kw_model", alone, "for scorer=minilm; or name the encoder as the scorer")
         named = self.dataset_name in NAMED
         require(self, "path", named or not self.path, f"for {', '.join(NAMED)} only")
         numbers = all(n.strip().isdigit() for n in self.skip.split(",") if n)
@@ -116,6 +123,12 @@ class PrefixConfig:
             return ["validation" if self.dataset_mode == "val" else self.dataset_mode]
         divided = self.dataset_name == "pydoc" or is_local(self.dataset_name)
         return ["train", "validation"] if divided else ["train"]
+
+    def encoder(self) -> str:
+        """The name of the sentence encoder; empty for labels and for TF-IDF."""
+        if self.mode == "constituency" or self.scorer == "tfidf":
+            return ""
+        return (self.kw_model or MINILM) if self.scorer == "minilm" else self.scorer
 
     def tokens(self) -> str:
         """The name of the tokenizer."""
@@ -152,9 +165,8 @@ class Parts(NamedTuple):
     """What a worker is built from; plain data, so that it can be sent to another process."""
 
     mode: str
-    tagger: str
-    scorer: str
-    kw_model: str
+    spacy_model: str  # empty: TextBlob
+    encoder: Path | None  # of KeyBERT
     idf: Path | None  # of the scorer tfidf
     tokenizer: tuple[dict[str, Any], dict[str, str]]  # its spec and files
 
@@ -164,15 +176,14 @@ class Preprocessor:
 
     def __init__(self, parts: Parts):
         self.tokenizer = tokenizer_from(*parts.tokenizer)
-        tags = parts.mode == "constituency"
-        self.tagger: Tagger = Spacy() if parts.tagger == "spacy" else TextBlob(tags)
+        tags, pipeline = parts.mode == "constituency", parts.spacy_model
+        self.tagger: Tagger = Spacy(pipeline) if pipeline else TextBlob(tags)
         self.scorer: Scorer | None = None
         self.demote = parts.mode == "keybert_no_stopword"
-        if parts.scorer == "minilm":
+        if parts.encoder:
             optional("torch").set_num_threads(1)
-            self.scorer = MiniLM(parts.kw_model)
-        elif parts.scorer:
-            assert parts.idf, parts
+            self.scorer = KeyBert(parts.encoder)
+        elif parts.idf:
             self.scorer = TfIdf.read(parts.idf)
 
     def __call__(self, text: str) -> Document:
@@ -255,60 +266,48 @@ def make_tokenizer(cfg: PrefixConfig, folder: Path, identity: dict[str, Any]) ->
     return create(str(kept.resolve()), texts)
 
 
-def make_parts(cfg: PrefixConfig, tagger: str, scorer: str, identity: dict[str, Any]) -> Parts:
+def make_parts(cfg: PrefixConfig, encoder: Path | None, identity: dict[str, Any]) -> Parts:
     """Everything that workers need, including what is learnt from the training split."""
     folder = cfg.root() / f"{cfg.name()}_fitted"
     tokenizer, idf = make_tokenizer(cfg, folder, identity), None
-    if scorer == "tfidf":
+    if cfg.mode != "constituency" and cfg.scorer == "tfidf":
 
         def make(path: Path) -> None:
             TfIdf.fit(training_texts(cfg)).save(path / "idf.json")
 
         idf = once(folder / "idf", identity, make) / "idf.json"
     spec = (tokenizer.spec(), tokenizer.files)
-    return Parts(cfg.mode, tagger, scorer, cfg.kw_model, idf, spec)
+    pipeline = cfg.spacy_model if cfg.tagger == "spacy" else ""
+    return Parts(cfg.mode, pipeline, encoder, idf, spec)
 
 
 # ---- the command ---------------------------------------------------------------------------------
 
 
-def choose(cfg: PrefixConfig) -> tuple[str, str]:
-    """The names of the tagger and the scorer; for `auto` the choice is printed. Raises UserError
-    for a named one that is not available."""
-    tagger, scorer = cfg.tagger, "" if cfg.mode == "constituency" else cfg.scorer
-    if tagger in ("auto", "spacy"):
-        why = absent_spacy()
-        if why and tagger == "spacy":
-            raise UserError(f"tagger=spacy: {why}; without: --tagger=textblob")
-        tagger = "textblob" if why else "spacy"
-        if cfg.tagger == "auto":
-            print(f"tagger={tagger}, " + (f"because {why}" if why else f"with {PACKAGE}"))
-    if tagger == "rules":
-        tagger = "textblob"
-    if tagger == "textblob" and cfg.mode == "constituency":
+def find_models(cfg: PrefixConfig) -> Path | None:
+    """The folder of the sentence encoder, None if none is needed. Raises UserError, before any
+    work, if it or the tagger is not there."""
+    if cfg.tagger == "spacy":
+        pipeline_about(cfg.spacy_model)
+    elif cfg.mode == "constituency":
         optional("textblob")
-    if scorer in ("auto", "minilm"):
-        why = absent_minilm(cfg.kw_model)
-        if scorer == "auto":
-            scorer = "tfidf" if why else "minilm"
-            print(f"scorer={scorer}, " + (f"because {why}" if why else f"with {cfg.kw_model}"))
-    return tagger, scorer
+    return encoder_folder(cfg.encoder(), cfg.huggingface_cache_dir) if cfg.encoder() else None
 
 
-def abouts(cfg: PrefixConfig, tagger: str, scorer: str, idf: Path | None) -> dict[str, Any]:
+def abouts(cfg: PrefixConfig, idf: Path | None) -> dict[str, Any]:
     """The tagger and the scorer with their versions, for meta.json."""
-    packages = {"spacy": ("spacy", PACKAGE), "minilm": ("keybert", "sentence-transformers")}
-    info: dict[str, Any] = {
-        what: {"name": name, **{p: version(p) for p in packages.get(name, ())}}
-        for what, name in (("tagger", tagger), ("scorer", scorer))
-    }
-    if tagger == "textblob" and cfg.mode == "constituency":  # else its tags are not asked for
-        info["tagger"]["textblob"] = version("textblob")
-    if scorer == "minilm":
-        info["scorer"]["model"] = cfg.kw_model
+    tagger = {"name": "spacy" if cfg.tagger == "spacy" else "textblob"}
+    if cfg.tagger == "spacy":
+        tagger |= pipeline_about(cfg.spacy_model)
+    elif cfg.mode == "constituency":  # else its tags are not asked for
+        tagger["textblob"] = version("textblob")
+    scorer = {"name": "" if cfg.mode == "constituency" else cfg.scorer}
+    if cfg.encoder():
+        packages = ("keybert", "sentence-transformers")
+        scorer |= {"model": cfg.encoder(), **{p: version(p) for p in packages}}
     if idf:
-        info["scorer"]["idf"] = fingerprint(idf)["crc32"]
-    return info
+        scorer["idf"] = fingerprint(idf)["crc32"]
+    return {"tagger": tagger, "scorer": scorer}
 
 
 def numbered(
@@ -357,15 +356,15 @@ def missing(cfg: PrefixConfig, folder: Path, info: dict[str, Any]) -> list[int]:
     return [k for k in wanted if not shard_path(folder, k).exists()]
 
 
-def write_mode(cfg: PrefixConfig, mode: str, tagger: str, scorer: str) -> None:
+def write_mode(cfg: PrefixConfig, mode: str, encoder: Path | None) -> None:
     """Write all missing shards of one split."""
     folder = cfg.root() / f"{cfg.name()}_{mode}"
     texts = texts_of(cfg, mode)
     source = {"dataset_name": cfg.dataset_name, "path": cfg.path}
     training = texts if mode == "train" else texts_of(cfg, "train")
-    parts = make_parts(cfg, tagger, scorer, {**source, **training.identity})
+    parts = make_parts(cfg, encoder, {**source, **training.identity})
     info = {"mode": cfg.mode, **source, "dataset_mode": mode, "num_shards": cfg.num_shards}
-    info |= {"tokenizer_name": cfg.tokens(), **abouts(cfg, tagger, scorer, parts.idf)}
+    info |= {"tokenizer_name": cfg.tokens(), **abouts(cfg, parts.idf)}
     info |= {"identity": texts.identity}
     todo = missing(cfg, folder, info)
     tokenizer = tokenizer_from(*parts.tokenizer)
@@ -392,9 +391,9 @@ def main(argv: list[str]) -> None:
     cfg, origins = load(PrefixConfig, argv)
     if origins:
         print(describe(cfg, origins))
-    tagger, scorer = choose(cfg)
+    encoder = find_models(cfg)
     for mode in cfg.modes():
-        write_mode(cfg, mode, tagger, scorer)
+        write_mode(cfg, mode, encoder)
 
 
 if __name__ == "__main__":

@@ -27,5 +27,5 @@ eval_iters = 20
 log_interval = 100
 prepare = (
     "-m cascade.stages --lengths=16,32,64 --preprocess='preprocess_prefix.py --mode=constituency "
-    "--dataset_name=pydoc --tokenizer=train:2048 --num_shards=1' --stage="
+    "--tagger=textblob --dataset_name=pydoc --tokenizer=train:2048 --num_shards=1' --stage="
 )

@@ -1,7 +1,7 @@
 """Words, their Penn tags, and how important a word is by its tag: mode `constituency`.
 
-Two taggers do this: spaCy's `en_core_web_md`, and TextBlob's pattern tagger, which needs no model.
-Both take a text and say where in it the words are, so that the text itself is never changed.
+Two taggers do this: a pipeline of spaCy, and TextBlob's pattern tagger, which needs no model. Both
+take a text and say where in it the words are, so that the text itself is never changed.
 """
 
 import importlib.util
@@ -9,6 +9,7 @@ import json
 import math
 import re
 from collections import Counter
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Iterable, NamedTuple, Protocol
@@ -61,29 +62,77 @@ def priorities(tags: list[str], stops: list[bool]) -> list[int]:
 # ---- spaCy ---------------------------------------------------------------------------------------
 
 
-def absent_spacy() -> str:
-    """Why `Spacy()` is not available, or ''. Imports nothing large."""
+def pipeline_folder(name: str) -> Path:
+    """Where the pipeline `name` of spaCy lies: an installed package, a folder with config.cfg, or a
+    folder with one such folder in it, as packages have. Imports nothing large. Raises UserError for
+    what is none of these, and without spaCy."""
+    get = f"python -m spacy download {name}"
     if importlib.util.find_spec("spacy") is None:
-        return f"spacy is not installed: pip install spacy; python -m spacy download {PACKAGE}"
-    if importlib.util.find_spec(PACKAGE) is None:
-        return f"{PACKAGE} is not installed: python -m spacy download {PACKAGE}"
-    return ""
+        raise UserError(_no_spacy(name, f"spacy is not installed: pip install spacy; {get}"))
+    place = Path(name)
+    if not place.is_dir():
+        spec = importlib.util.find_spec(name) if name.isidentifier() else None
+        if spec is None:
+            why = f"neither an installed package nor a folder; to install one of spaCy's: {get}"
+            raise UserError(_no_spacy(name, why))
+        place = Path(next(iter(spec.submodule_search_locations or ()), spec.origin or ""))
+    files = [place / "config.cfg"]
+    files = files if files[0].is_file() else sorted(place.glob("*/config.cfg"))
+    found = [file.parent for file in files if (file.parent / "meta.json").is_file()]
+    if len(found) > 1:
+        raise UserError(
+            _no_spacy(name, "several pipelines, name one: " + ", ".join(map(str, found)))
+        )
+    if not found:
+        raise UserError(
+            _no_spacy(name, f"no pipeline, for {place} has no config.cfg and meta.json")
+        )
+    return found[0]
+
+
+def pipeline_about(name: str) -> dict[str, str]:
+    """What the pipeline `name` says of itself, {language and name: version}, with spaCy's version
+    and, if it is not called by its own name, where it is from. Raises as `pipeline_folder`."""
+    path = pipeline_folder(name) / "meta.json"
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+        own = f"{meta['lang']}_{meta['name']}"
+        about = {"spacy": version("spacy"), own: meta["version"]}
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise UserError(_no_spacy(name, f"{path} is not readable ({type(e).__name__})")) from None
+    # pipelines of one's own are often all called en_pipeline, 0.0.0
+    return about if name == own else about | {"spacy_model": name}
+
+
+def _no_spacy(name: str, why: str) -> str:
+    return f"tagger=spacy: {name}: {why}; or --tagger=textblob, which gives other labels"
 
 
 class Spacy:
-    """spaCy's tags. Only the parts that tags need are loaded: no parser, entities or lemmas."""
+    """The tags of a pipeline of spaCy, which has to give Penn tags, as its English ones do. What is
+    slow and not needed for tags is not loaded. Raises UserError for a pipeline that cannot be
+    loaded or does not tag."""
 
-    parts = ("tok2vec", "tagger", "attribute_ruler")
+    needless = (
+        *("parser", "ner", "senter", "sentencizer", "lemmatizer", "trainable_lemmatizer"),
+        *("entity_ruler", "entity_linker", "spancat", "textcat", "textcat_multilabel"),
+    )
 
-    def __init__(self):
-        if why := absent_spacy():
-            raise UserError(f"tagger=spacy: {why}")
-        spacy = optional("spacy")
+    def __init__(self, name: str = PACKAGE):
+        folder, spacy = pipeline_folder(name), optional("spacy")
         spacy.require_cpu()  # one process per core; a GPU would be shared by all of them
-        self.model: Any = spacy.load(PACKAGE)
-        for name in set(self.model.pipe_names) - set(self.parts):
-            self.model.remove_pipe(name)
-        self.model.max_length = 1 << 30  # the limit is for parser and entities, which are gone
+        try:
+            if not Path(name).is_dir():
+                importlib.import_module(name)  # may hold components of its own
+            self.model: Any = spacy.load(folder, exclude=self.needless)
+            self.model.max_length = 1 << 30  # the limit is for parser and entities, which are gone
+            tagged = any(w.tag_ for w in self.model("The old ship reached Bergen."))
+        except Exception as e:  # a pipeline is code of others as well as files
+            why = f"{type(e).__name__}: {' '.join(str(e).split()):.100}"
+            raise UserError(_no_spacy(name, f"cannot be loaded ({why})")) from e
+        if not tagged:
+            parts = ", ".join(self.model.pipe_names) or "nothing"
+            raise UserError(_no_spacy(name, f"it does not tag words, for it consists of {parts}"))
 
     def __call__(self, text: str) -> Words:
         doc = self.model(text)
@@ -91,7 +140,8 @@ class Spacy:
             [(w.idx, w.idx + len(w)) for w in doc],
             [w.tag_ for w in doc],
             [w.is_stop for w in doc],
-            [w.text == "." and w.pos_ == "PUNCT" for w in doc],
+            # without an attribute ruler a pipeline gives tags, but no parts of speech
+            [w.text == "." and w.pos_ in ("PUNCT", "") for w in doc],
         )
 
 
@@ -172,8 +222,9 @@ def sentences(words: list[str], starts: list[bool]) -> list[int]:
 # the order in which a cascade writes them: modes `keybert` and `keybert_no_stopword`.
 #
 # Two scorers give the closeness of a word, a cosine: KeyBERT with a sentence encoder, and our own
-# TF-IDF, which needs nothing but a table of how many documents a word is in. Both read the words
-# of one document, in lower case and of at least two characters, as KeyBERT cuts them.
+# TF-IDF, which needs nothing but a table of how many documents a word is in and is another score,
+# no stand-in. Both read the words of one document, in lower case and of at least two characters, as
+# KeyBERT cuts them.
 # ==================================================================================================
 
 
@@ -288,14 +339,14 @@ class TfIdf:
 # ---- KeyBERT -----------------------------------------------------------------------------------
 
 
-class MiniLM:
-    """KeyBERT's cosines, rounded to four decimals by it. `model` is a name, a folder, or an object
-    that KeyBERT takes for an encoder. Note that a sentence encoder reads the beginning of a long
-    document only (all-MiniLM-L6-v2: 256 word pieces)."""
+class KeyBert:
+    """KeyBERT's cosines, rounded to four decimals by it. `model` is the folder of a sentence
+    encoder, or an object that KeyBERT takes for one. Note that a sentence encoder reads the
+    beginning of a long document only (all-MiniLM-L6-v2: 256 word pieces)."""
 
-    def __init__(self, model: Any = MINILM):
+    def __init__(self, model: Any):
         keybert = optional("keybert", "keybert sentence-transformers")
-        if isinstance(model, str):
+        if isinstance(model, Path):
             model = encoder(model)
         self.keybert = keybert.KeyBERT(model=model)
 
@@ -311,31 +362,46 @@ class MiniLM:
         return dict(keywords)
 
 
-def encoder(name: str) -> Any:
-    """The sentence encoder `name`, on the CPU. Raises UserError if it is not available."""
+ENCODER = ("*.json", "*.txt", "*.model", "*.safetensors")  # files of a sentence encoder
+INSTEAD = "give a folder, --scorer=FOLDER, or --scorer=tfidf, which is another score"
+
+
+def encoder_folder(name: str, cache: str = "") -> Path:
+    """The folder of the sentence encoder `name`: a folder, or an id of the hub, which is fetched
+    into `cache` (empty: the library's own place) if it is not there. Raises UserError for what is
+    neither, without a network, and without the libraries, none of which it imports."""
+    for library in ("keybert", "sentence_transformers"):
+        if importlib.util.find_spec(library) is None:
+            raise UserError(
+                f"scorer: {library} is not installed: pip install keybert sentence-transformers; "
+                "or --scorer=tfidf, which is another score"
+            )
+    folder = Path(name)
+    if not folder.is_dir():
+        if name.startswith((".", "/", "~")) or name.count("/") > 1:
+            raise UserError(f"scorer: no folder {name}; {INSTEAD}")
+        hub, place = optional("huggingface_hub"), cache or None
+        source = name if "/" in name else f"sentence-transformers/{name}"
+        try:
+            for files in (ENCODER, (*ENCODER, "*.bin")):
+                folder = Path(hub.snapshot_download(source, cache_dir=place, allow_patterns=files))
+                if list(folder.rglob("*.safetensors")):  # else it was published before safetensors
+                    break
+        except Exception as e:  # the hub raises many types
+            raise UserError(
+                f"scorer: the encoder {name} is not on this machine and could not be fetched "
+                f"({type(e).__name__}); run it once with a network, or {INSTEAD}"
+            ) from e
+    if not (folder / "modules.json").is_file():  # without, a mean of any network would be taken
+        raise UserError(f"scorer: {name} is no sentence encoder, without modules.json; {INSTEAD}")
+    return folder
+
+
+def encoder(folder: Path) -> Any:
+    """The sentence encoder in a folder, on the CPU. Raises UserError if it cannot be loaded."""
     transformers = optional("sentence_transformers", "sentence-transformers")
     try:
-        return transformers.SentenceTransformer(name, device="cpu")
-    except Exception as e:  # those of the hub and of three libraries
+        return transformers.SentenceTransformer(str(folder), device="cpu")
+    except Exception as e:  # those of three libraries
         why = " ".join(str(e).split())[:100] or type(e).__name__
-        raise UserError(
-            f"scorer=minilm: {name} cannot be loaded ({why}); run it once with a network, or give "
-            "a folder with the model, --kw_model=FOLDER, or --scorer=tfidf"
-        ) from e
-
-
-def absent_minilm(model: str) -> str:
-    """Why `MiniLM(model)` is not available without a download, or ''. Imports nothing large."""
-    for name in ("keybert", "sentence_transformers"):
-        if importlib.util.find_spec(name) is None:
-            return f"{name} is not installed (pip install keybert sentence-transformers)"
-    if Path(model).is_dir():
-        return ""
-    hub = optional("huggingface_hub")
-    names = (model,) if "/" in model else (f"sentence-transformers/{model}", model)
-    paths = (hub.try_to_load_from_cache(n, "config.json") for n in names if "/" in n)
-    return (
-        ""
-        if any(isinstance(f, str) for f in paths)
-        else f"{model} is not on this machine (--scorer=minilm fetches it)"
-    )
+        raise UserError(f"scorer: {folder} cannot be loaded ({why}); {INSTEAD}") from e

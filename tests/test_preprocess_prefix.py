@@ -237,24 +237,27 @@ def test_more_shards_than_documents(texts):
     assert len(read("text_train")) == len(told_texts()[0]) < 41
 
 
-def test_auto_is_announced(texts, capsys, monkeypatch):
-    monkeypatch.setattr(preprocess_prefix, "absent_spacy", lambda: "no model")
-    monkeypatch.setattr(preprocess_prefix, "absent_minilm", lambda _: "no encoder")
-    cfg = PrefixConfig(mode="keybert")
-    assert preprocess_prefix.choose(cfg) == ("textblob", "tfidf")
-    out = capsys.readouterr().out
-    assert "tagger=textblob, because no model" in out
-    assert "scorer=tfidf, because no encoder" in out
-    assert preprocess_prefix.choose(PrefixConfig(tagger="textblob")) == ("textblob", "")
-    old_name = PrefixConfig(tagger="rules")
-    assert preprocess_prefix.choose(old_name) == ("textblob", "")
-    assert preprocess_prefix.choose(PrefixConfig(mode="keybert", tagger="textblob", scorer="tfidf"))
-    assert capsys.readouterr().out == ""
-    with pytest.raises(UserError, match="no model"):
-        preprocess_prefix.choose(PrefixConfig(tagger="spacy"))
-    monkeypatch.setattr(preprocess_prefix, "absent_spacy", lambda: "")
-    assert preprocess_prefix.choose(PrefixConfig()) == ("spacy", "")
-    assert "tagger=spacy" in capsys.readouterr().out
+def test_nothing_stands_in_for_what_is_not_there(texts, monkeypatch):
+    """By default the original's tagger and scorer, or one line that names the others."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    spacy, encoder = "spacy is not installed.* or --tagger=textblob, which", "keybert is not"
+    refused(["--dataset_name=in"], spacy)
+    refused(["--dataset_name=in", "--mode=keybert"], spacy)
+    words = [*FEW, "--mode=keybert"]
+    refused(words, f"{encoder}.*pip install keybert.* --scorer=tfidf, which is another score")
+    refused([*words, "--scorer=minilm"], encoder)
+    assert not Path("data").exists()  # before any work
+    main([*words, "--scorer=tfidf"])
+    assert Preprocessed("data/preprocessed/keybert/text_train").meta["scorer"]["name"] == "tfidf"
+
+
+def test_which_encoder_is_meant():
+    def encoder(**options):
+        return PrefixConfig(**{"mode": "keybert", **options}).encoder()
+
+    assert encoder() == encoder(scorer="minilm") == "all-MiniLM-L6-v2"
+    assert encoder(scorer="minilm", kw_model="own") == encoder(scorer="own") == "own"
+    assert encoder(scorer="tfidf") == encoder(mode="constituency", scorer="own") == ""
 
 
 def test_meta_tells_how_it_was_made(texts):
@@ -289,10 +292,13 @@ def test_minilm_in_a_worker_on_a_local_encoder(texts):
     transformers.BertTokenizer("bert/vocab.txt").save_pretrained("bert")
     parts = [modules.Transformer("bert"), modules.Pooling(16)]
     sentences.SentenceTransformer(modules=parts).save("encoder")
-    options = ["--mode=keybert", "--scorer=minilm", "--kw_model=encoder"]
-    main([*FEW, *options])
-    scores = np.concatenate([d.score for d in read("text_train", "keybert")])
+    for root, options in (("new", ["--scorer=encoder"]), ("old", ["--kw_model=encoder"])):
+        main([*FEW, "--mode=keybert", f"--save_root={root}", *options])
+    new, old = ([d.score for d in read("text_train", root=root)] for root in ("new", "old"))
+    scores = np.concatenate(new)
     assert len(np.unique(scores)) > 50 and scores.max() == np.float32(1.1)
+    assert np.array_equal(scores, np.concatenate(old))
+    assert Preprocessed("new/text_train").meta["scorer"]["model"] == "encoder"
 
 
 # ---- shards --------------------------------------------------------------------------------------
@@ -617,6 +623,13 @@ def test_pydoc_needs_one_command(texts, monkeypatch):
         (["--dataset_name=nowhere"], "neither one of .*pydoc.* nor a file, folder or hub id"),
         (["--dataset_mode=test"], "has train and validation only"),
         (["--tokenizer=train:x"], "write train:N"),
+        (["--scorer=auto"], "scorer must be minilm, tfidf, or the folder or hub id"),
+        (["--tagger=auto"], "tagger must be one of spacy, textblob, rules"),
+        (["--scorer=tfidf", "--kw_model=x"], "kw_model must be for scorer=minilm"),
+        (["--mode=keybert", "--scorer=./x"], r"no folder \./x; .*--scorer=tfidf, which is another"),
+        (["--mode=keybert", "--scorer=in"], "in is no sentence encoder.*modules.json"),
+        (["--tagger=spacy", "--spacy_model=in"], "in: no pipeline.*config.cfg"),
+        (["--tagger=spacy", "--spacy_model=./x"], "neither an installed package nor a folder"),
     ],
 )
 def test_mistakes_are_one_line_and_write_nothing(texts, argv, message):
@@ -636,9 +649,8 @@ def test_help_is_quick_and_complete():
 def test_preprocessor_alone():
     parts = SimpleNamespace(
         mode="constituency",
-        tagger="textblob",
-        scorer="",
-        kw_model="",
+        spacy_model="",
+        encoder=None,
         idf=None,
         tokenizer=(Bytes().spec(), {}),
     )

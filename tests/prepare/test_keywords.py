@@ -1,8 +1,8 @@
 """Keyword scores: the rules by definition, TF-IDF against its formula and scikit-learn, and KeyBERT
 itself on an encoder that needs no weights."""
 
-import importlib.util
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 from configurator import UserError
 from prepare import importance
-from prepare.importance import ABSENT, PERIOD, STOP_WORDS, MiniLM, TfIdf, absent_minilm, word_scores
+from prepare.importance import (
+    ABSENT,
+    PERIOD,
+    STOP_WORDS,
+    KeyBert,
+    TfIdf,
+    encoder_folder,
+    word_scores,
+)
 
 TEXTS = [
     "The river rose in the night. A flood came down the river.",
@@ -156,7 +164,7 @@ def keybert():
             letters = [[d.lower().count(chr(97 + i)) for i in range(26)] for d in documents]
             return np.array(letters, np.float64)
 
-    return MiniLM(Letters())
+    return KeyBert(Letters())
 
 
 def cosine(a, b):
@@ -186,17 +194,63 @@ def test_keybert_ranks_all_words_of_a_long_document(keybert):
     assert len(keybert.table(words)) == 200
 
 
-def test_what_is_missing_is_told(monkeypatch, tmp_path):
-    assert (
-        "not on this machine" in absent_minilm("no-such-model-anywhere")
-        or importlib.util.find_spec("keybert") is None
-    )
-    monkeypatch.setattr(importance.importlib.util, "find_spec", lambda name: None)
-    assert "pip install keybert sentence-transformers" in absent_minilm("x")
+HINT = "--scorer=FOLDER, or --scorer=tfidf, which is another score"
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """The libraries as if installed; what they would fetch is `hub.fetch`."""
+    fake = SimpleNamespace(fetch=None, asked=[])
+
+    def download(source, cache_dir, allow_patterns):
+        fake.asked.append((source, cache_dir, "*.bin" in allow_patterns))
+        return fake.fetch(source)
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr(importance, "optional", lambda name: fake)
+    fake.snapshot_download = download
+    return fake
+
+
+def refused(name):
+    with pytest.raises(UserError) as got:
+        encoder_folder(name)
+    assert "\n" not in str(got.value)
+    return str(got.value)
+
+
+def test_an_encoder_of_the_hub(hub, tmp_path):
+    (tmp_path / "modules.json").write_text("[]")
+    hub.fetch = lambda source: str(tmp_path)
+    assert encoder_folder("all-MiniLM-L6-v2", "kept") == tmp_path  # in safetensors or before
+    names = [("sentence-transformers/all-MiniLM-L6-v2", "kept", old) for old in (False, True)]
+    assert hub.asked == names
+    (tmp_path / "model.safetensors").touch()
+    assert encoder_folder("some/encoder") == tmp_path
+    assert hub.asked[2:] == [("some/encoder", None, False)]
+
+
+def test_an_encoder_that_is_not_there_is_one_line(hub, tmp_path, monkeypatch):
+    def offline(source):
+        raise ConnectionError("no network\nretrying")
+
+    hub.fetch = offline
+    told = refused("all-MiniLM-L6-v2")
+    assert "all-MiniLM-L6-v2 is not on this machine and could not be fetched" in told
+    assert "run it once with a network, or" in told and told.endswith(HINT)
+    for path in ("./nowhere", "/no/where", "~/nowhere", "a/b/c"):
+        assert f"no folder {path}; " in refused(path)
+    assert len(hub.asked) == 1  # no path is looked for on the hub
+    told = refused(str(tmp_path))  # sentence-transformers would take the mean of any network
+    assert "is no sentence encoder, without modules.json" in told and told.endswith(HINT)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    told = refused("all-MiniLM-L6-v2")
+    assert "pip install keybert sentence-transformers; or --scorer=tfidf, which is another" in told
 
 
 def test_an_encoder_that_cannot_be_loaded_is_one_line(tmp_path):
     pytest.importorskip("sentence_transformers")
-    with pytest.raises(UserError, match=r"--kw_model=FOLDER.*--scorer=tfidf") as got:
-        importance.encoder(str(tmp_path))
+    (tmp_path / "modules.json").write_text("{")
+    with pytest.raises(UserError, match=f"cannot be loaded .*{HINT}") as got:
+        importance.encoder(tmp_path)
     assert "\n" not in str(got.value)

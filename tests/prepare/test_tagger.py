@@ -1,11 +1,9 @@
 """Tags and labels: the rules of the labels, the words of a text, TextBlob's tagger on sentences
 that we tagged ourselves, and spaCy's on a pipeline without weights."""
 
-import subprocess
+import shutil
 import sys
-import textwrap
 import time
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -13,7 +11,16 @@ from hypothesis import strategies as st
 
 from configurator import UserError
 from prepare.documents import WORST_LABEL
-from prepare.importance import STOP_VERBS, TextBlob, absent_spacy, priorities, sentences
+from prepare.importance import (
+    PACKAGE,
+    STOP_VERBS,
+    Spacy,
+    TextBlob,
+    pipeline_about,
+    pipeline_folder,
+    priorities,
+    sentences,
+)
 
 # word/tag, in Penn tags; ours
 SAMPLE = """
@@ -215,74 +222,94 @@ def test_speed(tagger):
 
 # ---- spaCy ---------------------------------------------------------------------------------------
 
-PIPELINE = """
-    import spacy
+# what stands for a tagger gives every word a tag, as taggers do
+TAGS = [("new", "NNP", "PROPN"), ("york", "NNP", "PROPN"), ("is", "VBZ", "AUX")]
+TAGS += [("sings", "VBZ", "VERB"), ("loud", "JJ", "ADJ"), (".", ".", "PUNCT")]
 
-    def load(**options):
-        model = spacy.blank("en")
-        model.add_pipe("sentencizer")  # stands for the parts that are not needed
-        ruler = model.add_pipe("attribute_ruler")
-        for text, tag, pos in TAGS:
-            attrs = {"TAG": tag, "POS": pos}
-            ruler.add([[{"LOWER": text}]], attrs)
-        model.meta["version"] = "9.9"
-        return model
 
-    TAGS = [("new", "NNP", "PROPN"), ("york", "NNP", "PROPN"), ("is", "VBZ", "AUX"),
-            ("sings", "VBZ", "VERB"), ("loud", "JJ", "ADJ"), (".", ".", "PUNCT")]
-"""
+def pipeline(tags=TAGS):
+    """A pipeline without weights: rules for single words, NN for all others."""
+    model = pytest.importorskip("spacy").blank("en")
+    model.add_pipe("sentencizer")  # stands for the parts that are not needed
+    rules = model.add_pipe("attribute_ruler")
+    if tags:
+        rules.add([[{"TEXT": {"REGEX": "."}}]], {"TAG": "NN", "POS": "NOUN"})
+    for text, tag, pos in tags:
+        rules.add([[{"LOWER": text}]], {"TAG": tag, "POS": pos})
+    model.meta |= {"name": "own", "version": "9.9"}
+    return model
 
 
 @pytest.fixture
-def model_package(tmp_path):
-    """A package en_core_web_md that spaCy takes for the real one."""
-    pytest.importorskip("spacy")
-    for name, text in {
-        "en_core_web_md/__init__.py": textwrap.dedent(PIPELINE),
-        "en_core_web_md-9.9.dist-info/METADATA": "Metadata-Version: 2.1\nName: en_core_web_md\n"
-        "Version: 9.9\n",
-    }.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
+def place(tmp_path, monkeypatch):
+    """A folder that Python imports from, with the package en_own, laid out as spaCy's are."""
+    (tmp_path / "en_own").mkdir()
+    pipeline().to_disk(tmp_path / "en_own/en_own-9.9")
+    (tmp_path / "en_own/__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "en_own", raising=False)  # of another test
     return tmp_path
 
 
-def run_python(code, folder):
-    setup = f"import sys; sys.path[:0] = [{str(folder)!r}, {str(Path(__file__).parents[2])!r}]\n"
-    command = [sys.executable, "-c", setup + textwrap.dedent(code)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
-
-
-def test_spacy_gives_words_tags_and_full_stops_of_the_exact_text(model_package):
-    out = run_python(
-        """
-        from prepare.importance import Spacy, absent_spacy, priorities
-        assert absent_spacy() == ""
-        tagger = Spacy()
+def test_spacy_gives_words_tags_and_full_stops_of_the_exact_text(place):
+    text = "New  York is, sings\n\nloud."
+    for name in ("en_own", str(place / "en_own"), str(place / "en_own/en_own-9.9")):
+        tagger = Spacy(name)
         assert tagger.model.pipe_names == ["attribute_ruler"]
-        text = "New  York is, sings\\n\\nloud."
-        found = tagger(text)
-        print([text[a:b] for a, b in found.spans])
-        print(priorities(found.tags, found.stops), found.points)
-        assert len(tagger("a" * 1_000_001).spans) == 1  # above spaCy's own limit
-        """,
-        model_package,
-    )
-    words, rest = out.splitlines()
-    assert words == str(["New", " ", "York", "is", ",", "sings", "\n\n", "loud", "."])
-    # the blank between them ends the first run of names; "is" is a stop word
-    assert rest.startswith("[1, 7, 1, 7, 7, 4, 7, 5, 7]")
-    assert rest.endswith(str([False] * 8 + [True]))
+        got = tagger(text)
+        words = ["New", " ", "York", "is", ",", "sings", "\n\n", "loud", "."]
+        assert [text[a:b] for a, b in got.spans] == words
+        # the blank between them ends the first run of names; "is" is a stop word
+        assert priorities(got.tags, got.stops) == [1, 3, 1, 7, 3, 4, 7, 5, 7]
+        assert got.points == [False] * 8 + [True]
+    assert len(tagger("a" * 1_000_001).spans) == 1  # above spaCy's own limit
 
 
-def test_spacy_without_its_model_is_one_line(monkeypatch):
-    from prepare.importance import Spacy
+def test_a_tagger_without_parts_of_speech_knows_full_stops(tmp_path):
+    """A pipeline may end with its tagger; of random weights, as here, it tags all the same."""
+    model = pytest.importorskip("spacy").blank("en")
+    tagger = model.add_pipe("tagger")
+    for tag in ("NN", "VB", "."):
+        tagger.add_label(tag)
+    model.initialize()
+    model.to_disk(tmp_path)
+    got = Spacy(str(tmp_path))("One. Two ... three")
+    assert got.points == [False, True, False, False, False] and set(got.tags) <= {"NN", "VB", "."}
 
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if "core" in name else name)
-    assert "python -m spacy download en_core_web_md" in absent_spacy()
-    with pytest.raises(UserError, match="python -m spacy download en_core_web_md"):
-        Spacy()
+
+def test_what_a_pipeline_says_of_itself(place):
+    version = pytest.importorskip("spacy").__version__
+    assert pipeline_about("en_own") == {"spacy": version, "en_own": "9.9"}
+    folder = str(place / "en_own")
+    assert pipeline_about(folder) == {"spacy": version, "en_own": "9.9", "spacy_model": folder}
+
+
+def no_spacy(name, function=Spacy):
+    with pytest.raises(UserError, match=r"^tagger=spacy: .*; or --tagger=textblob, which") as got:
+        function(name)
+    assert "\n" not in str(got.value)
+    return str(got.value)
+
+
+def test_what_is_no_pipeline_is_one_line(place, monkeypatch):
+    pipeline(tags=[]).to_disk(place / "blank")
+    told = no_spacy(str(place / "blank"))
+    assert "it does not tag words, for it consists of attribute_ruler" in told
+    for name in ("en_core_web_none", "./nowhere", "not-a-name", str(place / "none")):
+        told = no_spacy(name, pipeline_folder)
+        assert "neither an installed package nor a folder" in told
+        assert f"python -m spacy download {name}" in told
+    for name in ("json", "string"):  # packages and modules of other kinds
+        assert f"{name}: no pipeline, for " in no_spacy(name, pipeline_folder)
+    (place / "empty").mkdir()
+    assert "has no config.cfg and meta.json" in no_spacy(str(place / "empty"), pipeline_folder)
+    folder = place / "en_own/en_own-9.9"
+    shutil.copytree(folder, place / "en_own/second")
+    told = no_spacy("en_own", pipeline_folder)
+    assert f"several pipelines, name one: {folder}, {place / 'en_own/second'}" in told
+    (folder / "meta.json").write_text("{")
+    assert "meta.json is not readable" in no_spacy(str(folder), pipeline_about)
+    (folder / "config.cfg").write_text("[nlp]\n")
+    assert "cannot be loaded" in no_spacy(str(folder))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "pip install spacy" in absent_spacy()
+    assert "pip install spacy; python -m spacy download en_core_web_md" in no_spacy(PACKAGE)
