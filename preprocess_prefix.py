@@ -9,7 +9,7 @@ the rest. keybert_no_stopword scores it by its closeness to the document, stop w
 lets stop words compete (the original names this mode but never published it: it is our reading).
 A token has the label or the score of its word; the text is never changed.
 
---tagger=spacy takes any pipeline of spaCy that gives Penn tags, --spacy_model; textblob is
+--tagger=spacy takes any English pipeline of spaCy that tags, --spacy_model; textblob is
 TextBlob's (rules is an older name of it; where there are only scores, words need no tags, and it
 needs nothing). --scorer=minilm is KeyBERT with the encoder all-MiniLM-L6-v2, which the first run
 fetches; a folder or hub id is KeyBERT with that one. tfidf needs nothing, and is another score:

@@ -92,7 +92,8 @@ def pipeline_folder(name: str) -> Path:
 
 def pipeline_about(name: str) -> dict[str, str]:
     """What the pipeline `name` says of itself, {language and name: version}, with spaCy's version
-    and, if it is not called by its own name, where it is from. Raises as `pipeline_folder`."""
+    and, if it is not called by its own name, where it is from. Raises as `pipeline_folder`, and for
+    other languages than English, whose tags are no Penn tags."""
     path = pipeline_folder(name) / "meta.json"
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
@@ -100,6 +101,8 @@ def pipeline_about(name: str) -> dict[str, str]:
         about = {"spacy": version("spacy"), own: meta["version"]}
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise UserError(_no_spacy(name, f"{path} is not readable ({type(e).__name__})")) from None
+    if meta["lang"] != "en":
+        raise UserError(_no_spacy(name, f"a pipeline for {meta['lang']!r}, whose tags are others"))
     # pipelines of one's own are often all called en_pipeline, 0.0.0
     return about if name == own else about | {"spacy_model": name}
 

@@ -295,6 +295,8 @@ def test_what_is_no_pipeline_is_one_line(place, monkeypatch):
     pipeline(tags=[]).to_disk(place / "blank")
     told = no_spacy(str(place / "blank"))
     assert "it does not tag words, for it consists of attribute_ruler" in told
+    pytest.importorskip("spacy").blank("de").to_disk(place / "german")
+    assert "for 'de', whose tags are others" in no_spacy(str(place / "german"), pipeline_about)
     for name in ("en_core_web_none", "./nowhere", "not-a-name", str(place / "none")):
         told = no_spacy(name, pipeline_folder)
         assert "neither an installed package nor a folder" in told
