@@ -61,7 +61,8 @@ def test_scores_are_keyberts_own(texts, encoder, tmp_path, monkeypatch):
         first = {n: document.score[document.word == n][0] for n in set(document.word) - {-1}}
         terms = {n: words[n].rstrip(".,;:!?").lower() for n in first}
         known = [n for n in first if terms[n] in theirs]
-        assert len({terms[n] for n in known}) == len(theirs) or len(known) > 0.8 * len(theirs)
+        # but for parts of what is one word to the tagger: an address, an abbreviation
+        assert len({terms[n] for n in known}) > 0.8 * len(theirs)
         assert all(first[n] in np.float32([-1.2, 1.1]) for n in first if n not in known)
         ours = np.array([first[n] for n in known], np.float64)
         want = np.array([theirs[terms[n]] for n in known])
