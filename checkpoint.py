@@ -32,7 +32,7 @@ from insertion import IDLM, FlexMDM, Insertion, InsertionTransformer
 from model import Transformer
 from objective import CHOICES, Objective
 from parallel import fsdp
-from pretrained import published
+from pretrained import gguf, published
 from pretrained.causal import AnyOrderLM, CausalLM
 from pretrained.files import described, read_tensors
 from pretrained.masked import MaskedLM
@@ -339,18 +339,19 @@ def weights_of(net: nn.Module) -> dict[str, Tensor]:
 
 def load_weights(net: nn.Module, state: dict[str, Tensor], where: str, grow: bool = False) -> None:
     """Copy `state` into `net`. Raises UserError for a missing, unexpected or differently shaped
-    name; a tied name may be absent. grow: rows of new tokens, which `state` lacks, keep their
+    name; of tied names one is enough. grow: rows of new tokens, which `state` lacks, keep their
     initial values."""
     weights, names = weights_of(net), net.state_dict(keep_vars=True)
     first = {id(names[name]): name for name in weights}
     tied = {k: first[id(v)] for k, v in names.items() if k not in weights}
-    missing = [f"missing {k}" for k in weights if k not in state]
     unexpected = [f"unexpected {k}" for k in state if k not in names]
     unequal = [
         f"{k} differs from {tied[k]}, to which it is tied"
         for k in tied
         if k in state and not torch.equal(state[k], state.get(tied[k], state[k]))
     ]
+    state = {tied[k]: state[k] for k in tied if k in state} | state  # either name will do
+    missing = [f"missing {k}" for k in weights if k not in state]
     state = {k: _grown(v, weights[k], net) if grow else v for k, v in state.items() if k in weights}
     shapes = [
         f"{k} is {tuple(v.shape)} instead of {tuple(weights[k].shape)}"
@@ -385,8 +386,12 @@ def find(source: str) -> str:
             return str(newest)
         if fsdp.saves(path) or any((path / name).exists() for name in published.FILES):
             return source
-        raise UserError(f"no checkpoint in {source}: neither ckpt.pt nor {published.FILES[1]}")
-    weights = path.suffix in (".pt", ".pth", ".ckpt", ".safetensors", ".bin")
+        files = sorted(path.glob(f"*{gguf.SUFFIX}"))
+        hint = f"; name the file, as {files[0]}" if files else ""
+        raise UserError(
+            f"no checkpoint in {source}: neither ckpt.pt nor {published.FILES[1]}{hint}"
+        )
+    weights = path.suffix in (".pt", ".pth", ".ckpt", ".safetensors", ".bin", gguf.SUFFIX)
     on_hub = published.HUB_ID.fullmatch(source) and not (weights or path.parent.exists())
     if path.exists() or on_hub:
         return source
@@ -404,14 +409,15 @@ def nearest_run(path: Path) -> str:
 
 
 def load(path: str, device: str | torch.device = "cpu", use_ema: bool = True) -> Model:
-    """The model in a ckpt.pt, in the folder of a run, in an exported folder, or of a hub id, for
-    `sample.py` and `evaluate.py`."""
+    """The model in a ckpt.pt, the folder of a run, an exported folder, a GGUF file, or of a hub id,
+    for `sample.py` and `evaluate.py`."""
     path = find(path)
     if Path(path).suffix in (".pth", ".ckpt", ".safetensors", ".bin"):
         there = (Path(path).parent / "config.json").is_file()
         fix = f"name its folder, {Path(path).parent}, or " if there else ""
         raise UserError(f"{path} holds weights only; {fix}start a run from them with --init_from")
-    if Path(path).suffix == ".pt" or Path(path).is_file() or fsdp.saves(Path(path)):
+    ours = Path(path).is_file() and Path(path).suffix != gguf.SUFFIX
+    if ours or Path(path).suffix == ".pt" or fsdp.saves(Path(path)):
         state = read(path)
         cfg = from_saved(Config, state["config"], str(path))
         meta, files = state["corpus"]["meta"], state["corpus"]["files"]

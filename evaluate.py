@@ -38,6 +38,7 @@ from diffusion import ORDERS, Guided, order_nats, written_in_order
 from model import autocast, pick_device
 from objective import Objective, SampleOptions, generator, require_finite
 from prepare_sft import records
+from pretrained import gguf
 from sample import (
     SETTINGS,
     Prompt,
@@ -207,6 +208,8 @@ class Judge:
 
 def _read(name: str) -> tuple[Any, Any]:
     """Network and tokenizer of the judge. Raises UserError if weights are missing."""
+    if name.endswith(gguf.SUFFIX):
+        return gguf.read_network(Path(name))
     transformers = optional("transformers")
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()

@@ -11,7 +11,7 @@
 fineweb, wikipedia, gutenberg, openwebtext, lm1b, stories; or files, folders and patterns with
 commas between them, of the kinds .txt, .jsonl, .json and .parquet (a field `text` per document).
 --tokenizer is bytes, gpt2, chars, train:N (byte-level BPE of N ids, learnt from the text), a folder
-with tokenizer.json, or a hub id; to the last three the five tokens of a chat are added.
+with tokenizer.json, a GGUF file, or a hub id; to the last four the five tokens of a chat are added.
 
 Documents go to training or validation as wholes, before anything is cut. They form one stream, EOS
 after each, of which training reads windows; --packing=pad is the original's: every document by

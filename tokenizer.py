@@ -15,6 +15,7 @@ from typing import Any, Callable, Iterable, Iterator, Literal
 import numpy as np
 
 from configurator import UserError, optional
+from pretrained import gguf
 
 
 class Unencodable(UserError):
@@ -246,10 +247,10 @@ class HF:
 
     @classmethod
     def create(cls, source: str, cache_dir: str = "", chat: bool = True) -> "HF":
-        """From a folder with tokenizer.json, or a hub id; with `chat`, the tokens of a chat are
-        added."""
+        """From a folder with what `tokenizer_json` reads, a GGUF file or a hub id; with `chat`, the
+        tokens of a chat are added."""
         path, name = Path(source), "tokenizer.json"
-        if not path.is_dir():
+        if not path.is_dir() and path.suffix != gguf.SUFFIX:
             if source.startswith((".", "/", "~")) or source.count("/") > 1:
                 raise UserError(f"tokenizer={source}: no such folder")
             hub = optional("huggingface_hub")
@@ -260,10 +261,10 @@ class HF:
                     f"tokenizer={source} could not be fetched ({type(e).__name__}); without the "
                     f"hub: --tokenizer=FOLDER with {name}, --tokenizer=train:4096, or bytes"
                 ) from e
-        if not (path / name).is_file():
-            raise UserError(f"tokenizer={source}: the folder has no {name}")
         try:
-            text = (path / name).read_text(encoding="utf-8")
+            text = tokenizer_json(path)
+            if text is None:
+                raise UserError(f"tokenizer={source}: the folder has no {name}")
             return cls.with_chat(text) if chat else cls(text)
         except UserError:
             raise
@@ -363,6 +364,34 @@ class HF:
         return {"kind": self.kind, "names": self.names}
 
 
+def tokenizer_json(path: Path) -> str | None:
+    """The text of a tokenizer.json: of the one in a folder, else of its vocab.txt if the tokens
+    there are letters, or of a GGUF file. None for a folder without."""
+    if path.suffix == gguf.SUFFIX:
+        return gguf.tokenizer_json(path)
+    if (path / "tokenizer.json").is_file():
+        return (path / "tokenizer.json").read_text(encoding="utf-8")
+    names = path / "vocab.txt"
+    return _json_of_letters(names.read_text(encoding="utf-8")) if names.is_file() else None
+
+
+def _json_of_letters(vocabulary: str) -> str | None:
+    """A vocab.txt of BERT, one token a line, whose tokens but [UNK] and the like are letters, as
+    those of proteins -> tokenizer.json that makes every letter of a text a token. None for one of
+    words, which does not say how a text is split."""
+    names = vocabulary.split()
+    special = [n for n in names if re.fullmatch(r"\[[A-Z]+\]", n)]
+    if "[UNK]" not in special or any(len(n) > 1 for n in names if n not in special):
+        return None
+    parts = optional("tokenizers")
+    ids = {name: i for i, name in enumerate(names)}
+    codec = parts.Tokenizer(parts.models.WordLevel(ids, unk_token="[UNK]"))
+    codec.pre_tokenizer = parts.pre_tokenizers.Split("", "isolated")
+    codec.decoder = parts.decoders.Fuse()
+    codec.add_special_tokens(special)
+    return codec.to_str()
+
+
 LONG = 1000  # characters of a word, above which the time to learn from it grows with its square
 RUN = re.compile(rf"\S{{{LONG},}}|\s{{{LONG},}}")
 
@@ -388,8 +417,8 @@ def create(
     chat: bool = True,
 ) -> Tokenizer:
     """The tokenizer of a --tokenizer option: bytes, gpt2 (with its merges in `bpe_dir`), train:N
-    (trained on `texts()`), or a folder with tokenizer.json or a hub id; with `chat`, the tokens of
-    a chat are added to the latter two."""
+    (trained on `texts()`), or a folder with tokenizer.json, a GGUF file or a hub id; with `chat`,
+    the tokens of a chat are added to the latter three."""
     kind, _, size = name.partition(":")
     if name == "bytes":
         return Bytes()

@@ -1,5 +1,6 @@
 """Networks and weights of others, read and written under our names.
 
+gguf.py        causal language models in the format of llama.cpp
 files.py       files of weights, whole or in parts, and the names that training gave them
 published.py   weights of SEDD, MDLM and transformers: read strictly, never unpickled
 ilm.py         weights of ILM

@@ -3,6 +3,7 @@ that are made to read in both directions.
 
 python -m pretrained.causal --codegen=FOLDER --out=FOLDER   CodeGen's weights in the layout of GPT-J
 python -m pretrained.causal --nanogpt=FILE --out=FOLDER     a ckpt.pt of nanoGPT as a GPT-2
+python -m pretrained.causal --gguf=FILE --out=FOLDER        a GGUF file as float32, read faster
 """
 
 import inspect
@@ -17,9 +18,10 @@ from torch import Tensor, nn
 
 from configurator import Config, UserError, load, optional, require, run, save_json
 from model import Cache, to_device
+from pretrained import gguf
 from pretrained.files import bare, read_json, read_tensors
 from pretrained.masked import MaskedLM
-from pretrained.published import CONSTANTS
+from pretrained.published import CAUSAL, CONSTANTS
 
 LINEAR = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # transposed in transformers' GPT-2
 NANOGPT = (50304, 50257)  # rows of nanoGPT's embedding for GPT-2's tokens, and how many those are
@@ -265,23 +267,42 @@ def convert_nanogpt(source: Path, out: Path) -> None:
     save_json(config, out / "config.json")
 
 
+def convert_gguf(source: Path, out: Path) -> None:
+    """Write a GGUF file as a folder with config.json, model.safetensors and tokenizer.json."""
+    files = optional("safetensors.torch", "safetensors")
+    config, weights = gguf.read_model(source)
+    if config["model_type"] not in CAUSAL:
+        raise UserError(f"gguf={source}: {config['model_type']} is not among {', '.join(CAUSAL)}")
+    if config["tie_word_embeddings"]:
+        weights.pop("lm_head.weight")  # the embedding, which a file has once
+    text = gguf.tokenizer_json(source)
+    _make(out)
+    files.save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
+    (out / "tokenizer.json").write_text(text, encoding="utf-8")
+    save_json(config, out / "config.json")
+
+
 @dataclass(frozen=True)
 class ConvertConfig:
     """The options of this command."""
 
     codegen: str = ""  # folder with config.json and model.safetensors
     nanogpt: str = ""  # or a ckpt.pt of nanoGPT
+    gguf: str = ""  # or a GGUF file
     out: str = ""  # folder to make
 
     def __post_init__(self):
         require(self, "out", bool(self.out), "the name of a folder")
-        one = bool(self.codegen) != bool(self.nanogpt)
-        require(self, "codegen", one, "the name of a folder, or nanogpt that of a file")
+        one = sum(map(bool, (self.codegen, self.nanogpt, self.gguf))) == 1
+        require(self, "codegen", one, "the name of a folder, or nanogpt or gguf that of a file")
 
 
 def main(argv: list[str]) -> None:
     cfg, _ = load(ConvertConfig, argv)
-    if cfg.nanogpt:
+    if cfg.gguf:
+        convert_gguf(Path(cfg.gguf), Path(cfg.out))
+        print(f"wrote {cfg.out}: {cfg.gguf} as float32")
+    elif cfg.nanogpt:
         convert_nanogpt(Path(cfg.nanogpt), Path(cfg.out))
         print(f"wrote {cfg.out}: {cfg.nanogpt} as a GPT-2")
     else:

@@ -8,6 +8,7 @@ The kind of weights follows from config.json or the suffix of the file:
     transformers  folder or hub id of a masked language model (ModernBERT, BERT, RoBERTa, ...) or
                   a causal one (CAUSAL), or the model.safetensors of accelerate.save_state with
                   --backbone for its sizes
+    GGUF          a .gguf file of a causal one
     ours          what `sample.py --export=DIR` wrote
 """
 
@@ -20,10 +21,10 @@ import torch
 from torch import Tensor
 
 from configurator import UserError, optional
-from pretrained import files
+from pretrained import files, gguf
 from pretrained.files import bare, read_json, read_tensors
 from pretrained.ilm import EMBEDDING, from_ilm
-from tokenizer import GPT2, HF, Bytes, Tokenizer, tokenizer_from, vocabulary
+from tokenizer import GPT2, HF, Bytes, Tokenizer, tokenizer_from, tokenizer_json, vocabulary
 
 BACKBONE = "network."  # in front of transformers' names in `adapters.MaskedLM`
 # of other heads that BERT and RoBERTa are published with, and a constant of old versions
@@ -46,7 +47,7 @@ FILES = ("config.json", *files.WEIGHTS, *(f"{name}.index.json" for name in files
 FETCHED = ("config.json", "tokenizer.json", "model.safetensors", "model.safetensors.index.json")
 FETCHED += ("model-*-of-*.safetensors",)
 BIN = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
-OTHERS = (".h5", ".msgpack", ".onnx", ".gguf", ".bin", ".pt", ".pth", ".ckpt", ".safetensors")
+OTHERS = (".h5", ".msgpack", ".onnx", ".bin", ".pt", ".pth", ".ckpt", ".safetensors")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -68,6 +69,8 @@ def read(source: str, backbone: str = "") -> Published:
         return _from_pth(path)
     if path.suffix == ".ckpt" and not backbone:
         return _from_lightning(path)
+    if path.suffix == gguf.SUFFIX:
+        return _from_transformers(*gguf.read_model(path), path)
     file = path
     if path.suffix not in (".safetensors", ".bin", ".pt", ".pth", ".ckpt"):
         path = path if path.is_dir() else download(source)
@@ -362,26 +365,85 @@ def backbone_json(fields: dict[str, Any], vocab_size: int) -> str:
     return json.dumps({k: v for k, v in full.items() if k not in drop}, sort_keys=True)
 
 
-def _from_transformers(raw: dict[str, Any], weights: dict[str, Tensor], folder: Path) -> Published:
-    unused = [name for name in weights if UNUSED.search(name)]
-    if unused:
-        print(f"not used, of other heads: {', '.join(unused)}")
-    kept = {n: w for n, w in weights.items() if n not in unused}
+def _from_transformers(raw: dict[str, Any], weights: dict[str, Tensor], where: Path) -> Published:
+    """Weights of a language model of transformers under the names of its class. where: the folder
+    with its tokenizer, or the GGUF file."""
     causal = raw["model_type"] in CAUSAL
-    if causal:
-        kept = {n: w for n, w in kept.items() if not CONSTANTS.search(n)}
-        body = "transformer." if "wte.weight" in kept else ""  # gpt2 is published without it
-        kept = {body + n: w for n, w in kept.items()}
+    constants = CONSTANTS if causal else re.compile(r"(?!)")
+    kept = {n: w for n, w in weights.items() if not constants.search(n)}
     ends = {".gamma": ".weight", ".beta": ".bias"}  # of BERT's norms, from an older framework
     old = re.compile(r"\.(gamma|beta)$")
-    kept = {BACKBONE + old.sub(lambda m: ends[m[0]], n): w for n, w in kept.items()}
+    kept = {old.sub(lambda m: ends[m[0]], n): w for n, w in kept.items()}
     embedding = [w for n, w in kept.items() if TOKENS.search(n)]
     rows = len(embedding[0]) if embedding else raw["vocab_size"]
-    tokenizer = None
-    if (folder / "tokenizer.json").is_file():
-        tokenizer = HF((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    text = backbone_json(raw, rows)
+    kept = _under_own_names(kept, _blank(text), raw.get("architectures") or [], where)
+    kept = {BACKBONE + n: w for n, w in kept.items()}
+    found = tokenizer_json(where)
+    tokenizer = HF(found) if found else None
     tokens = tokenizer.vocab_size if tokenizer else rows  # embeddings are often rounded up
-    return Published(kept, {"backbone": backbone_json(raw, rows)}, tokens, tokenizer)
+    return Published(kept, {"backbone": text}, tokens, tokenizer)
+
+
+def _blank(backbone: str) -> Any:
+    """The network of transformers that this JSON describes, without memory for its weights."""
+    transformers, fields = optional("transformers"), json.loads(backbone)
+    causal = fields["model_type"] in CAUSAL
+    factory = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForMaskedLM
+    try:
+        with torch.device("meta"):
+            return factory.from_config(transformers.AutoConfig.for_model(**fields))
+    except Exception as e:  # transformers validates by exceptions of many types
+        raise UserError(f"backbone: {str(e).splitlines()[0][:200]}") from e
+
+
+def _under_own_names(
+    weights: dict[str, Tensor], network: Any, architectures: list[str], where: Path
+) -> dict[str, Tensor]:
+    """The weights under the names of `network`, which has its encoder under a prefix such as
+    `bert.`: it may have been saved alone, without that prefix, or inside another module. What is
+    left out, of the heads of other classes, is told; so is another prefix. Raises UserError for two
+    encoders, and for one without the layers that predict tokens."""
+    names, own = network.state_dict(keep_vars=True), network.base_model_prefix + "."
+    embedding = network.get_input_embeddings().weight
+    anchor = next(n for n, v in names.items() if v is embedding).removeprefix(own)
+    prefixes = {n.removesuffix(anchor) for n in weights if f".{n}".endswith("." + anchor)}
+    if len(prefixes) > 1:
+        both = " and ".join(repr(p) for p in sorted(prefixes)[:2])
+        raise UserError(f"{where}: holds two models, under the prefixes {both}: save one of them")
+    prefix = next(iter(prefixes), own)
+    outer = prefix.removesuffix(own)
+
+    def renamed(name: str) -> str:
+        rest = name.removeprefix(outer)
+        return next((n for n in (own + rest, rest) if n in names or UNUSED.search(n)), name)
+
+    if prefix != own:
+        print(f"the weights have {repr(prefix) if prefix else 'no prefix'}, read as {own!r}")
+        named = {renamed(n): w for n, w in weights.items()}
+        if len(named) < len(weights):
+            raise UserError(f"{where}: two tensors are the same of {own!r}: save one model")
+        weights = named
+    body = {id(v) for n, v in names.items() if n.startswith(own)}
+    heads = [n for n, v in names.items() if not n.startswith(own) and id(v) not in body]
+    kind = type(network).__name__
+    if prefixes and heads and not any(n in weights for n in heads):
+        raise UserError(
+            f"{where}: an encoder without the layers of {kind} that predict tokens ({heads[0]} "
+            f"and so on): take a checkpoint of {kind}"
+        )
+    others = [n for n in weights if n not in names and not n.startswith(own)]
+    unused = [n for n in weights if UNUSED.search(n)]
+    if architectures and kind not in architectures:  # saved by a class with more heads
+        unused = [n for n in weights if n in unused or n in others]
+    if unused:
+        print(f"not used, of other heads: {', '.join(unused)}")
+    # the output layer adds the bias of its decoder; where that is not tied, the head has another
+    twins = {n: n.removesuffix("bias") + "decoder.bias" for n in heads if n.endswith(".bias")}
+    twins = {n: twin for n, twin in twins.items() if {n, twin} <= weights.keys() & names.keys()}
+    if idle := {n: weights[twin] for n, twin in twins.items() if names[n] is not names[twin]}:
+        print(f"not used, without effect: {', '.join(idle)}")
+    return {n: w for n, w in (weights | idle).items() if n not in unused}
 
 
 def require_extension(release: Published, tokenizer: Tokenizer, source: str) -> None:
