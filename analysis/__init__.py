@@ -2,6 +2,7 @@
 
 probes.py    how well a model knows tokens, by how much of their text was destroyed
 compare.py   checkpoints of one corpus side by side: `python evaluate.py --compare=A,B`
+holes.py     a masked model in holes of the wrong length: `python -m analysis.holes`
 coverage.py  how far to trust the error bars: `python -m analysis.coverage`
 curves.py    right answers against network calls: `python -m analysis.curves`
 report.py    a checkpoint as one page: `python evaluate.py --report=FOLDER`

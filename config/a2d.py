@@ -2,7 +2,7 @@
 # (DiffuLLaMA), a GPT-2, Llama or Qwen. The corpus has the tokenizer of that model.
 #
 #   python prepare_pretrain.py --source=pydoc --tokenizer=FOLDER --dataset=a2d
-#   python train.py config/a2d.py --init_from=FOLDER
+#   python train.py config/a2d.py --init_from=FOLDER      # or a GGUF file
 #   python train.py config/a2d.py --init_from=FOLDER --anneal_steps=100   # of the causal mask
 #
 # docs/a2d.md has what to expect.

@@ -35,7 +35,8 @@ PAGES = (
 )
 PAGES = ["README.md", *(f"docs/{name}.md" for name in PAGES.split()), "docs/recipes.md"]
 PAGES += [
-    f"docs/{name}.md" for name in "performance promises results scale troubleshooting".split()
+    f"docs/{name}.md"
+    for name in "antibodies performance promises results scale troubleshooting".split()
 ]
 LONG = {"docs/performance.md", "docs/results.md", "docs/scale.md", "docs/promises.md"}
 

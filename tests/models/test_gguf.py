@@ -67,7 +67,9 @@ def test_any_order_corpus(file: Path, tmp_path: Path, run_cli: Any):
     (tmp_path / "text.txt").write_text("".join(f"{i} {TEXT}\n" for i in range(100)))
     where = f"--data_dir={tmp_path / 'data'}"
     flags = (f"--source={tmp_path / 'text.txt'}", f"--tokenizer={file}", "--dataset=a2d", where)
-    done = run_cli("prepare_pretrain.py", *flags, "--separator=\\n", "--test_split_pct=0.1", timeout=200)
+    done = run_cli(
+        "prepare_pretrain.py", *flags, "--separator=\\n", "--test_split_pct=0.1", timeout=200
+    )
     assert done.returncode == 0, done.stderr
     flags = ("config/a2d.py", f"--init_from={file}", where, f"--out_dir={tmp_path / 'out'}")
     small = ("--max_iters=1", "--eval_iters=1", "--batch_size=1", "--block_size=16", "--threads=1")

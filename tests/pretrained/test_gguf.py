@@ -1,5 +1,5 @@
-"""GGUF files of causal models. The file here is a small random Llama, written by the gguf package as
-llama.cpp's converter does; the real one is in tests/models."""
+"""GGUF files of causal models. The file here is a small random Llama, written by the package gguf
+as llama.cpp's converter does; the real one is in tests/models."""
 
 import json
 import sys
@@ -13,8 +13,8 @@ from test_causal_models import begin, error_of, letters, theirs, tokens, words  
 import checkpoint
 from corpus import CorpusWriter
 from evaluate import Judge
-from pretrained import published
 from pretrained import gguf as ours
+from pretrained import published
 from tokenizer import HF
 
 V = 40
@@ -40,7 +40,7 @@ def package() -> Any:
 
 
 def interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """Rows of a query or key matrix in the order of llama.cpp, whose rotary pairs are neighbours."""
+    """Rows of a query or key matrix as llama.cpp has them, whose rotary pairs are neighbours."""
     rows, width = weight.shape
     return weight.view(heads, 2, rows // heads // 2, width).swapaxes(1, 2).reshape(rows, width)
 
@@ -164,7 +164,7 @@ def test_converted(tmp_path: Path, package: Any, run_cli: Any):
 
 
 def test_command(tmp_path: Path, package: Any, run_cli: Any, assert_refused: Any):
-    """sample.py writes text with it, and a folder that holds such a file is refused with its name."""
+    """sample.py writes text with it; a folder that holds such a file is refused with its name."""
     write(package, tmp_path / "random.gguf")
     done = run_cli("sample.py", f"--ckpt={tmp_path / 'random.gguf'}", "--max_length=5")
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
