@@ -29,8 +29,8 @@ NAMES = {  # of llama.cpp -> of transformers, in each block
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-LETTERS = [chr(97 + i) for i in range(26)] + [chr(65 + i) for i in range(12)]
-TOKENS = ["<|endoftext|>", *LETTERS, "ab"]
+LETTERS = [chr(97 + i) for i in range(26)] + [chr(65 + i) for i in range(11)]
+TOKENS = ["<|endoftext|>", *LETTERS, "cd", "ab"]
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def write(package: Any, path: Path, tied: bool = True, drop: str = "", kind: Any
     out.add_tokenizer_model("gpt2")
     out.add_token_list(TOKENS)
     out.add_token_types([3] + [1] * (V - 1))
-    out.add_token_merges(["a b"])
+    out.add_token_merges(["a b", "c d"])  # of one, transformers 5.1 makes no list
     out.add_bos_token_id(0)
     out.add_eos_token_id(0)
     tensors = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
