@@ -356,12 +356,23 @@ def missing(cfg: PrefixConfig, folder: Path, info: dict[str, Any]) -> list[int]:
     return [k for k in wanted if not shard_path(folder, k).exists()]
 
 
-def write_mode(cfg: PrefixConfig, mode: str, encoder: Path | None) -> None:
+def splits(cfg: PrefixConfig) -> dict[str, Texts]:
+    """The texts of every split to make, and of training. Raises UserError, before anything is
+    written, for one without documents."""
+    texts = {mode: texts_of(cfg, mode) for mode in dict.fromkeys([*cfg.modes(), "train"])}
+    for mode in cfg.modes():
+        if not texts[mode].count:
+            others = ", ".join(f"{t.count:,} in {m}" for m, t in texts.items() if m != mode)
+            why = f"; is separator={cfg.separator!r} a line of it?" if cfg.separator else ""
+            raise UserError(f"{cfg.dataset_name}: no document in {mode}, {others}{why}")
+    return texts
+
+
+def write_mode(cfg: PrefixConfig, mode: str, both: dict[str, Texts], encoder: Path | None) -> None:
     """Write all missing shards of one split."""
     folder = cfg.root() / f"{cfg.name()}_{mode}"
-    texts = texts_of(cfg, mode)
+    texts, training = both[mode], both["train"]
     source = {"dataset_name": cfg.dataset_name, "path": cfg.path}
-    training = texts if mode == "train" else texts_of(cfg, "train")
     parts = make_parts(cfg, encoder, {**source, **training.identity})
     info = {"mode": cfg.mode, **source, "dataset_mode": mode, "num_shards": cfg.num_shards}
     info |= {"tokenizer_name": cfg.tokens(), **abouts(cfg, parts.idf)}
@@ -391,9 +402,9 @@ def main(argv: list[str]) -> None:
     cfg, origins = load(PrefixConfig, argv)
     if origins:
         print(describe(cfg, origins))
-    encoder = find_models(cfg)
+    encoder, texts = find_models(cfg), splits(cfg)
     for mode in cfg.modes():
-        write_mode(cfg, mode, encoder)
+        write_mode(cfg, mode, texts, encoder)
 
 
 if __name__ == "__main__":

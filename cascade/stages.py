@@ -238,11 +238,17 @@ def open_text(cfg: StagesConfig) -> Text:
         print(f"no text at {cfg.source}_train; running: python {cfg.preprocess}", flush=True)
         run_command(cfg.preprocess)
     train, val = (Preprocessed(name) for name in names.values())
-    for key in ("mode", "tokenizer", "tokenizer_files"):
-        if train.meta[key] != val.meta[key]:
-            raise UserError(f"{names['val']} has another {key} than {names['train']}")
-    if train.tokenizer.files != val.tokenizer.files:
-        raise UserError(f"{names['val']} has another tokenizer than {names['train']}")
+    if train.meta["mode"] != val.meta["mode"]:
+        raise UserError(f"{names['val']} has another mode than {names['train']}")
+    keys = ("tokenizer", "tokenizer_files")
+    alike = all(train.meta[key] == val.meta[key] for key in keys)
+    if not alike or train.tokenizer.files != val.tokenizer.files:
+        name = str(train.meta.get("tokenizer_name", ""))
+        kept = Path(f"{cfg.source}_fitted", name.replace(":", "_"))  # by preprocess_prefix.py
+        raise UserError(
+            f"{names['val']} has another tokenizer than {names['train']}; remove it and make it "
+            f"with preprocess_prefix.py --tokenizer={kept if kept.is_dir() else name}"
+        )
     facts = {k: v for k, v in train.meta.items() if k not in ("format", "files", "dtype")}
     both = {"train": train.documents(), "val": val.documents()}
     return Text(both, train.tokenizer, {**facts, "counts": train.counts()})

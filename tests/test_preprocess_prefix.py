@@ -541,6 +541,17 @@ def test_a_local_copy_of_a_named_text(texts):
     ]
 
 
+def test_a_split_without_documents_is_refused(texts):
+    """A separator that is on no line makes one document of a file, and all of it training."""
+    Path("one.txt").write_text("One ship.\nAnother one.\n")
+    flags = ["--mode=constituency", "--tagger=textblob", "--tokenizer=bytes"]
+    flags += ["--dataset_name=one.txt"]
+    refused(
+        [*flags, "--separator====="], "no document in validation, 1 in train; is separator='===="
+    )
+    assert not list(Path("data").rglob("*"))
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_files_in_every_form_are_the_same_documents(form, tmp_path):
     want = [f"text {i}, é\u2028." for i in range(12)]

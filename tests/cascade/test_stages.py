@@ -232,6 +232,7 @@ def preprocessed(
     rng = np.random.default_rng(seed)
     tokenizer = tokenizer or Symbols([chr(65 + i) for i in range(40)])
     info = {"mode": mode, "num_shards": 2, "dataset_name": "x", "dataset_mode": "train"}
+    info["tokenizer_name"] = "train:9"
     for k in range(2):
         with ShardFolder(shard_path(folder, k), tokenizer, info) as out:
             for n in rng.integers(1, 40, 30):
@@ -320,7 +321,10 @@ def test_a_missing_shard_and_another_tokenizer(tmp_path: Path):
     preprocessed(tmp_path / "a_validation", 1, Bytes())
     preprocessed(tmp_path / "b_validation", 1)
     where = [f"--source={tmp_path / 'a'}", f"--data_dir={tmp_path}", "--lengths=4,8,16"]
-    with pytest.raises(UserError, match="another tokenizer"):
+    with pytest.raises(UserError, match="another tokenizer.* --tokenizer=train:9$"):
+        prepare(*where)
+    (tmp_path / "a_fitted" / "train_9").mkdir(parents=True)
+    with pytest.raises(UserError, match=f" --tokenizer={tmp_path}/a_fitted/train_9$"):
         prepare(*where)
     (tmp_path / "b_validation" / "shard_1").rename(tmp_path / "gone")
     with pytest.raises(UserError, match="shard_1 is missing"):
