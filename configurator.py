@@ -169,9 +169,7 @@ class Config:
     sample_interval: int = 0  # steps between samples, printed and in samples.jsonl; 0: none
     num_samples: int = 4  # of sample_interval
     log_interval: int = 100  # steps between lines of log.jsonl and of the terminal
-    debug: Literal["", "overfit", "multinode"] = (
-        ""  # learn one row by heart; two nodes, see train.py
-    )
+    debug: Literal["", "overfit", "multinode"] = ""  # learn a row by heart; try two nodes
     wandb_log: bool = False  # also log to Weights & Biases
     wandb_project: str = "anyorder"  # its project
     wandb_run_name: str = ""  # its run; empty: the name of out_dir

@@ -102,7 +102,7 @@ def test_accepted(argument: str, key: str, value: object):
         ("batch_size=4", ["write --batch_size=4 instead of batch_size=4"]),
         ("training.batch_size=4", ["write --batch_size=4 instead of"]),  # Hydra
         ("noise.type=geometric", ["write --noise=geometric instead of"]),
-        ("model=small_shuffle", ["unknown key model", "config/stage2_shuffle.py"]),
+        ("model=small_shuffl", ["unknown key model", "_shuffle.py"]),
         ("xyzzy=plugh", ["unknown key xyzzy", "a config file is named by its path"]),
         ("config/palindrome", ["write config/palindrome.py instead of config/palindrome"]),
         ("palindrome", ["write config/palindrome.py instead of palindrome"]),

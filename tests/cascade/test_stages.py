@@ -321,10 +321,10 @@ def test_a_missing_shard_and_another_tokenizer(tmp_path: Path):
     preprocessed(tmp_path / "a_validation", 1, Bytes())
     preprocessed(tmp_path / "b_validation", 1)
     where = [f"--source={tmp_path / 'a'}", f"--data_dir={tmp_path}", "--lengths=4,8,16"]
-    with pytest.raises(UserError, match="another tokenizer.* --tokenizer=train:9$"):
+    with pytest.raises(UserError, match=r"another tokenizer.* --tokenizer=train:9$"):
         prepare(*where)
     (tmp_path / "a_fitted" / "train_9").mkdir(parents=True)
-    with pytest.raises(UserError, match=f" --tokenizer={tmp_path}/a_fitted/train_9$"):
+    with pytest.raises(UserError, match=rf" --tokenizer={tmp_path}/a_fitted/train_9$"):
         prepare(*where)
     (tmp_path / "b_validation" / "shard_1").rename(tmp_path / "gone")
     with pytest.raises(UserError, match="shard_1 is missing"):
