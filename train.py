@@ -257,7 +257,8 @@ class Log:
 
     def start_wandb(self, cfg: Config) -> Any:
         """A run, online or offline. A failure of wandb never stops training."""
-        name = cfg.wandb_run_name or Path(cfg.out_dir).name
+        name, folder = cfg.wandb_run_name, Path(cfg.out_dir).name
+        name = name + cfg.finetune_suffix * folder.endswith(cfg.finetune_suffix) if name else folder
         try:
             wandb = optional("wandb")
             return wandb.init(

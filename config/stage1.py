@@ -10,6 +10,7 @@
 from config.sedd_small import *  # noqa: F403
 
 finetune_suffix = "-finetuning"
+wandb_run_name = "openwebtext-small-stage1"
 dataset = "openwebtext_stage1"
 prepare = (
     "-m cascade.stages --stage=1 --source=data/preprocessed/constituency/openwebtext "

@@ -5,3 +5,4 @@ from config.stage1 import prepare as _prepare
 dataset = "openwebtext_16_stage1"
 prepare = _prepare + " --lengths=16,32,128"
 block_size = 16
+wandb_run_name = "openwebtext-small-stage1_16"

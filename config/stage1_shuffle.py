@@ -4,3 +4,4 @@
 from config.stage1 import *  # noqa: F403
 
 prefix_shuffle = True
+wandb_run_name = "openwebtext-small-stage1_shuffle"

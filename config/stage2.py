@@ -7,3 +7,4 @@ from config.stage1 import prepare as _first
 dataset = "openwebtext_stage2"
 prepare = _first.replace("--stage=1", "--stage=2")
 block_size = 96  # 32 given, 64 written
+wandb_run_name = "openwebtext-small-stage2"

@@ -5,3 +5,4 @@ from config.stage2 import prepare as _prepare
 dataset = "openwebtext_16_stage2"
 prepare = _prepare + " --lengths=16,32,128"
 block_size = 48
+wandb_run_name = "openwebtext-small-stage2_16"

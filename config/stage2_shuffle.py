@@ -5,3 +5,4 @@
 from config.stage2 import *  # noqa: F403
 
 prefix_shuffle = True
+wandb_run_name = "openwebtext-small-stage2_shuffle"

@@ -7,3 +7,4 @@ from config.stage1 import prepare as _first
 dataset = "openwebtext_stage3"
 prepare = _first.replace("--stage=1", "--stage=3")
 block_size = 192  # 64 given, 128 written
+wandb_run_name = "openwebtext-small-stage3"

@@ -809,6 +809,11 @@ def test_wandb(tmp_path: Path, flags: Any, monkeypatch):
     assert fake.settings["project"] == "anyorder" and fake.settings["name"] == "name"
     assert fake.settings["config"]["max_iters"] == 2
     assert [step for step, values in fake.logged if "loss" in values] == [1, 2]
+    more = {"max_iters": 1, "wandb_log": True, "wandb_run_name": "x-stage1"}
+    more["finetune_suffix"] = "-finetuning"
+    for folder, name in (("stage1", "x-stage1"), ("stage1-finetuning", "x-stage1-finetuning")):
+        train.main(flags(tmp_path / folder, **more))
+        assert fake.settings["name"] == name
 
 
 @pytest.mark.parametrize(
