@@ -566,7 +566,16 @@ def test_bound_of_the_exact_reverse_process_is_the_likelihood(noise):
     assert (error < 4.5 * got.std(1) / math.sqrt(repeat) + 0.02).all(), (error, got.std(1))
 
 
-def test_bound_of_one_token_under_any_noise_in_closed_form():
+slow = pytest.mark.slow
+ANY_NOISE = [
+    pytest.param(Exponential(3.0, 30.0), marks=slow, id="slow rise"),
+    pytest.param(Exponential(3.0, 7000.0), id="steep rise"),
+    pytest.param(Linear(1e-3, 5000.0), marks=slow, id="constant rate"),
+]
+
+
+@pytest.mark.parametrize("noise", ANY_NOISE)
+def test_bound_of_one_token_under_any_noise_in_closed_form(noise):
     """A network that says "one is missing" and nothing of which: with total noise x and noise s
     since t_min, tokens are inserted at rate 1 / (e^x - 1) for each unit of s, at 1 / x when one is
     there, and the conditioned process inserts at 1 / (e^s - 1). Also where e^x is beyond floats."""
@@ -576,20 +585,19 @@ def test_bound_of_one_token_under_any_noise_in_closed_form():
         for p in (*net.head.parameters(), *net.heads["length"].parameters()):
             p.zero_()
         net.heads["length"].bias[1] = 80.0
-    for noise in (Exponential(3.0, 30.0), Exponential(3.0, 7000.0), Linear(1e-3, 5000.0)):
-        objective = IDLM(VOCAB, SPECIALS, noise, longest=3)
-        begun, whole = noise.total(torch.tensor([noise.t_min, 1.0], dtype=torch.float64)).tolist()
-        guess = math.log(VOCAB + 1 - len(set(objective.never)))  # -log p of the token
-        end = whole - begun
-        u = (torch.arange(400_000, dtype=torch.float64) + 0.5) / 400_000
-        s = end * u**4
-        x, there = begun + s, torch.expm1(-s) / math.expm1(-end)  # P(the token is missing)
-        rate, log_rate = 1 / torch.expm1(s), -s - torch.log(-torch.expm1(-s))
-        rho, log_rho = 1 / torch.expm1(x), -x - torch.log(-torch.expm1(-x))
-        slope = there * (rho + rate * (log_rate - log_rho + guess - 1)) + (1 - there) / x
-        want = float((slope * 4 * end * u**3).mean())
-        got = objective.bound(net, batch_of([[0]] * 4000), generator(0), samples=16)
-        assert abs(float(got.mean()) - want) < 4.5 * float(got.std()) / math.sqrt(4000), noise
+    objective = IDLM(VOCAB, SPECIALS, noise, longest=3)
+    begun, whole = noise.total(torch.tensor([noise.t_min, 1.0], dtype=torch.float64)).tolist()
+    guess = math.log(VOCAB + 1 - len(set(objective.never)))  # -log p of the token
+    end = whole - begun
+    u = (torch.arange(400_000, dtype=torch.float64) + 0.5) / 400_000
+    s = end * u**4
+    x, there = begun + s, torch.expm1(-s) / math.expm1(-end)  # P(the token is missing)
+    rate, log_rate = 1 / torch.expm1(s), -s - torch.log(-torch.expm1(-s))
+    rho, log_rho = 1 / torch.expm1(x), -x - torch.log(-torch.expm1(-x))
+    slope = there * (rho + rate * (log_rate - log_rho + guess - 1)) + (1 - there) / x
+    want = float((slope * 4 * end * u**3).mean())
+    got = objective.bound(net, batch_of([[0]] * 4000), generator(0), samples=16)
+    assert abs(float(got.mean()) - want) < 4.5 * float(got.std()) / math.sqrt(4000), noise
 
 
 def test_idlm_samples_follow_the_exact_process():
