@@ -568,7 +568,7 @@ def test_bound_of_the_exact_reverse_process_is_the_likelihood(noise):
 
 slow = pytest.mark.slow
 ANY_NOISE = [
-    pytest.param(Exponential(3.0, 30.0), marks=slow, id="slow rise"),
+    pytest.param(Exponential(3.0, 30.0), id="slow rise"),
     pytest.param(Exponential(3.0, 7000.0), id="steep rise"),
     pytest.param(Linear(1e-3, 5000.0), marks=slow, id="constant rate"),
 ]

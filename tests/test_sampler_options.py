@@ -101,7 +101,17 @@ def test_every_option_is_tried():
     assert {*OTHER} | PROGRAM == {field.name for field in fields(SampleOptions)}
 
 
-@pytest.mark.parametrize("form", FORMS)
+LONG = (
+    "bd3",
+    "flex",
+    "mlm",
+    "sedd",
+    "xlnet",
+)  # minutes together; their samplers are mostly masked's
+SOME = [pytest.param(x, marks=pytest.mark.slow) if x in LONG else x for x in FORMS]
+
+
+@pytest.mark.parametrize("form", SOME)
 def test_what_is_not_on_the_list_changes_nothing(form: str):
     """Or is refused."""
     model = model_of(form)
