@@ -27,6 +27,7 @@ import inspect
 import json
 import math
 import os
+import re
 import runpy
 import shlex
 import subprocess
@@ -581,12 +582,28 @@ def save_json(values: Any, path: Path) -> None:
         raise UserError(f"cannot write {path}: {e.strerror}") from e
 
 
+# Versions below which a library does not work here, as requirements-full.txt says.
+OLDEST = {"transformers": "5.1"}
+
+
 def optional(module: str, package: str | None = None) -> Any:
-    """Import an optional library where it is used; one line with the install command if absent."""
+    """Import an optional library where it is used; one line with the install command if it is
+    absent or older than OLDEST says."""
+    needed = OLDEST.get(module)
+    install = f"pip install '{module}>={needed}'" if needed else f"pip install {package or module}"
     try:
-        return __import__(module, fromlist=["_"])
+        library = __import__(module, fromlist=["_"])
     except ImportError as e:
-        raise UserError(f"{module} is not installed: pip install {package or module}") from e
+        raise UserError(f"{module} is not installed: {install}") from e
+    if needed and _release(library.__version__) < _release(needed):
+        found = f"{module} {library.__version__} is too old, {needed} or newer is needed"
+        raise UserError(f"{found}: {install}")
+    return library
+
+
+def _release(version: str) -> list[int]:
+    """5.1.0.dev0 -> [5, 1, 0]: the numbers at the beginning."""
+    return [int(part) for part in re.match(r"[0-9.]*", version)[0].split(".") if part]
 
 
 # What the root reaches in the folders built on it: asked for by name, imported only then.

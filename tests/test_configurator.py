@@ -11,17 +11,19 @@ import re
 import resource
 import subprocess
 import sys
+import types
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import configurator
 from checkpoint import OBJECTIVES, PUBLISHED, build_objective
-from configurator import Config, UserError, describe, from_saved, load, usage
+from configurator import OLDEST, Config, UserError, describe, from_saved, load, optional, usage
 from diffusion import NOISES
 from evaluate import EvaluateConfig
 from sample import SampleConfig
@@ -659,3 +661,44 @@ def test_a_mistake_is_one_line_and_leaves_nothing(run_cli, assert_refused, tmp_p
     done = run_cli("train.py", "--out_dir=out", "--bogus=1", cwd=tmp_path)
     assert_refused(done, "config error: command line", "bogus")
     assert done.stdout == "" and list(tmp_path.iterdir()) == []
+
+
+# ---- versions of optional libraries ------------------------------------------------------------
+
+
+def stand_in(folder: Path, version: str) -> Path:
+    """A folder for the import path with a `transformers` that has a version and nothing else."""
+    (folder / "transformers").mkdir(parents=True)
+    (folder / "transformers/__init__.py").write_text(f"__version__ = {version!r}\n")
+    return folder
+
+
+@pytest.mark.parametrize("version", ["4.57.0", "4.9", "5.0.0", "5.0.0rc1"])
+def test_an_old_transformers_is_one_line(run_cli, assert_refused, tmp_path: Path, version: str):
+    """Wherever it is used first: for a network, for published weights, for a judge."""
+    path = {"PYTHONPATH": stand_in(tmp_path / "site", version)}
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert/config.json").write_text('{"model_type": "bert", "vocab_size": 4}')
+    torch.save({"bert.x": torch.ones(1)}, tmp_path / "bert/pytorch_model.bin")
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    commands = [
+        ["sample.py", f"--ckpt={tmp_path}/bert"],
+        ["sample.py", f"--ckpt={tmp_path}/a.gguf"],
+    ]
+    for command in commands if version == "4.57.0" else commands[:1]:
+        done = run_cli(*command, "--device=cpu", env=path)
+        said = f"transformers {version} is too old, 5.1 or newer is needed"
+        assert_refused(done, f"{said}: pip install 'transformers>=5.1'")
+
+
+@pytest.mark.parametrize("version", ["5.1.0", "5.1.0.dev0", "5.10.2", "6.0"])
+def test_newer_versions_are_taken(monkeypatch, version: str):
+    """5.10 is newer than 5.1, though its letters come first."""
+    monkeypatch.setitem(sys.modules, "transformers", types.SimpleNamespace(__version__=version))
+    assert optional("transformers").__version__ == version
+
+
+def test_oldest_versions_are_those_of_the_requirements(helpers):
+    lines = (helpers.repo / "requirements-full.txt").read_text().splitlines()
+    needed = dict(line.split("#")[0].strip().split(">=") for line in lines if ">=" in line)
+    assert OLDEST == {name: needed[name] for name in OLDEST}
