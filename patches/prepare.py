@@ -9,17 +9,18 @@
 A row is `<NME> name`, `<BEF> file`, `<MSG> message`, all given, then `<DFF> hunks` and EOS, which
 are written (rows.py). The newest commits of each repository, of those that have a row, are the
 validation split, and no commit is in both (train:N is learnt from all but the newest ones before
-it is known which have a row). Repositories are read by git's plumbing; nothing of them is run or
-checked out. What is left out is counted by reason. Hunks are made from the two files, whatever the
-source has, so that they are right within a --window as well.
+it is known which have a row). A source saved by `datasets` with several splits keeps them; any but
+train is validation. Repositories are read by git's plumbing; nothing of them is run or checked out.
+What is left out is counted by reason. Hunks are made from the two files, whatever the source has,
+so that they are right within a --window as well.
 
 The flags of the original scripts have their names. --train_diff_model=False learns the given part
 as well. --ignore_long_samples=False keeps what is longer than a block, in pieces, in both splits,
 and so sets --concatenate_texts, which puts several samples into a training row: whole ones, unless
 one alone is too long, and never a row without anything to write. --save_final_dataset also writes
-the rows for `datasets` (data/final_dataset: input_ids, attention_mask, labels), which --source
-takes up again: its labels hold unless --force_label makes them anew from the markers, and
---skip_concat keeps its rows as they are.
+the rows for `datasets` (data/final_dataset: input_ids, attention_mask, labels), padded on the left
+to --block_size with EOS, which --source takes up again without the padding: its labels hold unless
+--force_label makes them anew from the markers, and --skip_concat keeps its rows as they are.
 """
 
 import dataclasses
@@ -148,6 +149,15 @@ def held_out(
     return {key for keys, first in cuts for key in keys[first:]}
 
 
+def validation(
+    cfg: DiffConfig, source: Source, fitting: set[tuple[str, str]] | None = None
+) -> set[tuple[str, str]]:
+    """The commits of validation: the source's own, or the newest ones, as `held_out` says."""
+    if source.held_out is not None:
+        return source.held_out
+    return held_out(source.commits, cfg.val_split_ratio, fitting)
+
+
 # ---- rows --------------------------------------------------------------------------------------
 
 
@@ -196,9 +206,9 @@ def divided(
         for commit, row in rows:
             file.write(row.ids.astype(np.uint32).tobytes())
             waiting.append(((commit.repo, commit.id), len(row.ids), int(row.prompt_mask.sum())))
-        fitting = {key for key, size, _ in waiting if size <= cfg.block_size}
+        with_row = {key for key, _, _ in waiting}
         try:
-            val = held_out(source.commits, cfg.val_split_ratio, fitting)
+            val = validation(cfg, source, with_row)
         except UserError as e:
             raise UserError(f"{e} ({dropped_text(dropped)}); {ADVICE}") from None
         file.seek(0)
@@ -290,7 +300,11 @@ def open_source(cfg: DiffConfig, limits: Limits) -> Source:
     path, where = Path(cfg.source).expanduser(), cfg.source
     if is_saved(where):
         data = open_saved(where)
-        return from_rows(lambda: (r for part in data.values() for r in part), cfg.max_commits)
+
+        def rows() -> Iterator[dict]:
+            return ({**row, "split": name} for name, part in data.items() for row in part)
+
+        return from_rows(rows, cfg.max_commits, has_splits=len(data) > 1)
     if kind_of(path) in ROWS:
         return from_rows(lambda: (row for _, row in json_rows(path)), cfg.max_commits)
     if path.exists() or where.startswith((".", "/", "~")):
@@ -311,7 +325,7 @@ def tokenizer_of(cfg: DiffConfig, texts: Iterable[str]) -> Tokenizer:
 
 
 def training_texts(cfg: DiffConfig, source: Source, limits: Limits) -> Iterator[str]:
-    val = held_out(source.commits, cfg.val_split_ratio)
+    val = validation(cfg, source)
     for commit, change in usable(source, limits, Counter()):
         if (commit.repo, commit.id) not in val:
             yield prompt_text(change.prompt) + target_text(change.hunks)
@@ -350,7 +364,7 @@ def prepare(cfg: DiffConfig) -> None:
         print(f"dropped: {reason}: {number:,}")
     print(f"wrote {cfg.folder()}")
     if cfg.save_final_dataset:
-        save_final(Corpus(cfg.folder()), final)
+        save_final(Corpus(cfg.folder()), final, cfg.block_size)
         print(f"wrote {final}")
 
 

@@ -1,7 +1,9 @@
 """Rows of patches as the `datasets` library keeps them: a mid-point that is written and read.
 
 Columns input_ids, attention_mask, labels, as the trainer of the CarperAI diff models reads them;
-labels are -100 where a token is given. Other columns are not looked at.
+labels are -100 where a token is given. Rows that are written are all of one length, so that they
+form batches as they are: EOS fills them on the left, with attention_mask 0 and label -100. Other
+columns are not looked at.
 """
 
 import json
@@ -93,17 +95,18 @@ def saved_row(tokenizer: Tokenizer, split: str, row: dict, relabel: bool, where:
     seen = np.array(row.get("attention_mask", np.ones_like(ids)))
     if ids.ndim != 1 or seen.shape != ids.shape or not 0 < len(ids):
         raise UserError(f"{where}: input_ids and attention_mask do not fit")
+    start = int(np.argmax(seen > 0))
     if row.get("labels") is None or relabel:
+        ids = ids[start:]
         prompt_mask = mask_by_marker(tokenizer, ids)
     else:
         labels = np.array(row["labels"])
         if labels.shape != ids.shape or not np.all((labels == IGNORED) | (labels == ids)):
             raise UserError(f"{where}: labels are neither {IGNORED} nor the ids")
-        prompt_mask = labels == IGNORED
+        ids, prompt_mask = ids[start:], labels[start:] == IGNORED
     ends = np.flatnonzero(ids[1:] == tokenizer.specials["eos"]) + 1
     prompt_mask[ends] &= prompt_mask[ends - 1]
-    start = int(np.argmax(seen > 0))
-    return Row(split, ids[start:], prompt_mask[start:])
+    return Row(split, ids, prompt_mask)
 
 
 def mask_by_marker(tokenizer: Tokenizer, ids: np.ndarray) -> np.ndarray:
@@ -129,9 +132,9 @@ def mask_by_marker(tokenizer: Tokenizer, ids: np.ndarray) -> np.ndarray:
 # ---- writing -----------------------------------------------------------------------------------
 
 
-def save_final(corpus: Corpus, folder: Path) -> None:
-    """The rows as `datasets` keeps them, under the column names that the original's trainer reads;
-    whole or not at all."""
+def save_final(corpus: Corpus, folder: Path, length: int) -> None:
+    """The rows as `datasets` keeps them, each of `length` tokens, under the column names that the
+    original's trainer reads; whole or not at all."""
     datasets = optional("datasets")
     datasets.disable_progress_bars()
     partial = folder.with_name(f".{folder.name}.partial")
@@ -139,7 +142,7 @@ def save_final(corpus: Corpus, folder: Path) -> None:
     cache, parts = partial / "cache", {}
     try:
         for split, name in (("train", "train"), ("val", "validation")):
-            which = {"folder": str(corpus.folder), "split": split}
+            which = {"folder": str(corpus.folder), "split": split, "length": length}
             made = datasets.Dataset.from_generator(_columns, cache_dir=str(cache), gen_kwargs=which)
             parts[name] = made
         datasets.DatasetDict(parts).save_to_disk(str(partial / "whole"))
@@ -150,13 +153,16 @@ def save_final(corpus: Corpus, folder: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _columns(folder: str, split: str) -> Iterator[dict[str, list[int]]]:
+def _columns(folder: str, split: str, length: int) -> Iterator[dict[str, list[int]]]:
     corpus = Corpus(folder)
-    longest = corpus.meta["splits"][split]["longest"]
+    longest, eos = corpus.meta["splits"][split]["longest"], corpus.tokenizer.specials["eos"]
     for number in range(corpus.rows(split)):
         batch = corpus.batch(split, np.array([number]), longest)
         ids, prompt_mask = (part[0, : int(batch.length)].numpy() for part in batch[:2])
-        labels = np.where(prompt_mask, IGNORED, ids)
-        mask = np.ones_like(ids)
-        columns = {"input_ids": ids, "attention_mask": mask, "labels": labels}
-        yield {name: column.tolist() for name, column in columns.items()}
+        columns = {
+            "input_ids": (ids, eos),
+            "attention_mask": (np.ones_like(ids), 0),
+            "labels": (np.where(prompt_mask, IGNORED, ids), IGNORED),
+        }
+        left = length - len(ids)
+        yield {name: [fill] * left + part.tolist() for name, (part, fill) in columns.items()}

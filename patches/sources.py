@@ -41,6 +41,7 @@ class Source(NamedTuple):
 
     commits: list[Commit]
     records: Callable[[], Iterator[dict]]  # each with `repo` and `commit`
+    held_out: set[tuple[str, str]] | None = None  # these commits, if the source has splits
 
 
 class Change(NamedTuple):
@@ -80,9 +81,12 @@ def from_git(repos: list[Path], limits: Limits, max_commits: int) -> Source:
     return Source([one for _, chosen in parts for one in chosen], records)
 
 
-def from_rows(rows: Callable[[], Iterator[dict]], max_commits: int) -> Source:
+def from_rows(
+    rows: Callable[[], Iterator[dict]], max_commits: int, has_splits: bool = False
+) -> Source:
     """A source that is read twice: first for its commits only. A row without a commit counts as
-    one."""
+    one. has_splits: a row has a `split`, and any but train is validation, as is then all of that
+    commit."""
 
     def numbered() -> Iterator[dict]:
         for number, row in enumerate(rows()):
@@ -90,9 +94,10 @@ def from_rows(rows: Callable[[], Iterator[dict]], max_commits: int) -> Source:
             yield {**row, "repo": str(_first(row, REPO) or ""), "commit": str(commit)}
 
     commits: dict[tuple[str, str], Commit] = {}
-    unknown = []
+    unknown, held_out = [], set()
     for row in numbered():
         key, date = (row["repo"], row["commit"]), row.get("date")
+        held_out |= {key} if has_splits and row["split"] != "train" else set()
         if key not in commits:
             commits[key] = Commit(*key, _time(date))
             unknown += [date] if date and commits[key].time is None else []
@@ -103,7 +108,11 @@ def from_rows(rows: Callable[[], Iterator[dict]], max_commits: int) -> Source:
         )
     kept = list(commits.values())[-max_commits:]
     keys = {(one.repo, one.id) for one in kept}
-    return Source(kept, lambda: (r for r in numbered() if (r["repo"], r["commit"]) in keys))
+
+    def records() -> Iterator[dict]:
+        return (r for r in numbered() if (r["repo"], r["commit"]) in keys)
+
+    return Source(kept, records, held_out if has_splits else None)
 
 
 def _time(date: Any) -> float | None:

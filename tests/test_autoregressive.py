@@ -433,7 +433,7 @@ def test_xlnet_needs_transformers(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     cfg = Config(objective="xlnet", n_layer=1, n_head=2, n_embd=8)
     objective = build_objective(cfg, {"vocab_size": V, "specials": ROWS})
-    with pytest.raises(UserError, match="pip install 'transformers>=5.1'"):
+    with pytest.raises(UserError, match=r"pip install 'transformers>=5\.1'"):
         build_network(cfg, objective)
     with pytest.raises(UserError, match="backbone"):
         build_network(replace(cfg, backbone="{}"), objective)

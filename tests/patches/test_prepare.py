@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -459,6 +460,94 @@ def test_a_saved_dataset_is_taken_up_again(tmp_path, prepared, datasets, packed)
             assert all((a[k] == b[k]).all() for a, b in pairs for k in (0, 1))
     with pytest.raises(UserError, match="exists already"):
         prepared(source=source, save_final_dataset=True, **options)
+
+
+@pytest.mark.parametrize("more", [{}, {"concatenate_texts": True}, {"train_diff_model": False}])
+def test_saved_rows_are_padded_for_the_collator_of_transformers(tmp_path, prepared, datasets, more):
+    """As documented: every row of block_size tokens, EOS on the left that is neither seen nor
+    learnt; what follows it is the row of the corpus, whose own EOS is both."""
+    source = lines_of(tmp_path / "x.jsonl", [60, 50, 64, 70, 60])
+    corpus = prepared(source=source, block_size=64, save_final_dataset=True, **more)
+    saved = datasets.load_from_disk(str(tmp_path / "final_dataset"))
+    assert sorted(saved) == ["train", "validation"]
+    for split, name in (("train", "train"), ("val", "validation")):
+        assert sorted(saved[name].column_names) == ["attention_mask", "input_ids", "labels"]
+        for (ids, asked), row in zip(rows(corpus, split), saved[name], strict=True):
+            pad = 64 - len(ids)
+            assert row["input_ids"] == [EOS] * pad + ids.tolist() and ids[-1] == EOS
+            assert row["attention_mask"] == [0] * pad + [1] * len(ids)
+            labels = [-100 if a else i for i, a in zip(ids.tolist(), asked, strict=True)]
+            assert row["labels"] == [-100] * pad + labels
+    transformers = pytest.importorskip("transformers")
+    batch = transformers.default_data_collator(list(saved["train"]))
+    assert {tuple(v.shape) for v in batch.values()} == {(corpus.rows("train"), 64)}
+
+
+def test_padding_has_no_effect_on_the_loss_of_transformers(tmp_path, prepared, datasets):
+    """A model with relative positions has the same loss on padded rows as on the rows alone."""
+    transformers = pytest.importorskip("transformers")
+    prepared(source=lines_of(tmp_path / "x.jsonl", [60, 50, 60]), save_final_dataset=True)
+    [one, two] = datasets.load_from_disk(str(tmp_path / "final_dataset"))["train"]
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    net = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(vocab_size=259, intermediate_size=16, **sizes)
+    )
+    batch = transformers.default_data_collator([one, two])
+    alone = []
+    for row in (one, two):
+        first = row["attention_mask"].index(1)
+        cut = {k: torch.tensor([v[first:]]) for k, v in row.items()}
+        count = int((cut["labels"] != -100).sum())
+        alone += [net(**cut).loss.item()] * count
+    assert net(**batch).loss.item() == pytest.approx(np.mean(alone), abs=1e-5)
+
+
+def test_rows_of_a_saved_dataset_stay_as_they_are(tmp_path, prepared, datasets):
+    """--ignore_long_samples=False puts samples together, but not with --skip_concat."""
+    source = lines_of(tmp_path / "x.jsonl", [60, 53, 60, 60])
+    prepared(source=source, block_size=128, save_final_dataset=True)
+    how = {"source": tmp_path / "final_dataset", "block_size": 128, "ignore_long_samples": False}
+    sizes = [
+        [len(ids) for ids, _ in rows(prepared(**how, skip_concat=skip), "train")]
+        for skip in (True, False)
+    ]
+    assert sizes == [[60, 53, 60], [113, 60]]
+
+
+def test_labels_of_a_saved_dataset_hold_unless_forced(tmp_path, prepared, datasets):
+    """Labels of the whole row, as without --train_diff_model, against those from the marker."""
+    source = lines_of(tmp_path / "x.jsonl", [60, 60, 60])
+    prepared(source=source, train_diff_model=False, save_final_dataset=True)
+    final = tmp_path / "final_dataset"
+    for force, start in ((False, "<NME> "), (True, "<DFF> ")):
+        for ids, asked in rows(prepared(source=final, force_label=force), "train"):
+            assert Bytes().decode(ids[~asked]).startswith(start) and not asked[-1]
+
+
+def test_long_samples_alone(tmp_path, prepared):
+    """None fits a block; --ignore_long_samples=False still makes rows of both splits."""
+    source = lines_of(tmp_path / "x.jsonl", [150, 150, 150])
+    corpus = prepared(source=source, block_size=64, ignore_long_samples=False)
+    assert [len(ids) for ids, _ in rows(corpus, "val")] == [64, 64, 22]
+    assert not corpus.meta["dropped"]
+
+
+def test_texts_saved_by_datasets_keep_their_splits(tmp_path, prepared, datasets):
+    """Samples as text in a folder of save_to_disk: the split that is called validation is that."""
+    source = lines_of(tmp_path / "x.jsonl", [60, 61, 62, 63, 64, 65])
+    made = prepared(source=source, val_split_ratio=0.4)
+    texts = {s: [Bytes().decode(ids) for ids, _ in rows(made, s)] for s in ("train", "val")}
+    assert [len(texts[s]) for s in texts] == [4, 2]
+    parts = {"train": texts["val"], "validation": texts["train"]}
+    whole = {k: datasets.Dataset.from_dict({"text": v}) for k, v in parts.items()}
+    datasets.DatasetDict(whole).save_to_disk(tmp_path / "texts")
+    corpus = prepared(source=tmp_path / "texts", load_from_disk=True)
+    for split, name in (("train", "train"), ("val", "validation")):
+        assert [Bytes().decode(ids) for ids, _ in rows(corpus, split)] == parts[name]
+    whole["train"].save_to_disk(tmp_path / "one")
+    corpus = prepared(source=tmp_path / "one", load_from_disk=True)
+    assert [corpus.rows(s) for s in ("train", "val")] == [1, 1]
 
 
 def test_the_original_trainers_rows_are_mended(tmp_path, prepared, datasets):
