@@ -408,16 +408,28 @@ def nearest_run(path: Path) -> str:
     return f"the nearest is {near[0]}" if near else "train.py makes one, in out/"
 
 
-def load(path: str, device: str | torch.device = "cpu", use_ema: bool = True) -> Model:
+def load(
+    path: str,
+    device: str | torch.device = "cpu",
+    use_ema: bool = True,
+    hf_model_name: str = "",
+    seq_len: int = 0,
+) -> Model:
     """The model in a ckpt.pt, the folder of a run, an exported folder, a GGUF file, or of a hub id,
-    for `sample.py` and `evaluate.py`."""
+    for `sample.py` and `evaluate.py`. hf_model_name: folder or hub id with config.json and
+    tokenizer of weights that have none beside them. seq_len: places of the canvas for a language
+    model of transformers, which does not tell them; 0 is BLOCK, or as many as it has."""
     path = find(path)
-    if Path(path).suffix in (".pth", ".ckpt", ".safetensors", ".bin"):
+    if Path(path).suffix in (".pth", ".ckpt", ".safetensors", ".bin") and not hf_model_name:
         there = (Path(path).parent / "config.json").is_file()
-        fix = f"name its folder, {Path(path).parent}, or " if there else ""
-        raise UserError(f"{path} holds weights only; {fix}start a run from them with --init_from")
+        folder = f"name its folder, {Path(path).parent}"
+        fix = folder if there else "sample.py takes them with --hf_model_name=FOLDER"
+        raise UserError(
+            f"{path} holds weights only; {fix}, or start a run from them with --init_from"
+        )
     ours = Path(path).is_file() and Path(path).suffix != gguf.SUFFIX
-    if ours or Path(path).suffix == ".pt" or fsdp.saves(Path(path)):
+    bare = False
+    if (ours or Path(path).suffix == ".pt" or fsdp.saves(Path(path))) and not hf_model_name:
         state = read(path)
         cfg = from_saved(Config, state["config"], str(path))
         meta, files = state["corpus"]["meta"], state["corpus"]["files"]
@@ -425,20 +437,25 @@ def load(path: str, device: str | torch.device = "cpu", use_ema: bool = True) ->
         weights = state["ema"] if use_ema and state["ema"] else state["model"]
         tokenizer, step = tokenizer_from(meta["tokenizer"], files), state["step"]
     else:
-        source = published.read(path)
+        apart = hf_model_name and published.read_apart(path, hf_model_name)
+        source = apart or published.read(path)
         assert source.tokens is not None, path
         tokenizer = source.tokenizer or published.usual_tokenizer(source.tokens, path)
         meta = source.meta or {"vocab_size": tokenizer.vocab_size, "specials": tokenizer.specials}
         check_meta(meta, path, partial=True)
         config = source.config
-        if source.meta is None and "backbone" in config:  # a language model of transformers
+        bare = source.meta is None and "backbone" in config  # a language model of transformers
+        if bare:
             backbone = json.loads(config["backbone"])
             kind = "ar" if backbone["model_type"] in published.CAUSAL else "masked"
             places = backbone.get("max_position_embeddings", backbone.get("n_positions", BLOCK))
-            room = min(places - 2, BLOCK)
+            room = seq_len or min(places - 2, BLOCK)
             config = {"objective": kind, "time_input": False, "block_size": room, **config}
         cfg = from_saved(Config, config, path)
         weights, step = source.weights, 0
+    if seq_len and not bare:
+        own = f"{path} has a block_size of its own, {cfg.block_size}"
+        raise UserError(f"seq_len={seq_len}: {own}; leave it out, or shorten with --max_length")
     objective = build_objective(cfg, meta)
     net = build_network(cfg, objective)
     load_weights(net, weights, str(path))

@@ -217,10 +217,14 @@ class Config:
 BOOLS = {"true": True, "1": True, "false": False, "0": False}
 
 # Keys that have been renamed: the present name -> the former one, which old command lines, config
-# files and checkpoints still use. A former name means the present one that the class has.
+# files and checkpoints still use. A former name means the present one that the class has. The last
+# three are those of the ModernBERT diffusion model's inference.py.
 ALIASES = {
     "lr_schedule": "schedule",
     "unmask_schedule": "schedule",
+    "ckpt": "safetensors_path",
+    "steps": "num_steps",
+    "sampler": "strategy",
 }
 
 # Keys of `Config` that are gone, and the value that always holds now: what old command lines,

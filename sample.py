@@ -7,6 +7,7 @@
 --chat --prompt="What does len do?"           an answer; without a prompt, a conversation
 --file=f.py --message="rename x to y"         a patch of the file; --write applies it
 --ckpt=louaaron/sedd-small                    published weights, from the hub or a folder
+--ckpt=model.safetensors --hf_model_name=answerdotai/ModernBERT-base    weights without the rest
 --export=DIR                                  write safetensors and JSON instead of sampling
 --cascade=out/stage1,out/stage2,out/stage3    stages in a row; its options: cascade/chain.py -h
 
@@ -477,6 +478,8 @@ class SamplerConfig:
 class SampleConfig(SamplerConfig):
     """The options of `sample.py`."""
 
+    hf_model_name: str = ""  # folder or hub id with config and tokenizer, if ckpt is weights only
+    seq_len: int = 0  # places of the canvas of a transformers model, prompt included; 0: 512
     num_samples: int = 10  # how many
     batch_size: int = 64  # of them at a time
     infill: str = ""  # a whole text with holes: s[3]s has one of three tokens
@@ -494,6 +497,7 @@ class SampleConfig(SamplerConfig):
         super().__post_init__()
         for key in ("num_samples", "batch_size"):
             require(self, key, getattr(self, key) >= 1, "at least 1")
+        require(self, "seq_len", self.seq_len >= 0, "at least 0")
         require(self, "infill", not (self.infill and self.prompt), "empty when there is a prompt")
         require(self, "chat", not (self.chat and self.palindrome), "off with --palindrome")
         for key in ("message", "lines", "write"):
@@ -828,7 +832,7 @@ def main(argv: list[str]) -> None:
     if cfg.gif:
         require_pillow(cfg)
     device = pick_device(cfg.device)
-    model = checkpoint.load(cfg.ckpt, device, cfg.use_ema)
+    model = checkpoint.load(cfg.ckpt, device, cfg.use_ema, cfg.hf_model_name, cfg.seq_len)
     if cfg.export:
         checkpoint.export(model, cfg.export)
         print(f"wrote {cfg.export}/model.safetensors and config.json")

@@ -380,9 +380,53 @@ def _from_transformers(raw: dict[str, Any], weights: dict[str, Tensor], where: P
     kept = _under_own_names(kept, _blank(text), raw.get("architectures") or [], where)
     kept = {BACKBONE + n: w for n, w in kept.items()}
     found = tokenizer_json(where)
-    tokenizer = HF(found) if found else None
+    tokenizer = None if not found else HF(found) if causal else masked_tokenizer(found, rows)
     tokens = tokenizer.vocab_size if tokenizer else rows  # embeddings are often rounded up
     return Published(kept, {"backbone": text}, tokens, tokenizer)
+
+
+def masked_tokenizer(text: str, rows: int) -> HF:
+    """The tokenizer.json of a masked language model whose embedding has so many rows. One with all
+    tokens of a chat is that of the ModernBERT diffusion model, whose EOS pads. So is one without
+    some of them if the rows are exactly as many more: its training adds them, in this order, but
+    not to the tokenizer of the folder. It is told."""
+    plain = HF(text)
+    lacking = [token for token in HF.chat if token not in vocabulary(plain)]
+    if lacking and plain.vocab_size + len(lacking) != rows:
+        return plain
+    if lacking:
+        print(f"the last {len(lacking)} of {rows} rows are read as {' '.join(lacking)}")
+    return HF.with_chat(text)
+
+
+def read_apart(file: str, source: str) -> Published:
+    """Weights alone, such as the model.safetensors of accelerate.save_state or the folder with it,
+    for the config.json and the tokenizer of `source`, a folder or hub id of transformers. Raises
+    UserError unless the embedding has the rows of that config, or those of that tokenizer with the
+    tokens of a chat."""
+    path = Path(source)
+    if not path.is_dir():
+        path = download(source, "config.json", "tokenizer.json")
+    raw = read_json(path / "config.json")
+    if not isinstance(raw, dict) or "model_type" not in raw:
+        raise UserError(f"hf_model_name={source}: its config.json is not of a transformers model")
+    weights = Path(file)
+    weights = (files.weights_file(weights) or weights) if weights.is_dir() else weights
+    try:
+        got = _from_transformers(raw, files.read_weights(weights), path)
+    except KeyError as e:
+        raise UserError(f"{path / 'config.json'}: {e.args[0]} is missing") from None
+    if got.tokenizer is None:
+        raise UserError(f"hf_model_name={source}: the folder has no tokenizer.json")
+    rows, ids = json.loads(got.config["backbone"])["vocab_size"], got.tokenizer.vocab_size
+    if rows not in (raw.get("vocab_size"), ids):
+        lacking = [token for token in HF.chat if token not in vocabulary(got.tokenizer)]
+        more = f", {ids + len(lacking)} with {' '.join(lacking)}" if lacking else ""
+        raise UserError(
+            f"{file} has rows for {rows} tokens, the tokenizer of hf_model_name={source} {ids} "
+            f"ids{more}: name the folder with the tokenizer that it was trained with"
+        )
+    return got
 
 
 def _blank(backbone: str) -> Any:
