@@ -428,6 +428,11 @@ def main(argv: list[str]) -> None:
     cfg, origins = load(PretrainConfig, argv)
     if origins:
         print(describe(cfg, origins))
+    if "context_length" in origins and cfg.packing == "stream":
+        print(
+            f"context_length={cfg.context_length} has no use with packing=stream: training reads "
+            "windows of its block_size; the original's rows are --packing=pad"
+        )
     prepare(cfg, cfg.folder())
 
 

@@ -844,3 +844,70 @@ def test_rows_of_trained_tokenizers_have_a_pad_of_their_own(tmp_path: Path):
     assert corpus.vocab_size == 300 and len({special[k] for k in ("bos", "eos", "pad")}) == 3
     assert {k: special[k] for k in ("pad", "mask", "cls")} == {"pad": 3, "mask": 4, "cls": 1}
     assert all(row_texts(corpus, "val"))
+
+
+# ---- the original's command --------------------------------------------------------------------
+
+DATASETS = """import json, os
+class exceptions:
+    class DatasetsError(Exception): pass
+def load_dataset(name, config=None, **more):
+    with open(os.environ["ASKED"], "a") as log:
+        log.write(json.dumps([name, config, more["split"], more["cache_dir"]]) + chr(10))
+    return [{"text": f"{name} number {i}, of some words"} for i in range(60)]
+"""
+LARGE_NAMES = [
+    ["HuggingFaceFW/fineweb", "sample-10BT", "train"],
+    ["HuggingFaceFW/fineweb-edu", "sample-10BT", "train"],
+    ["wikimedia/wikipedia", "20231101.en", "train"],
+]
+
+
+def flags(options: dict[str, Any]) -> list[str]:
+    """In the spelling of the original: --key value."""
+    return [word for key, value in options.items() for word in (f"--{key}", str(value))]
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("packing", ["pad", "stream"])
+def test_every_option_of_the_original(tmp_path: Path, run_cli: Any, large: bool, packing: str):
+    """Gutenberg alone, or FineWeb, FineWeb-Edu and Wikipedia: what is asked of the hub and of its
+    cache, the share and the seed of the split, the tokenizer, and the length of a row."""
+    pytest.importorskip("tokenizers")
+    site, log = tmp_path / "site", tmp_path / "asked"
+    site.mkdir()
+    (site / "datasets.py").write_text(DATASETS)
+    folder = tmp_path / "base"
+    folder.mkdir()
+    tokenizer = HF.train([text_of(3000, i) for i in range(9)], 300)
+    (folder / "tokenizer.json").write_text(tokenizer.files["tokenizer.json"])
+    options = {
+        "test_split_pct": 0.2,
+        "context_length": 16,
+        "huggingface_cache_dir": tmp_path / "hf",
+    }
+    options |= {"num_workers": 2, "hf_model_name": folder, "packing": packing}
+
+    def made(name: str, **more: Any) -> Corpus:
+        argv = flags(options | {"path_to_data_store": tmp_path / name} | more)
+        argv += ["--large_dataset"] * large
+        env = {"PYTHONPATH": site, "ASKED": log}
+        done = run_cli("prepare_pretrain.py", *argv, env=env)
+        assert done.returncode == 0, done.stderr
+        assert ("context_length=16 has no use" in done.stdout) == (packing == "stream")
+        return Corpus(tmp_path / name, verify=True)
+
+    one, two, other = made("one"), made("two", num_workers=1), made("seed", dataset_split_seed=3)
+    names = LARGE_NAMES if large else [["manu/project_gutenberg", None, "en"]]
+    asked = [json.loads(line) for line in log.read_text().splitlines()]
+    assert asked == [[*name, str(tmp_path / "hf")] for name in names] * 3
+    assert one.meta["files"] == two.meta["files"] != other.meta["files"]
+    for corpus in (one, other):
+        counts = {s: corpus.meta["splits"][s]["documents"] for s in ("train", "val")}
+        assert sum(counts.values()) == 60 * len(names)
+        assert 0.08 < counts["val"] / sum(counts.values()) < 0.35
+    assert one.tokenizer.files == tokenizer.files
+    if packing == "pad":
+        assert {one.meta["splits"][s]["longest"] for s in ("train", "val")} == {16}
+        rows = ids_of(one, "train").reshape(-1, 16)
+        assert (rows[0, 0], set(rows[:, -1].tolist()) >= {296}) == (295, True)  # BOS; EOS pads

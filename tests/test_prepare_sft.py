@@ -572,3 +572,49 @@ def test_another_process_makes_the_same_pairs(pairs, run_cli, tmp_path):
         batch = corpus.batch(split, np.arange(corpus.rows(split)), 200)
         have |= {tuple(i[:n].tolist()) for i, n in zip(batch.ids, batch.length, strict=True)}
     assert have == want
+
+
+# ---- the original's command --------------------------------------------------------------------
+
+DATASETS = """import json, os
+class exceptions:
+    class DatasetsError(Exception): pass
+def load_dataset(name, **more):
+    with open(os.environ["ASKED"], "a") as log:
+        log.write(json.dumps([name, more]) + chr(10))
+    return [
+        {"instruction": f"Add {i}. Say it.", "input": "1" * (i % 3), "output": str(i + 1)}
+        for i in range(60)
+    ]
+"""
+
+
+def test_every_option_of_the_original(tmp_path, run_cli, tokenizer):
+    """Alpaca with the tokenizer of a model: its cache, its split, its longest row."""
+    site, log, folder = (tmp_path / name for name in ("site", "asked", "base"))
+    site.mkdir()
+    (site / "datasets.py").write_text(DATASETS)
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text(tokenizer.files["tokenizer.json"])
+    options = {"source": "alpaca", "test_split_pct": 0.25, "context_length": 60}
+    options |= {"huggingface_cache_dir": tmp_path / "hf", "num_workers": 2, "hf_model_name": folder}
+
+    def made(name, **more):
+        given = options | {"path_to_data_store": tmp_path / name} | more
+        argv = [word for key, value in given.items() for word in (f"--{key}", str(value))]
+        done = run_cli("prepare_sft.py", *argv, env={"PYTHONPATH": site, "ASKED": log})
+        assert done.returncode == 0, done.stderr
+        return Corpus(tmp_path / name)
+
+    one, two, other = made("one"), made("two", num_workers=1), made("seed", dataset_split_seed=3)
+    asked = [json.loads(line) for line in log.read_text().splitlines()]
+    where = {"split": "train", "cache_dir": str(tmp_path / "hf")}
+    assert asked == [["tatsu-lab/alpaca", where]] * 3
+    assert one.meta["files"] == two.meta["files"]
+    assert texts(one, "val") != texts(other, "val")
+    assert [one.rows(split) for split in ("train", "val")] == [45, 15]
+    assert one.tokenizer.files == tokenizer.files
+    longest = max(one.meta["splits"][s]["longest"] for s in ("train", "val"))
+    short = made("short", context_length=longest - 1)
+    assert max(short.meta["splits"][s]["longest"] for s in ("train", "val")) < longest
+    assert short.meta["dropped"][f"longer than context_length={longest - 1}"] > 0
