@@ -402,8 +402,8 @@ def masked_tokenizer(text: str, rows: int) -> HF:
 def read_apart(file: str, source: str) -> Published:
     """Weights alone, such as the model.safetensors of accelerate.save_state or the folder with it,
     for the config.json and the tokenizer of `source`, a folder or hub id of transformers. Raises
-    UserError unless the embedding has the rows of that config, or those of that tokenizer with the
-    tokens of a chat."""
+    UserError unless the embedding has the rows of that config, or one for each id of that tokenizer
+    with the tokens of a chat, and then perhaps more, as where their number is rounded up."""
     path = Path(source)
     if not path.is_dir():
         path = download(source, "config.json", "tokenizer.json")
@@ -419,8 +419,8 @@ def read_apart(file: str, source: str) -> Published:
     if got.tokenizer is None:
         raise UserError(f"hf_model_name={source}: the folder has no tokenizer.json")
     rows, ids = json.loads(got.config["backbone"])["vocab_size"], got.tokenizer.vocab_size
-    if rows not in (raw.get("vocab_size"), ids):
-        lacking = [token for token in HF.chat if token not in vocabulary(got.tokenizer)]
+    lacking = [token for token in HF.chat if token not in vocabulary(got.tokenizer)]
+    if rows != raw.get("vocab_size") and (lacking or rows < ids):
         more = f", {ids + len(lacking)} with {' '.join(lacking)}" if lacking else ""
         raise UserError(
             f"{file} has rows for {rows} tokens, the tokenizer of hf_model_name={source} {ids} "

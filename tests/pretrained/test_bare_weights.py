@@ -38,14 +38,14 @@ def base(folder: Path, name: str = "modernbert", tokenizer: HF | None = None) ->
     return folder
 
 
-def trained(folder: Path, where: Path) -> Any:
+def trained(folder: Path, where: Path, multiple: int | None = None) -> Any:
     """As the original trains: the tokens are added to the tokenizer in memory, the embedding grows
     with it, and accelerate.save_state leaves model.safetensors without the tied decoder."""
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
     tokenizer.add_special_tokens({"bos_token": "<BOS>", "eos_token": "<EOS>"})
     tokenizer.add_tokens(CHAT[2:], special_tokens=True)
     model = transformers.AutoModelForMaskedLM.from_pretrained(folder)
-    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model.resize_token_embeddings(len(tokenizer), multiple, mean_resizing=False)
     randomise(model.eval(), 1)
     ids = tokenizer.convert_tokens_to_ids(CHAT)
     where.mkdir()
@@ -142,6 +142,22 @@ def test_a_file_with_the_name_of_its_model(tmp_path: Path):
     shutil.copy(tmp_path / "checkpoint_4/model.safetensors", tmp_path / "whole")
     same = checkpoint.load(str(tmp_path / "whole"), seq_len=20)
     require_logits(same, model)
+
+
+def test_rows_that_are_rounded_up(tmp_path: Path):
+    """48 rows: with the tokens in the folder, 45 of them are ids. Without, it is not known."""
+    folder = base(tmp_path / "base")
+    model, _ = trained(folder, tmp_path / "run", 8)
+    file = str(tmp_path / "run/model.safetensors")
+    message = error_of(lambda: checkpoint.load(file, hf_model_name=str(folder)))
+    assert f"rows for 48 tokens, the tokenizer of hf_model_name={folder} 40 ids, 45" in message
+    text = words(V, chat=True).files["tokenizer.json"]
+    (folder / "tokenizer.json").write_text(text)
+    got = checkpoint.load(file, hf_model_name=str(folder))
+    ids = torch.arange(V + 5)[None]
+    with torch.no_grad():
+        z = got.net.logits(got.net.features(ids))
+        torch.testing.assert_close(z, model(ids).logits[..., : V + 5])
 
 
 @pytest.mark.parametrize("name", FAMILIES)
