@@ -419,14 +419,10 @@ def _read_file(path: str) -> dict[str, Any]:
 
 def _file(cls: type, word: str) -> str:
     """The config file that a word of the command line names. Anything else is refused, with the
-    spelling that is meant: key=value and model=NAME are those of Hydra."""
+    spelling that is meant."""
     key, equals, text = word.partition("=")
     fields = {f.name for f in dataclasses.fields(cls)}
     if equals:
-        parts = key.replace("-", "_").split(".")  # training.batch_size, or noise.type
-        known = [part for part in reversed(parts) if present_name(cls, part) in fields]
-        if known:
-            _refuse("command line", f"write --{known[0]}={text} instead of {word}")
         hint = f", such as {_nearest(text)}" if _nearest(text) else ""
         _refuse("command line", f"unknown key {key}; a config file is named by its path{hint}")
     if word.endswith(".py"):
@@ -438,14 +434,38 @@ def _file(cls: type, word: str) -> str:
     _refuse("command line", f"{word!r} is neither a .py file nor --key=value{hint}")
 
 
+def _foreign(cls: type, word: str) -> str:
+    """What to do about an argument of another project, or one in the spelling of Hydra, such as
+    training.batch_size=64; empty if it is neither."""
+    key, _, text = word.lstrip("-+~").partition("=")
+    name = key.replace("-", "_")
+    *groups, last = name.split(".")
+    fields = {f.name for f in dataclasses.fields(cls)}
+
+    def theirs(key: str) -> str:
+        tables = importlib.import_module("pretrained.foreign")
+        return tables.instead(cls.__name__, key, text, word)
+
+    def ours(part: str) -> str:
+        known = present_name(cls, part) in fields
+        return f"write --{part}={text} instead of {word}" if known else ""
+
+    told = theirs(f"{name}={text}".lower()) or theirs(f"{last}={text}".lower())
+    told = told or (theirs(name) if groups else "") or ours(last) or theirs(last)
+    return told or next(filter(None, map(ours, reversed(groups))), "")  # noise.type is noise
+
+
 def split_arguments(cls: type, argv: list[str]) -> tuple[list[str], dict[str, str]]:
     """Arguments -> (config files, {key: text}). A key may be followed by its value instead of
     holding it, and a bool by none: --show is --show=true. Raises UserError for anything else."""
     kinds = typing.get_type_hints(cls)
-    words, files, texts = deque(argv), [], {}
+    words, files, texts, foreign = deque(argv), [], {}, []
     while words:
         word = words.popleft()
         if not word.startswith("-"):
+            if "=" in word and (told := _foreign(cls, word)):
+                foreign.append(told)
+                continue
             files += _composed(_file(cls, word))
             continue
         key, equals, text = word.lstrip("-").partition("=")
@@ -459,7 +479,12 @@ def split_arguments(cls: type, argv: list[str]) -> tuple[list[str], dict[str, st
             text = words.popleft()
         elif not equals and kind is not None:
             _refuse("command line", f"write --{key}=value instead of {word}")
+        shown = f"--{key}={text}" if text else f"--{key}"
+        if kind is None and key not in DROPPED and (told := _foreign(cls, shown)):
+            foreign.append(told)
         texts[key] = text
+    if foreign:
+        _refuse("command line", "; ".join(foreign))
     return files, texts
 
 

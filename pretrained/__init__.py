@@ -2,6 +2,7 @@
 
 gguf.py        causal language models in the format of llama.cpp
 files.py       files of weights, whole or in parts, and the names that training gave them
+foreign.py     arguments of other projects, and what to write here instead
 published.py   weights of SEDD, MDLM and transformers: read strictly, never unpickled
 ilm.py         weights of ILM
 masked.py      masked language models of transformers as the network

@@ -105,6 +105,7 @@ def test_accepted(argument: str, key: str, value: object):
         ("training.batch_size=4", ["write --batch_size=4 instead of"]),  # Hydra
         ("noise.type=geometric", ["write --noise=geometric instead of"]),
         ("model=small_shuffl", ["unknown key model", "_shuffle.py"]),
+        ("model=small_shuffle", ["config/stage1_shuffle.py, stage2_shuffle.py"]),
         ("xyzzy=plugh", ["unknown key xyzzy", "a config file is named by its path"]),
         ("config/palindrome", ["write config/palindrome.py instead of config/palindrome"]),
         ("palindrome", ["write config/palindrome.py instead of palindrome"]),
