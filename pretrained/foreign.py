@@ -233,6 +233,13 @@ TO_TRAIN = {
     "evaluation_interval": "--eval_interval={}",
     "checkpoint_interval": "--snapshot_interval={}",
     "log_wandb": "--wandb_log",
+    # MDLM
+    "mode=train": "config/mdlm_owt.py",
+    "mode=sample_eval": SAMPLE + "--ckpt=FOLDER",
+    "mode=ppl_eval": EVALUATE + "--ckpt=FOLDER",
+    "data=openwebtext": "config/mdlm_owt.py",
+    "parameterization=subs": "config/objective/mdlm.py",
+    "checkpoint_path": "--init_from={}",
     # nanoGPT
     "max_new_tokens": SAMPLE + "--max_length={}",
     "start": SAMPLE + "--prompt={}",

@@ -38,16 +38,27 @@ PAGES += [
     f"docs/{name}.md"
     for name in "antibodies performance promises results scale troubleshooting".split()
 ]
+TABLES = "docs/coming-from.md"  # where commands are the second column of tables
+PAGES += [TABLES]
 LONG = {"docs/performance.md", "docs/results.md", "docs/scale.md", "docs/promises.md"}
 
 
 def commands(*pages):
-    """Every `python ...` and `torchrun ...` line of the pages' code blocks, in order."""
-    text = "\n".join((ROOT / page).read_text() for page in pages)
+    """Every `python ...` and `torchrun ...` line of the pages' code blocks, in order, with the
+    comment behind it; in TABLES those of second columns, with the third."""
+    text = "\n".join((ROOT / page).read_text() for page in pages if page != TABLES)
     blocks = re.findall(r"```sh\n(.*?)```", text, re.S)
     lines = [line.split("  #") for block in blocks for line in block.splitlines()]
     pairs = [(line[0].strip(), "".join(line[1:])) for line in lines if line[0].strip()]
+    for _, ours, *note in rows() if TABLES in pages else ():
+        pairs += [(command, note[0]) for command in re.findall("`([^`]+)`", ours) if note]
     return [(c, note) for c, note in pairs if c.startswith(("python ", "torchrun "))]
+
+
+def rows():
+    """The cells of every row of TABLES, heads of tables among them."""
+    lines = (ROOT / TABLES).read_text().splitlines()
+    return [line.strip("|").split(" | ") for line in lines if line.startswith("| ")]
 
 
 def toy(command):

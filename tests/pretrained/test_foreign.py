@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from test_readme import rows
 
 from cascade.chain import CascadeConfig
 from cascade.stages import StagesConfig
@@ -123,3 +124,23 @@ def test_a_whole_line_is_answered_at_once():
     assert message.count("; ") == 4
     message = told(SampleConfig, "--safetensors_path", "x", "--seq_len=5", "--num_steps", "3")
     assert "--ckpt=x " in message and "--max_length=5 " in message and "--steps=3 " in message
+
+
+def test_arguments_of_others_are_answered():
+    """Each of those in docs/coming-from.md, pasted on the command that its table names, by what the
+    second column says. And every file that a table names exists."""
+    cls, seen = None, 0
+    for theirs, ours, *_ in rows():
+        if theirs.strip().startswith("pasted on"):
+            cls = COMMANDS[re.search("`(.+)`", theirs)[1]]
+        elif theirs.strip() == "theirs":
+            cls = None
+        elif cls:
+            for word in re.findall("`([^`]+)`", theirs):
+                answer = f"write {re.search('`([^`]+)`', ours)[1]} instead of {word}"
+                assert answer in told(cls, word).replace("`", ""), word
+                seen += 1
+    assert seen > 80
+    text = "".join(ours for _, ours, *_ in rows())
+    files = re.findall(r"(?:config|slurm)/[\w/.]+", text)
+    assert len(files) > 100 and not [file for file in files if not (ROOT / file).is_file()]
