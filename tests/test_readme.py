@@ -66,6 +66,8 @@ def toy(command):
     extra = [TOY[k] for k in TOY if f" {k}" in command]
     if "modernbert" in command:  # its sizes are its own
         extra = [more for more in extra if "n_layer" not in more]
+    if "--debug=overfit" in command:  # has to learn its row
+        extra = ["--max_iters=300 --eval_interval=150 --demo="]
     words = shlex.split(command) + shlex.split(" ".join(extra))
     if "torchrun" in words:
         return [sys.executable, "-m", "torch.distributed.run", *words[1:]]
