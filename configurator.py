@@ -224,7 +224,6 @@ ALIASES = {
     "unmask_schedule": "schedule",
     "ckpt": "safetensors_path",
     "steps": "num_steps",
-    "sampler": "strategy",
 }
 
 # Keys of `Config` that are gone, and the value that always holds now: what old command lines,

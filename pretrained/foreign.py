@@ -247,14 +247,11 @@ TO_TRAIN = {
 # for whatever takes a --ckpt
 TO_CKPT = {
     "model_path": "--ckpt={}",
-    "safetensors_path": "--ckpt={}",
     "ckpt_path": "--ckpt={}",
     "model_only_checkpoint_path": "--ckpt={}",
     "out_dir": "--ckpt={}",
-    "seq_len": "--max_length={}",
     "gen_length": "--max_length={}",
     "max_new_tokens": "--max_length={}",
-    "num_steps": "--steps={}",
     "max_steps": "--steps={}",
     "predictor": "--sampler={}",
     "strategy=random": "--sampler=ancestral",
@@ -271,7 +268,7 @@ TO_SAMPLE = TO_CKPT | {
     "eval_perplexity": "--cascade=STAGE1,STAGE2,STAGE3 --judge=gpt2-large",
     "output_dir": "--cascade=STAGE1,STAGE2,STAGE3 --output_dir={}",
 }
-TO_EVALUATE = TO_CKPT | {"eval_perplexity": "--judge=gpt2-large"}
+TO_EVALUATE = TO_CKPT | {"eval_perplexity": "--judge=gpt2-large", "seq_len": "--max_length={}"}
 # for `python -m patches.prepare`
 TO_PATCHES = {
     "input": "--source={}",

@@ -181,13 +181,13 @@ def test_the_original_command(tmp_path: Path, run_cli: Any, chat: list[str]):
     trained(folder, tmp_path / "run")
     file = tmp_path / "run/model.safetensors"
     theirs = ["--safetensors_path", file, "--hf_model_name", folder, "--num_steps", 3]
-    theirs += ["--seq_len", 30, "--strategy", "random", "--device", "cpu", *chat]
+    theirs += ["--seq_len", 30, "--sampler", "ancestral", "--device", "cpu", *chat]
     ours = [f"--ckpt={file}", f"--hf_model_name={folder}", "--steps=3", "--seq_len=30"]
-    ours += ["--sampler=random", "--device=cpu", *chat]
+    ours += ["--sampler=ancestral", "--device=cpu", *chat]
     done, again = (run_cli("sample.py", *argv) for argv in (theirs, ours))
     assert done.returncode == 0, done.stderr
     first, second = (d.stdout.rpartition("\n\n")[0] for d in (done, again))
-    assert first == second and "by random, 3.0 network calls" in done.stdout
+    assert first == second and "by ancestral, 3.0 network calls" in done.stdout
 
 
 def test_refused_in_one_line(tmp_path: Path, run_cli: Any, assert_refused: Any):
@@ -218,8 +218,9 @@ def test_refused_in_one_line(tmp_path: Path, run_cli: Any, assert_refused: Any):
     assert f"name its folder, {folder}" in error_of(
         checkpoint.load, str(folder / "model.safetensors")
     )
-    done = run_cli("sample.py", "--strategy=low_confidence")
-    assert_refused(done, "sampler must be one of", "confidence")
+    for theirs, ours in (("low_confidence", "confidence"), ("random", "ancestral")):
+        done = run_cli("sample.py", f"--strategy={theirs}")
+        assert_refused(done, f"write --sampler={ours} instead of --strategy={theirs}")
 
 
 def test_a_model_of_ours_has_a_length_of_its_own(tmp_path: Path, tiny_model: Any):

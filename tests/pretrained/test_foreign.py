@@ -122,7 +122,7 @@ def test_a_whole_line_is_answered_at_once():
     for word in ("--nproc_per_node=4", "--batch_size=512", "--wandb_log", "--block_size=32"):
         assert word in message
     assert message.count("; ") == 4
-    message = told(SampleConfig, "--safetensors_path", "x", "--seq_len=5", "--num_steps", "3")
+    message = told(SampleConfig, "--model_path", "x", "--gen_length=5", "--max_steps", "3")
     assert "--ckpt=x " in message and "--max_length=5 " in message and "--steps=3 " in message
 
 
