@@ -177,6 +177,7 @@ def compare(cfg: EvaluateConfig, origins: dict[str, str], device: torch.device) 
     pairs = [opened(path, cfg, device) for path in paths]
     same_corpus(paths, [model for model, _ in pairs], cfg)
     refuse_useless(cfg, origins, [model for model, _ in pairs])
+    cfg = dataclasses.replace(cfg, split=pairs[0][1].split_named(cfg.split))  # of all, one corpus
     rows = []
     for path, (model, corpus) in zip(paths, pairs, strict=True):
         rows.append(measure(cfg, origins, path, model, corpus))

@@ -83,6 +83,7 @@ def write(cfg: EvaluateConfig, origins: dict[str, str], device: torch.device) ->
     optional("matplotlib").use("Agg")  # files only: no window, no display needed
     plot = optional("matplotlib.pyplot", "matplotlib")
     model, corpus = opened(cfg.ckpt, cfg, device)
+    cfg = dataclasses.replace(cfg, split=corpus.split_named(cfg.split))
     cfg, folder = with_sampler(greedy(cfg, origins, model), origins, model), Path(cfg.report)
     judge = Judge(cfg.judge, device, cfg.dtype) if cfg.judge else None
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")

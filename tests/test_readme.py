@@ -48,7 +48,8 @@ def commands(*pages):
     comment behind it; in TABLES those of second columns, with the third."""
     text = "\n".join((ROOT / page).read_text() for page in pages if page != TABLES)
     blocks = re.findall(r"```sh\n(.*?)```", text, re.S)
-    lines = [line.split("  #") for block in blocks for line in block.splitlines()]
+    whole = (block.replace("\\\n", " ") for block in blocks)  # lines that go on
+    lines = [line.split("  #") for block in whole for line in block.splitlines()]
     pairs = [(line[0].strip(), "".join(line[1:])) for line in lines if line[0].strip()]
     for _, ours, *note in rows() if TABLES in pages else ():
         pairs += [(command, note[0]) for command in re.findall("`([^`]+)`", ours) if note]
@@ -125,6 +126,7 @@ def test_every_page_is_tried():
     pages = {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")}
     assert pages | {"README.md"} == set(PAGES)
     assert len((ROOT / "README.md").read_bytes()) <= 15_000
+    assert all(toy(command) for command, _ in commands(*PAGES))
 
 
 @pytest.mark.slow
