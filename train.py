@@ -402,7 +402,7 @@ PAIRS = math.log(2) / 2  # neighbours is missing cannot be known, and all may be
 class NotLearnt(UserError):
     """One row was not learnt by heart: not an error of the command line, so exit code 1."""
 
-    code = 1
+    code, shared = 1, True
 
 
 class Diverged(NotFinite):
@@ -1043,7 +1043,7 @@ def main(argv: list[str]) -> None:
 def conclude(cfg: Config) -> None:
     """Run the demo on the finished checkpoint, and say where it is and what to do with it."""
     ckpt = fsdp.newest(Path(cfg.out_dir))
-    if cfg.demo:
+    if cfg.demo and not cfg.debug:
         run_command(f"{cfg.demo} --ckpt={ckpt}")
     print(f"the model is in {ckpt}; next:")
     for name in ("sample.py", "evaluate.py"):
