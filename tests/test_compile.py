@@ -138,6 +138,7 @@ def test_buckets_are_few():
 # ---- the command -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_compiled_run_is_the_uncompiled_one(tmp_path, flags, monkeypatch, capsys):
     """train.py --compile, with an evaluation, a checkpoint, and a second half that resumes it."""

@@ -52,7 +52,7 @@ def test_rows_are_skipped_when_time_is_up(capsys):
 MOST = {"demo": 270, "stars": 155, "mdlm": 100}  # measured: 254, 144, 92
 
 
-@pytest.mark.parametrize("name", MOST)
+@pytest.mark.parametrize("name", ["demo", "mdlm", pytest.param("stars", marks=pytest.mark.slow)])
 def test_operators_of_a_step(name, monkeypatch):
     """One layer, as wide as is quick: the number depends on neither width nor rows."""
     monkeypatch.setattr(model, "fuses_cross_entropy", lambda h: False)

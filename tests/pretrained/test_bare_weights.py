@@ -174,7 +174,9 @@ def test_weights_without_added_tokens(tmp_path: Path, name: str):
         torch.testing.assert_close(z, model(ids).logits[..., :V])
 
 
-@pytest.mark.parametrize("chat", [[], ["--chat", "--prompt", "abc"]])
+@pytest.mark.parametrize(
+    "chat", [pytest.param([], marks=pytest.mark.slow), ["--chat", "--prompt", "abc"]]
+)
 def test_the_original_command(tmp_path: Path, run_cli: Any, chat: list[str]):
     """inference.py's options, spelled as there; the samples are those of our own spelling."""
     folder = base(tmp_path / "base")
