@@ -331,7 +331,7 @@ NEEDLESS = {
     "generate_text": "samples are always printed",
     "num_workers": "batches are read in the process itself",
     "preprocessing_num_workers": "one process is enough",
-    "threads": "one process is enough",
+    "threads": "OMP_NUM_THREADS says it",
     "do_train": "train.py trains",
     "do_eval": "train.py evaluates every --eval_interval steps",
     "fp16": "there is bfloat16, where a GPU has it",
