@@ -218,7 +218,7 @@ BOOLS = {"true": True, "1": True, "false": False, "0": False}
 
 # Keys that have been renamed: the present name -> the former one, which old command lines, config
 # files and checkpoints still use. A former name means the present one that the class has. The last
-# three are those of the ModernBERT diffusion model's inference.py.
+# two are those of the ModernBERT diffusion model's inference.py.
 ALIASES = {
     "lr_schedule": "schedule",
     "unmask_schedule": "schedule",
