@@ -27,7 +27,15 @@ from torch import Tensor, nn
 from autoregressive import LeftToRight, RandomOrder
 from configurator import Config, UserError, checked_values, from_saved, one_of, optional
 from corpus import Corpus, check_meta
-from diffusion import NOISES, BlockDiffusion, Masked, MaskedTokens, ScoreEntropy, has_limits
+from diffusion import (
+    NOISES,
+    UDLM,
+    BlockDiffusion,
+    Masked,
+    MaskedTokens,
+    ScoreEntropy,
+    has_limits,
+)
 from insertion import IDLM, FlexMDM, Insertion, InsertionTransformer
 from model import Transformer
 from objective import CHOICES, Objective
@@ -49,6 +57,7 @@ from tokenizer import Tokenizer, tokenizer_from
 
 OBJECTIVES: dict[str, Callable[[Config, int, dict[str, int]], Objective]] = {
     "sedd": ScoreEntropy.from_config,
+    "udlm": UDLM.from_config,
     "masked": Masked.from_config,
     "bd3": BlockDiffusion.from_config,
     "mlm": MaskedTokens.from_config,

@@ -2,12 +2,12 @@
 
     1. Noise schedules            how many tokens are destroyed at time t
     2. Graphs                     uniform, absorbing; steps of the reverse process
-    3. Score entropy              ScoreEntropy: SEDD, RADD
+    3. Score entropy              ScoreEntropy: SEDD, RADD; UDLM: uniform-state diffusion
     4. Masked diffusion           Masked: MDLM, LLaDA; MaskedTokens: plain masked language modelling
     5. Block diffusion            BlockDiffusion: BD3
     6. Which places come next     unmasking schedules, orders, remasking
     7. The sampler of masked text MaskedSampler: ancestral, first-hitting, ordered, remasking
-    8. Samplers on a grid         SEDD's, on both graphs
+    8. Samplers on a grid         SEDD's, on both graphs; UDLM's, with a corrector
     9. Samplers of blocks         with a cache of keys and values
     10. Likelihood in an order    of a text that a sampler is made to write
 
@@ -53,9 +53,11 @@ from objective import (
     Objective,
     SampleOptions,
     Sampler,
+    categorical,
     low_discrepancy_uniform,
     mask_k_tokens,
     metric,
+    process_logits,
 )
 
 # ==================================================================================================
@@ -498,6 +500,16 @@ def uniform_graph_levels(u: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
     return m, 0.25 / (m * m_max).sqrt() + 0.5 / ((1 - m) * end)
 
 
+def require_finite_end(noise: Noise, name: str, what: str) -> None:
+    """Raise UserError for noise without end: the bound on the uniform graph is an integral over all
+    of it."""
+    if not noise.total(torch.tensor(1.0, dtype=torch.float64)).isfinite():
+        raise UserError(
+            f"{what} needs noise that is finite at t = 1, and {name} is not; "
+            "loglinear, linear, cosine, geometric and exponential are"
+        )
+
+
 class ScoreEntropy(Objective):
     """SEDD on either graph; with normalize=True on the absorbing one, RADD.
 
@@ -530,12 +542,7 @@ class ScoreEntropy(Objective):
                 raise UserError("normalize=True needs graph=absorb: only MASK has a softmax")
             if not cfg.time_input:
                 raise UserError("graph=uniform needs time_input=True: its score depends on sigma")
-            end = noise_schedule(cfg).total(torch.tensor(1.0, dtype=torch.float64))
-            if not end.isfinite():  # the bound is an integral over all of it
-                raise UserError(
-                    f"graph=uniform needs noise that is finite at t = 1, and {cfg.noise} is not; "
-                    "loglinear, linear, cosine, geometric and exponential are"
-                )
+            require_finite_end(noise_schedule(cfg), cfg.noise, "graph=uniform")
             graph = Uniform(vocab_size)
         else:
             mask = specials.get("mask")
@@ -671,6 +678,93 @@ class ScoreEntropy(Objective):
         if shift is not None:
             z = z - shift.float()[:, None]
         return z.scatter(1, x[:, None], 0.0)
+
+
+# --------------------------------------------------------------------------------------------------
+# Uniform-state diffusion: the uniform graph with a network that predicts the clean token
+#
+# With alpha = e^-sigma and mu the network's distribution of a clean token, the noisy token has the
+# distribution
+#
+#     q(y) = alpha mu(y) + (1 - alpha) / n,      q(y | x0) = alpha [y = x0] + (1 - alpha) / n,
+#
+# and q(y) / q(x) is the score. Put into SEDD's theorem 3.6, this gives the bound of UDLM (eq. 17
+# there, of which this is the same with both terms positive), per token and unit of sigma:
+#
+#     1 / (n p_x) [ p_x / q_x - 1 - log(p_x / q_x) + KL(q(. | x0) || q) ],      p_x = q(x | x0)
+#
+# No q is below (1 - alpha) / n, so towards noise the bracket falls as alpha^2 whatever the network
+# says: with a free score nothing holds it there, and the spread of SEDD's bound has no limit.
+#
+# The minimum is at the leave-one-out posterior: mu_i is the distribution of the clean token i given
+# all noisy tokens but i. What is usually called the denoiser, given token i as well, is
+# d(y) ~ mu(y) q(x | y). It follows from mu, and must not be put in its place: below, mu goes into
+# the reverse step, temperature acts on mu, and alpha mu + (1 - alpha) / n is the conditional
+# q(x_i | all others) from which the corrector draws, a step of Gibbs sampling.
+#
+#     UDLM  Schiff et al. 2024, Simple Guidance Mechanisms for Discrete Diffusion Models,
+#           arXiv 2412.10193
+#     Duo   Sahoo et al. 2025, The Diffusion Duality, arXiv 2506.10892: greedy_tail
+#     LOO   Gourevitch et al. 2026, Uniform Diffusion Models Revisited, arXiv 2605.22765
+# --------------------------------------------------------------------------------------------------
+
+
+class UDLM(ScoreEntropy):
+    """Uniform-state diffusion: noise, corruption and levels of SEDD's uniform graph, and a network
+    whose logits are those of mu, the leave-one-out posterior of the clean token."""
+
+    samplers = ("ancestral", "greedy_tail")
+
+    def __init__(self, graph: Uniform, noise: Noise):
+        super().__init__(graph, noise, scale_by_sigma=False)
+        self.samplers = UDLM.samplers
+        self.estimator = "variational bound of uniform-state diffusion (UDLM), plus the prior KL"
+
+    config_fields = "noise sigma_min sigma_max".split()
+
+    @classmethod
+    def from_config(cls, cfg: Config, vocab_size: int, specials: dict[str, int]) -> Objective:
+        noise = noise_schedule(cfg)
+        require_finite_end(noise, cfg.noise, "objective=udlm")
+        return cls(Uniform(vocab_size), noise)
+
+    def score_entropy(self, net: Any, noisy: Noisy) -> tuple[Tensor, Tensor, Tensor, None]:
+        """The bracket above times weight / (n p_x) at the target positions -> (sum (), per position
+        (R,), its row (R,), None)."""
+        device, n = net.head.weight.device, self.graph.n
+        time = self.condition(net, noisy.sigma, device)
+        h, row, col = features_at(net, noisy.xt, noisy.scored, time)
+        x, x0 = (to_device(ids[row, col], device) for ids in (noisy.xt, noisy.x0))
+        sigma, weight = (to_device(v.double()[row], device) for v in (noisy.sigma, noisy.weight))
+        alpha, floor = torch.exp(-sigma), -torch.expm1(-sigma) / n
+        p_x = floor + alpha * (x == x0)
+        neg_entropy = (alpha + floor).xlogy(alpha + floor) + (n - 1) * floor.xlogy(floor)
+        weight, log_p_x = (weight / (n * p_x)).float(), p_x.log().float()
+        alpha, floor, neg_entropy = alpha.float(), floor.float(), neg_entropy.float()
+
+        def loss_fn(logits: Tensor, part: slice) -> Tensor:
+            log_q = (alpha[part, None] * logits.softmax(1) + floor[part, None]).log()
+            at_x, at_x0 = (log_q.gather(1, ids[part, None])[:, 0] for ids in (x, x0))
+            kl = neg_entropy[part] - floor[part] * log_q.sum(1) - alpha[part] * at_x0
+            log_ratio = log_p_x[part] - at_x
+            return weight[part] * (log_ratio.exp() - 1 - log_ratio + kl)
+
+        total, losses = chunked_loss(net.head, h, loss_fn)
+        return total, losses, row, None
+
+    def log_score(self, net: Any, h: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+        """h (R, C), x (R,), sigma (R,) -> log q(y) / q(x) (R, V), 0 at the current token."""
+        log_q = self.log_marginal(net.logits(h).double().log_softmax(-1), sigma)
+        return log_q - log_q.gather(1, x[:, None])
+
+    def log_marginal(self, log_mu: Tensor, sigma: Tensor) -> Tensor:
+        """log q (R, V) of a noisy token, given all others, at sigma (R,)."""
+        sigma = sigma.double()[:, None]
+        floor = (-torch.expm1(-sigma)).log() - math.log(self.graph.n)
+        return torch.logaddexp(log_mu - sigma, floor)
+
+    def sampler(self, options: SampleOptions) -> type[Sampler]:
+        return LeaveOneOutSampler
 
 
 # ==================================================================================================
@@ -1910,6 +2004,110 @@ class UniformSampler(MaskedSampler):
         weights = weights.clamp(min=0)
         weights.scatter_add_(1, x[:, None], (weights.sum(1, keepdim=True) == 0).double())
         return self.sample_categorical(weights.log())
+
+
+class LeaveOneOutSampler(UniformSampler):
+    """The reverse process of UDLM: `steps` from noise, or from a draft, then the denoiser.
+
+    ancestral    every step draws from p(x_s | x_t) ~ q(x_s) q(x_t | x_s), with q of mu, the
+                 leave-one-out posterior: Bayes' rule, one token at a time
+    greedy_tail  the same, and the denoiser takes the best token (Duo)
+
+    temperature, top_k and top_p act on mu. After each step, `corrector_steps` calls draw some
+    tokens anew, `corrector_places` of each row, from q(x_i | all others) at the same noise level:
+    Gibbs sampling, which leaves the law of the noisy text as it is if one place is drawn at a time
+    and `corrector_order` is random; margin prefers those whose token falls furthest behind the best
+    other one (LOO). With a draft, the process begins at time `draft_time`, from the text, noised to that
+    time if `renoise`.
+    """
+
+    reads = (
+        *UniformSampler.reads,
+        *("draft", "draft_time", "renoise"),
+        *("corrector_steps", "corrector_places", "corrector_order"),
+    )
+
+    @classmethod
+    def without_effect(cls, objective: Any, o: SampleOptions) -> set[str]:
+        unused = set() if o.draft else {"draft_time", "renoise"}
+        return unused if o.corrector_steps else unused | {"corrector_places", "corrector_order"}
+
+    def start(self, ids: Tensor) -> Tensor:
+        noise = super().start(ids)
+        if not self.o.draft:
+            return noise
+        sigma = self.objective.noise.total(torch.tensor(self.o.draft_time, dtype=torch.float64))
+        u = torch.rand(ids.shape, generator=self.rng, device=ids.device, dtype=torch.float64)
+        return self.objective.graph.move(ids, sigma, u, noise) if self.o.renoise else ids
+
+    def run(self) -> Iterator[None]:
+        row, col = self.editable.nonzero(as_tuple=True)
+        if len(row) == 0:
+            return
+        first = self.o.draft_time if self.o.draft else 1.0
+        sigma = self.objective.noise.total(first * grid(self.o.steps)).to(self.x.device)
+        for now, then in itertools.pairwise(sigma):
+            self.step(row, col, now, now - then)
+            yield
+            for _ in range(self.o.corrector_steps):
+                self.correct(row, col, then)
+                yield
+        self.step(row, col, sigma[-1], sigma[-1])
+        yield
+
+    def log_mu(self, h: Tensor) -> Tensor:
+        """Features (r, C) -> (r, V) float64: the leave-one-out posterior, at temperature, top_k and
+        top_p of the options; banned ids at -inf."""
+        z = self.network().logits(h).double()
+        z[:, list(self.o.banned)] = -torch.inf
+        return process_logits(z, self.o).log_softmax(1)
+
+    def log_q(self, log_mu: Tensor, sigma: Tensor) -> Tensor:
+        """(r, V): q(x_i | all others) at sigma (). Banned ids are no noise either."""
+        log_q = self.objective.log_marginal(log_mu, sigma.expand(len(log_mu)))
+        log_q[:, list(self.o.banned)] = -torch.inf
+        return log_q
+
+    def step(self, row: Tensor, col: Tensor, sigma: Tensor, dsigma: Tensor) -> None:
+        """Draw all places (R,) at sigma - dsigma, by Bayes' rule; dsigma = sigma in the last
+        step."""
+        last = bool(dsigma == sigma)
+        greedy = last and self.o.sampler == "greedy_tail"
+        h, x = self.forward(row, col, -torch.expm1(-sigma).expand(len(self.x))), self.x[row, col]
+        drawn = []
+        for part in self.parts(len(row)):
+            log_mu = self.log_mu(h[part])
+            log_q = log_mu if last else self.log_q(log_mu, sigma - dsigma)
+            to_x = self.objective.graph.transition(x[part], dsigma.expand(len(log_q)))
+            drawn.append(self.draw_from(log_q + to_x.log(), greedy))
+        self.write(row, col, torch.cat(drawn))
+
+    def correct(self, row: Tensor, col: Tensor, sigma: Tensor) -> None:
+        """Draw `corrector_places` tokens of each row anew, at sigma ()."""
+        h = self.forward(row, col, -torch.expm1(-sigma).expand(len(self.x)))
+        doubt = -self.uniforms(len(row)).log().neg().log()  # Gumbel noise: a draw by e^doubt
+        if self.o.corrector_order == "margin":
+            for part in self.parts(len(row)):
+                log_q = self.log_q(self.log_mu(h[part]), sigma)
+                x = self.x[row[part], col[part], None]
+                best_other = log_q.scatter(1, x, -torch.inf).amax(1)
+                doubt[part] += best_other - log_q.gather(1, x)[:, 0]
+        chosen = ranks(row, doubt) < self.o.corrector_places
+        row, col, h = row[chosen], col[chosen], h[chosen]
+        for part in self.parts(len(row)):
+            token = self.draw_from(self.log_q(self.log_mu(h[part]), sigma))
+            self.write(row[part], col[part], token)
+
+    def draw_from(self, log_weights: Tensor, greedy: bool = False) -> Tensor:
+        """ids (r,) from log-weights (r, V), in which temperature, top_k and top_p have had their
+        part, or the best ones."""
+        if greedy:
+            ids = log_weights.argmax(1)
+        else:
+            weights = (log_weights - log_weights.amax(1, keepdim=True)).exp()
+            ids = categorical(weights, self.uniforms(len(weights)))
+        self.keep(log_weights, ids)
+        return ids
 
 
 class AbsorbingSampler(MaskedSampler):

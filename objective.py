@@ -255,6 +255,12 @@ class SampleOptions:
     remask: str = "none"  # mask written tokens again: cap, rescale, conf, loop (ReMDM)
     eta: float | None = None  # how much; None: as published
     cache: str = "none"  # keys and values from the start of a block: prefix, dual
+    draft: bool = False  # what is not given is a text to be corrected, not ignored
+    draft_time: float = 0.1  # udlm: the time t from which a draft is denoised
+    renoise: bool = True  # udlm: noise the draft to that time first; False: it is as noisy as it is
+    corrector_steps: int = 0  # udlm: calls after each step that draw tokens anew
+    corrector_places: int = 1  # udlm: how many of each row
+    corrector_order: str = "margin"  # udlm: which: margin, those furthest behind the best; random
     stop: int | None = None  # id that ends a text; what comes after it is not sampled
     delay: tuple[int, ...] = ()  # ids that are written after all others, in confidence order
     banned: tuple[int, ...] = ()  # ids that are never written
@@ -277,6 +283,9 @@ class SampleOptions:
             require(self, key, getattr(self, key) >= 0, "at least 0")
         for key in ("top_p", "threshold"):
             require(self, key, 0 <= getattr(self, key) <= 1, "between 0 and 1")
+        require(self, "draft_time", 0 < self.draft_time <= 1, "above 0 and at most 1")
+        require(self, "corrector_steps", self.corrector_steps >= 0, "at least 0")
+        require(self, "corrector_places", self.corrector_places >= 1, "at least 1")
         for key, choices in CHOICES.items():
             require(self, key, getattr(self, key) in choices, one_of(choices))
         require(self, "eta", self.eta is None or 0 <= self.eta <= 1, "between 0 and 1")
@@ -284,13 +293,17 @@ class SampleOptions:
 
 # What these options may be. diffusion.py adds `unmask_schedule` and `remask`, the names of its
 # registries.
-CHOICES: dict[str, Collection[str]] = {"cache": ("none", "prefix", "dual")}
+CHOICES: dict[str, Collection[str]] = {
+    "cache": ("none", "prefix", "dual"),
+    "corrector_order": ("margin", "random"),
+}
 
 
 CHANGES = (  # options of which each has an effect with some samplers only
     *("steps", "unmask_schedule", "threshold", "factor", "block_length", "cfg", "remask", "eta"),
     *("cache", "delay", "gap", "stop_threshold", "stop_temperature", "length_temperature"),
-    "first_step_factor",
+    *("first_step_factor", "draft", "draft_time", "renoise"),
+    *("corrector_steps", "corrector_places", "corrector_order"),
 )
 
 
@@ -313,7 +326,8 @@ def refuse_unread(objective: Objective, options: SampleOptions) -> None:
     """Raise UserError for an option that changes the law of samples, and that this sampler would
     pass over."""
     read, plain = objective.sampler(options).options_read(objective, options), SampleOptions()
-    for key in ("unmask_schedule", "block_length", "cfg", "remask", "cache", "delay", "stop"):
+    law = ("unmask_schedule", "block_length", "cfg", "remask", "cache", "delay", "stop")
+    for key in (*law, "draft", "corrector_steps"):
         if key not in read and getattr(options, key) != getattr(plain, key):
             name = "delay_eos" if key == "delay" else key
             raise UserError(f"sampler={options.sampler} has no use for {name}; leave it out")

@@ -17,6 +17,7 @@ a use for all options that are given, so --steps=64 asks for one with steps:
 
     sedd              first_hitting, analytic, euler, and those behind it of masked
     sedd, uniform     analytic, euler
+    udlm              ancestral, greedy_tail
     masked, mlm, bd3  first_hitting, ancestral, random, left_to_right, confidence, margin, entropy
     ar, xlnet         left_to_right
     ilm               threshold, ancestral, parallel
@@ -48,7 +49,7 @@ from autoregressive import Ordered
 from checkpoint import Model
 from configurator import PUZZLES, UserError, load, require, room, run
 from corpus import Corpus
-from diffusion import GRIDS, SAMPLERS
+from diffusion import GRIDS, SAMPLERS, UDLM
 from insertion import IDLM, FlexMDM, Insertion, InsertionTransformer
 from model import autocast, compile_network, pick_device, pick_dtype, wants_compile
 from objective import CHOICES, Frame, SampleOptions, choose_sampler, generator, seed_of
@@ -162,6 +163,18 @@ def canvas(
         parts += [special["pad"] if fixed or max_length else None] * (block - len(parts))
     begun = Prompt.of(parts)
     return _mirror(begun, model) if mirrored else begun
+
+
+def draft_canvas(model: Model, text: str) -> Prompt:
+    """The canvas of a text that may change in all its places, but not in their number."""
+    n, frame = len(model.tokenizer.encode(text)), has_bos_eos(model)
+    _require(
+        model.meta.get("task") not in (*PUZZLES, "chat"), "draft: this model answers questions"
+    )
+    begun = canvas(model, text, length=n)
+    mask = begun.prompt_mask.clone()
+    mask[frame : frame + n] = False
+    return begun._replace(prompt_mask=mask)
 
 
 def chat_canvas(model: Model, messages: list[Message], length: int = 0) -> Prompt:
@@ -411,7 +424,7 @@ def _counted_calls(net: Any) -> Iterator[dict[str, int]]:
 
 # the samplers of all objectives
 NAMES = dict.fromkeys((*GRIDS, *SAMPLERS, *Ordered.samplers))
-for objective in (Insertion, InsertionTransformer, IDLM, FlexMDM):
+for objective in (UDLM, Insertion, InsertionTransformer, IDLM, FlexMDM):
     NAMES |= dict.fromkeys(objective.samplers)
 
 INSERTION = (  # settings that only samplers of insertion models read
@@ -427,6 +440,7 @@ SamplerName = Literal[("auto", *NAMES)]
 UnmaskSchedule = Literal[tuple(CHOICES["unmask_schedule"])]
 Remask = Literal[tuple(CHOICES["remask"])]
 CacheKind = Literal[tuple(CHOICES["cache"])]
+CorrectorOrder = Literal[tuple(CHOICES["corrector_order"])]
 
 
 @dataclass(frozen=True)
@@ -447,6 +461,11 @@ class SamplerConfig:
     remask: Remask = "none"  # write again what was written, by a rule of ReMDM
     eta: float | None = None  # remask=cap, rescale, loop: how often; None: as published
     cache: CacheKind = "none"  # keep keys and values for the time of a block
+    draft_time: float = 0.1  # udlm: the time t from which a --draft is denoised
+    renoise: bool = True  # udlm: noise the draft to that time first; False: it is as noisy as it is
+    corrector_steps: int = 0  # udlm: calls after each step that draw some tokens anew
+    corrector_places: int = 1  # udlm: how many tokens of each text
+    corrector_order: CorrectorOrder = "margin"  # udlm: which: those that fall behind most, or any
     sampling_method: Methods = ""  # insertion: of tokens, in ILM's words; empty: as all others
     top: int = 1000  # sampling_method=sample_top_k: keep so many tokens
     p: float = 0.9  # sampling_method=sample_top_p: keep those that together stay below it
@@ -483,6 +502,7 @@ class SampleConfig(SamplerConfig):
     num_samples: int = 10  # how many
     batch_size: int = 64  # of them at a time
     infill: str = ""  # a whole text with holes: s[3]s has one of three tokens
+    draft: str = ""  # udlm: a whole text to correct, or FILE:path; its length stays
     palindrome: bool = False  # mirror every sample
     file: str = ""  # diff models: print a patch of this file, and whether it applies
     message: str = ""  # what the patch is to do
@@ -499,13 +519,15 @@ class SampleConfig(SamplerConfig):
             require(self, key, getattr(self, key) >= 1, "at least 1")
         require(self, "seq_len", self.seq_len >= 0, "at least 0")
         require(self, "infill", not (self.infill and self.prompt), "empty when there is a prompt")
+        others = self.prompt or self.infill or self.palindrome or self.chat
+        require(self, "draft", not (self.draft and others), "the only text that is given")
         require(self, "chat", not (self.chat and self.palindrome), "off with --palindrome")
         for key in ("message", "lines", "write"):
             require(self, key, bool(self.file) or not getattr(self, key), "left out without --file")
         ends = re.fullmatch(r"(\d{1,9}):(\d{1,9})", self.lines)
         good = not self.lines or (ends and 1 <= int(ends[1]) <= int(ends[2]))
         require(self, "lines", good, "FIRST:LAST, counted from 1")
-        for key in ("prompt", "infill", "palindrome", "chat"):
+        for key in ("prompt", "infill", "palindrome", "chat", "draft"):
             free = not (self.file and getattr(self, key))
             require(self, key, free, "left out with --file")
         for key in ("gif", "html"):
@@ -520,6 +542,8 @@ Configured = TypeVar("Configured", bound=SamplerConfig)
 
 def canvases(cfg: SampleConfig, model: Model) -> list[Prompt]:
     """One per sample; the lengths of palindromes are drawn from SHORTEST to the longest."""
+    if cfg.draft:
+        return [draft_canvas(model, read_prompt(cfg.draft))] * cfg.num_samples
     prompt = read_prompt(cfg.prompt)
     free = canvas(model, prompt, cfg.infill, 0, cfg.max_length, mirrored=False)
     if not cfg.palindrome:
@@ -541,13 +565,18 @@ FLAGS = {
 }
 SETTINGS = {  # flags that shape samples, each read by some sampler
     *("steps", "temperature", "top_k", "top_p", "unmask_schedule", "threshold", "factor"),
-    *("block_length", "cfg", "remask", "eta", "cache", "delay_eos"),
+    *("block_length", "cfg", "remask", "eta", "cache", "delay_eos", "draft", "draft_time"),
+    *("renoise", "corrector_steps", "corrector_places", "corrector_order"),
     *INSERTION,
 }
 NEEDS = {  # flag -> the other flag without which it changes nothing
     "threshold": "unmask_schedule=threshold",
     "factor": "unmask_schedule=factor",
     "eta": "remask=cap",
+    "draft_time": "draft=TEXT",
+    "renoise": "draft=TEXT",
+    "corrector_places": "corrector_steps=1",
+    "corrector_order": "corrector_steps=1",
     "top": "sampling_method=sample_top_k",
     "p": "sampling_method=sample_top_p",
     "second_top": "second_sampling_method=sample_top_k",
@@ -610,7 +639,8 @@ def refuse_flag(
 def sample_options(cfg: SamplerConfig, model: Model) -> SampleOptions:
     """The options of the sampler."""
     names = [f.name for f in dataclasses.fields(SampleOptions) if hasattr(cfg, f.name)]
-    options = SampleOptions(**{name: getattr(cfg, name) for name in names})
+    draft = bool(getattr(cfg, "draft", ""))  # the text itself is on the canvas
+    options = SampleOptions(**{name: getattr(cfg, name) for name in names} | {"draft": draft})
     special = model.meta["specials"]
     ends = tuple(special[name] for name in ("eos", "eot") if name in special)
     if model.objective.inserts:

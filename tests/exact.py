@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffusion import UDLM
+
 
 class Distribution:
     """Any distribution over texts of length T on n tokens."""
@@ -34,7 +36,8 @@ class ExactNetwork(nn.Module):
 
     Absorbing: log P(x_i = y | the unmasked tokens) + log n, which needs no time and suits both
     parametrisations. Uniform: log p_sigma(y at i, rest) - log p_sigma(x), from the transition of
-    every token but the first `prompt` ones, which are given and clean. The head is the identity.
+    every token but the first `prompt` ones, which are given and clean; for UDLM, plus a constant,
+    log P(clean y at i | the noisy tokens but i). The head is the identity.
     In an order: log P(x_i = y | the tokens that the query sees), behind START or not.
     """
 
@@ -45,6 +48,7 @@ class ExactNetwork(nn.Module):
         super().__init__()
         self.data, self.prompt = data, prompt
         self.graph = getattr(process, "graph", process)
+        self.leave_one_out = isinstance(process, UDLM)
         self.start, self.next = getattr(process, "start", None), 0
         self.mask_id = getattr(self.graph, "mask_id", None)
         if self.start is not None:  # START tells nothing, as MASK; a causal network is one ahead
@@ -129,8 +133,12 @@ class ExactNetwork(nn.Module):
             rest = own.clone()
             rest[..., t] = 1
             freed = kernel[:, data.texts[:, t]]  # (B, n^T, n to)
+            if self.leave_one_out:
+                freed = nn.functional.one_hot(data.texts[:, t], data.n).double().expand(B, -1, -1)
             out.append(torch.einsum("k,bk,bky->by", data.p, rest.prod(-1), freed))
         p = torch.stack(out, 1)  # (B, T, n): joint probability with y at place t
+        if self.leave_one_out:
+            return p.log()
         here = p.gather(2, ids[..., None])
         return (p / here).log()
 

@@ -22,7 +22,10 @@ SMALL = {"n_layer": 1, "n_head": 2, "n_embd": 16, "cond_dim": 8, "block_size": 1
 FORMS = {name: {"objective": name} for name in OBJECTIVES}
 FORMS |= {"sedd, uniform": {"objective": "sedd", "graph": "uniform"}}
 FORMS["idlm"]["noise"] = "exponential"
-REFUSED = {"unmask_schedule", "block_length", "cfg", "remask", "cache", "delay"}  # if not read
+REFUSED = {  # if not read
+    *("unmask_schedule", "block_length", "cfg", "remask", "cache", "delay", "draft"),
+    "corrector_steps",
+}
 PROGRAM = {"sampler", "wrap", "length", "candidates"}  # no choice of a user
 OTHER = {  # another value than the default
     "steps": 3,
@@ -37,6 +40,12 @@ OTHER = {  # another value than the default
     "remask": "cap",
     "eta": 0.9,
     "cache": "dual",
+    "draft": True,
+    "draft_time": 0.9,
+    "renoise": False,
+    "corrector_steps": 1,
+    "corrector_places": 3,
+    "corrector_order": "random",
     "stop": 2,
     "delay": (2, 3),
     "banned": (1,),
@@ -58,6 +67,8 @@ BESIDE = [  # options that decide whether others have an effect
     {"unmask_schedule": "factor"},
     {"exact": True},
     {"exact": True, "top_p": 0.5},
+    {"draft": True},
+    {"corrector_steps": 1},
 ]
 
 

@@ -1,0 +1,17 @@
+# The demo as uniform-state diffusion (UDLM): noise replaces letters instead of hiding them, so that
+# every letter may change until the end, and wrong ones in a finished text can be repaired.
+#
+#   python train.py config/palindrome_udlm.py
+#
+# Frames of 18 as in config/palindrome_mdlm.py. The network is told the noise level, which no MASK
+# shows.
+from config.palindrome import *  # noqa: F403
+
+del normalize, graph  # noqa: F821, of score entropy
+block_size = 18
+objective = "udlm"
+noise = "loglinear"
+time_input = True
+
+max_iters = 3400
+eval_interval = 1700
