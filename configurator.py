@@ -98,6 +98,7 @@ class Config:
     loss_per: Literal["token", "answer", "sequence"] = "token"  # masked: what it is a mean over
     padding: Literal["learn", "crop", "ignore"] = "learn"  # masked; crop: up to the longest row
     random_length: float = 0.0  # masked: share of micro-batches that are cut to a random length
+    token_noise: float = 0.0  # masked: share of visible tokens that are others, to learn to edit
     importance: bool = False  # masked: draw t where its weight is large: all tokens weigh alike
     block_length: int = 0  # bd3: tokens per block, from left to right; 0: all of them are one
     t_low: float = 0.0  # bd3: noise levels of training, a clipped schedule; 0: as the noise has it
@@ -204,7 +205,7 @@ class Config:
         require(self, "t_low", 0 <= self.t_low < 1, "at least 0 and below 1")
         above = f"above t_low={self.t_low} and at most 1"
         require(self, "t_high", self.t_low < self.t_high <= 1, above)
-        for key in ("random_length", "prefix_noise"):
+        for key in ("random_length", "prefix_noise", "token_noise"):
             require(self, key, 0 <= getattr(self, key) <= 1, "between 0 and 1")
         above = f"above 0 and below sigma_max={self.sigma_max}"
         require(self, "sigma_min", 0 < self.sigma_min < self.sigma_max, above)

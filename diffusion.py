@@ -867,7 +867,7 @@ class Masked(Objective):
         self.network_kwargs = {"causal": False, "time": True, "vocab_size": states}
 
     config_fields = (
-        "noise sigma_min sigma_max zero_time loss_per padding random_length importance"
+        "noise sigma_min sigma_max zero_time loss_per padding random_length importance token_noise"
     ).split()
 
     @classmethod
@@ -878,7 +878,10 @@ class Masked(Objective):
                 "importance=True needs a noise schedule with time_of_mask_prob; "
                 f"noise={cfg.noise} has none"
             )
-        return cls(
+        if cfg.token_noise and cfg.loss_per != "token":
+            raise UserError("token_noise: a loss per token; leave loss_per out")
+        kind = TokenNoise if cfg.token_noise else cls
+        objective = kind(
             vocab_size,
             specials.get("mask"),
             noise,
@@ -888,6 +891,9 @@ class Masked(Objective):
             random_length=cfg.random_length,
             by_importance=cfg.importance,
         )
+        if cfg.token_noise:
+            objective.token_noise = cfg.token_noise
+        return objective
 
     @property
     def samplers(self) -> tuple[str, ...]:
@@ -1073,6 +1079,50 @@ class Masked(Objective):
 
     def sampler(self, options: SampleOptions) -> type[Sampler]:
         return MaskedSampler
+
+
+class TokenNoise(Masked):
+    """Masked diffusion that also learns to see what is wrong: a share `token_noise` of the visible
+    target tokens are replaced by others, and the network predicts the right token at every target
+    place, visible or masked. With it written text can be edited (`remask=edit`). The mixture of
+    masks and wrong tokens is that of GIDD (von Rütte et al. 2025, arXiv 2503.04482), whose wrong
+    tokens are uniform; here they are drawn from the targets of the batch, as often as they occur,
+    which are the mistakes that a sampler makes. The loss is not GIDD's bound: visible tokens weigh
+    1 each. `bound` is that of masked diffusion, on texts without wrong tokens."""
+
+    token_noise = 0.0
+
+    def corrupt(self, batch: Batch, rng: torch.Generator) -> Noisy:
+        noisy = super().corrupt(batch, rng)
+        target = self.target_mask(batch)[:, : noisy.x0.shape[1]]
+        if not target.any():
+            return noisy
+        wrong = torch.rand(noisy.x0.shape, generator=rng) < self.token_noise
+        tokens = noisy.x0[target]
+        other = tokens[torch.randint(len(tokens), noisy.x0.shape, generator=rng)]
+        xt = torch.where(target & ~noisy.scored & wrong, other, noisy.xt)
+        return noisy._replace(xt=xt, scored=target)
+
+    def loss(self, net: Any, noisy: Noisy) -> Loss:
+        """weight(t) times the cross entropy of the masked tokens, and that of the visible ones;
+        nats, summed."""
+        h, row, col = self.features(net, noisy)
+        masked = to_device(noisy.xt[row, col] == self.mask_id, h.device)
+        target, weight = (to_device(v, h.device) for v in (noisy.x0[row, col], noisy.weight[row]))
+        weight = torch.where(masked, weight.float(), 1.0)
+        total, losses = chunked_cross_entropy(net.head, h, target, weight, self.mask_id)
+        each = losses / weight
+        return Loss(
+            total,
+            noisy.count,
+            {
+                "ce": metric(each[masked].sum(), int(masked.sum())),
+                "visible_ce": metric(each[~masked].sum(), int((~masked).sum())),
+            },
+        )
+
+    def sampler(self, options: SampleOptions) -> type[Sampler]:
+        return EditSampler if options.remask == "edit" else MaskedSampler
 
 
 class MaskedTokens(Masked):
@@ -1491,9 +1541,15 @@ def loop(t: float, s: float, eta: float, confidence: Tensor) -> RemaskStep:
     return RemaskStep(alpha(t), LOOP_ALPHA if looping else alpha(s), sigma)
 
 
+def edit(t: float, s: float, eta: float, confidence: Tensor) -> RemaskStep:
+    """Every token whose probability under the present text is below eta (`EditSampler`, whose
+    `confidence` is that)."""
+    return RemaskStep(1 - t, 1 - s, (confidence < eta).double())
+
+
 class RemaskRule(NamedTuple):
     step: Callable[[float, float, float, Tensor], RemaskStep]
-    eta: float  # ReMDM's choice
+    eta: float  # ReMDM's choice; edit: ours
 
 
 REMASKING: dict[str, RemaskRule] = {
@@ -1501,6 +1557,7 @@ REMASKING: dict[str, RemaskRule] = {
     "rescale": RemaskRule(rescale, 0.015),
     "conf": RemaskRule(by_confidence, 0.0),
     "loop": RemaskRule(loop, 0.02),
+    "edit": RemaskRule(edit, 0.1),
 }
 
 # what the options of samplers may be: the names of these registries
@@ -1590,6 +1647,8 @@ class MaskedSampler(Sampler):
             and adaptive,
             f"unmask_schedule={o.unmask_schedule} needs a sampler that uses probabilities": adaptive
             and o.sampler in BLIND,
+            "remask=edit needs a model that was trained with token_noise": o.remask == "edit"
+            and not isinstance(self, EditSampler),
             f"cache={o.cache} does not go with remask": o.cache != "none" and o.remask != "none",
             f"cache={o.cache} needs prompts of one length in a batch": o.cache != "none"
             and (self.inside is not None or bool((self.first != self.first[0]).any())),
@@ -1939,6 +1998,59 @@ def rule_of(o: SampleOptions) -> type[Unmasking]:
     return RemaskingAncestral if rule is Ancestral and o.remask != "none" else rule
 
 
+# ---- editing what is written ---------------------------------------------------------------------
+
+
+class EditSampler(MaskedSampler):
+    """`remask=edit`, for models that learnt from wrong tokens (TokenNoise): each of `steps` calls
+    of the network reads the whole canvas. Of the masked places it writes the next, so many as the
+    schedule says of those that are masked now, in the order of `sampler`; and every written token
+    whose probability at its place is below eta becomes MASK, but in the last call, which writes all
+    that is left. Both follow from the same canvas. The rest of the calls is left out once nothing
+    is masked and no token is below eta: they would change nothing. A draft is a canvas where all is
+    written."""
+
+    reads = (*Sampler.reads, *("steps", "unmask_schedule", "remask", "eta", "delay"))
+    reads = (*reads, *("draft", "cfg", "wrap", "length"))
+
+    @classmethod
+    def options_read(cls, objective: Any, o: SampleOptions) -> set[str]:
+        return {*cls.reads} - ({"remask"} if o.sampler not in ORDERS else set())
+
+    def start(self, ids: Tensor) -> Tensor:
+        return ids if self.o.draft else super().start(ids)
+
+    def run(self) -> Iterator[None]:
+        rule, eta = Ordered(self, torch.full_like(self.x[:, 0], self.o.steps)), self.o.eta
+        eta = REMASKING["edit"].eta if eta is None else eta
+        places, (row, col) = self.editable.sum(1).clamp(min=1), self.editable.nonzero(as_tuple=True)
+        for step in range(self.o.steps if len(row) else 0):
+            masked = self.x[row, col] == self.mask_id
+            left = self.count(row[masked])
+            share = (left / places).double().clamp(rule.lowest, rule.highest)
+            h = self.forward(row, col, share)
+            rule.number = SCHEDULES[self.o.unmask_schedule](left, step, self.o.steps).clamp(
+                max=left
+            )
+            chosen = rule.choose(step, row[masked], col[masked], h[masked])
+            again = torch.zeros_like(self.editable)
+            if step < self.o.steps - 1:
+                again[row[~masked], col[~masked]] = self.below(eta, row, col, h, ~masked)
+            self.unmask(*(v[masked][chosen] for v in (row, col, h)))
+            self.x[again] = self.mask_id
+            yield
+            if not (left.any() or again.any()):
+                return
+
+    def below(self, eta: float, row: Tensor, col: Tensor, h: Tensor, written: Tensor) -> Tensor:
+        """(W,) bool: is the probability of the token at each of the written places below eta?"""
+        row, col, h, low = row[written], col[written], h[written], []
+        for part in self.parts(len(row)):
+            p = self.logits(h[part]).double().softmax(1)
+            low.append(p.gather(1, self.x[row[part], col[part], None])[:, 0] < eta)
+        return torch.cat(low) if low else row.bool()
+
+
 # ==================================================================================================
 # 8. Samplers on a grid of times: SEDD's, on both graphs
 # ==================================================================================================
@@ -2017,8 +2129,8 @@ class LeaveOneOutSampler(UniformSampler):
     tokens anew, `corrector_places` of each row, from q(x_i | all others) at the same noise level:
     Gibbs sampling, which leaves the law of the noisy text as it is if one place is drawn at a time
     and `corrector_order` is random; margin prefers those whose token falls furthest behind the best
-    other one (LOO). With a draft, the process begins at time `draft_time`, from the text, noised to that
-    time if `renoise`.
+    other one (LOO). With a draft, the process begins at time `draft_time`, from the text, noised to
+    that time if `renoise`.
     """
 
     reads = (
