@@ -98,7 +98,7 @@ class Config:
     loss_per: Literal["token", "answer", "sequence"] = "token"  # masked: what it is a mean over
     padding: Literal["learn", "crop", "ignore"] = "learn"  # masked; crop: up to the longest row
     random_length: float = 0.0  # masked: share of micro-batches that are cut to a random length
-    token_noise: float = 0.0  # masked: share of visible tokens that are others, to learn to edit
+    token_noise: float = 0.0  # masked, ilm: share of tokens that are wrong, to learn to edit
     importance: bool = False  # masked: draw t where its weight is large: all tokens weigh alike
     block_length: int = 0  # bd3: tokens per block, from left to right; 0: all of them are one
     t_low: float = 0.0  # bd3: noise levels of training, a clipped schedule; 0: as the noise has it

@@ -1,7 +1,7 @@
 """Insertion models: tokens are dropped, and the model learns to insert them again.
 
     1. The sampler         InsertionSampler: inserts tokens into gaps, for all of them
-    2. ILM, IT             Insertion, InsertionTransformer
+    2. ILM, IT             Insertion, InsertionTransformer; InsertionAndDeletion
     3. Insertion diffusion IDLM: the same in continuous time
     4. FlexMDM             MASK tokens are inserted, then unmasked
 
@@ -85,8 +85,9 @@ class InsertionSampler(Sampler):
     """One run of a sampler. `objective` has cls_id, pad_id, eos_id (or -1), never (ids that are not
     sampled), and the methods that its samplers call.
 
-    x (B, W) is CLS and the text so far, length (B,) its number of columns; hole (B, W) the number
-    of the hole that the gap after a token belongs to, or -1; room (B, H) how many tokens still fit
+    x (B, W) is CLS and the text so far, length (B,) its number of columns, written (B, W) bool its
+    tokens that were not given; hole (B, W) the number of the hole that the gap after a token
+    belongs to, or -1; room (B, H) how many tokens still fit
     into each hole, and left (B,) into each row.
     """
 
@@ -130,6 +131,7 @@ class InsertionSampler(Sampler):
         self.x = self.prepend(ids.gather(1, order).masked_fill(beyond, objective.pad_id))
         self.hole = self.prepend(behind.gather(1, order).masked_fill(beyond, -1), -1)
         self.fresh = torch.zeros_like(self.x, dtype=torch.bool)
+        self.written = self.fresh.clone()
         self.length = size + 1
         self.width = max(T, o.capacity)
         ended = (~text & (ids == objective.eos_id)).any(1) & (objective.eos_id != objective.pad_id)
@@ -277,6 +279,7 @@ class InsertionSampler(Sampler):
             added = (0, -(-need // GROWTH) * GROWTH - W)
             self.x = F.pad(self.x, added, value=self.objective.pad_id)
             self.hole, self.fresh = F.pad(self.hole, added, value=-1), F.pad(self.fresh, added)
+            self.written = F.pad(self.written, added)
             W += added[1]
         more = F.pad(more, (0, W - more.shape[1]))
         row, col = more.nonzero(as_tuple=True)
@@ -289,13 +292,17 @@ class InsertionSampler(Sampler):
         new = start + torch.arange(len(start), device=rows.device)
         row, hole = row.repeat_interleave(times), hole.repeat_interleave(times)
         place = place.clamp(max=W)  # padding is cut off
-        blank = {"x": self.objective.pad_id, "hole": -1, "fresh": False}
-        for name, value in (("x", token), ("hole", hole), ("fresh", True)):
+        values = {"x": token, "hole": hole, "fresh": True, "written": True}
+        for name, blank in self.blank().items():
             state = getattr(self, name)
-            moved = state.new_full((len(rows), W + 1), blank[name])
+            moved = state.new_full((len(rows), W + 1), blank)
             moved.scatter_(1, place, state[rows])
-            moved[row, new] = value
+            moved[row, new] = values[name]
             state[rows] = moved[:, :W]
+
+    def blank(self) -> dict[str, Any]:
+        """What is kept of every column, and its value where there is no token."""
+        return {"x": self.objective.pad_id, "hole": -1, "fresh": False, "written": False}
 
     def insert_one(self, rows: Tensor, gap: Tensor, token: Tensor) -> None:
         """Insert one token (r,) into one gap (r,) of each of the rows (r,)."""
@@ -535,11 +542,12 @@ class Insertion(Objective):
             "heads": {"stop": 2} if stop == "stop" else {"length": longest + 1},
         }
 
-    config_fields = "stop stop_weight stop_class_weight close_prompt".split()
+    config_fields = "stop stop_weight stop_class_weight close_prompt token_noise".split()
 
     @classmethod
     def from_config(cls, cfg: Config, vocab_size: int, specials: dict[str, int]) -> Objective:
-        return cls(
+        kind = InsertionAndDeletion if cfg.token_noise else cls
+        objective = kind(
             vocab_size,
             specials,
             stop=cfg.stop,
@@ -548,6 +556,9 @@ class Insertion(Objective):
             close_prompt=cfg.close_prompt,
             longest=cfg.block_size,
         )
+        if cfg.token_noise:
+            objective.token_noise = cfg.token_noise
+        return objective
 
     # -- rows --
 
@@ -755,6 +766,138 @@ class InsertionTransformer(Insertion):
         at, order = torch.cat([at, empty]).sort(stable=True)
         token = torch.cat([rows.token, torch.full_like(empty, self.eos_id)])
         return at, token[order], torch.cat(weight)[order]
+
+
+# ---- with deletions ------------------------------------------------------------------------------
+#
+# The rows hold wrong tokens as well, which the model learns to delete: one more id, DELETE, in the
+# softmax over gaps and tokens. (gap of a token, DELETE) is the deletion of that token. A text is
+# complete when nothing is missing and nothing is wrong. What is learnt is the uniform choice among
+# all edits that are left, as ILM's is among all insertions.
+
+
+def add_wrong(rows: Rows, into: Tensor, token: Tensor, delete_id: int, T: int, pad: int) -> Rows:
+    """Rows with a wrong token, token (B, W), in each of the gaps `into` (B, W) bool, behind all
+    that is missing there, and with its deletion among the targets. T: columns of the longest
+    row."""
+    more = into.long()
+    length = rows.length + more.sum(1)
+    W = pad_to_multiple(int(length.max()), max(T, int(length.max())))
+    place = torch.arange(into.shape[1]) + more.cumsum(1) - more  # new column of each old token
+    owner, gap = into.nonzero(as_tuple=True)
+    wrong = place[owner, gap] + 1
+
+    def moved(old: Tensor, blank: Any, new: Any) -> Tensor:
+        out = torch.full((len(old), W + into.shape[1]), blank, dtype=old.dtype)
+        out.scatter_(1, place, old)[owner, wrong] = new
+        return out[:, :W]
+
+    row, col = torch.cat([rows.row, owner]), torch.cat([place[rows.row, rows.col], wrong])
+    target = torch.cat([rows.token, torch.full_like(wrong, delete_id)])
+    order = (row * W + col).argsort(stable=True)
+    return rows._replace(
+        ids=moved(rows.ids, pad, token[into]),
+        gaps=moved(rows.gaps, False, True),
+        length=length,
+        n=rows.n + more.sum(1),
+        row=row[order],
+        col=col[order],
+        token=target[order],
+    )
+
+
+class InsertionAndDeletion(Insertion):
+    """ILM whose rows hold wrong tokens: in a share `token_noise` of the editable gaps stands one,
+    drawn from the targets of the batch. `n` of a row counts all edits that are left. `bound` is
+    that of the sampler that deletes nothing, on rows without wrong tokens."""
+
+    samplers = ("threshold", "ancestral")
+    token_noise = 0.0
+
+    def __init__(self, vocab_size: int, specials: dict[str, int], **options: Any):
+        super().__init__(vocab_size, specials, **options)
+        self.delete_id = self.network_kwargs["vocab_size"]
+        self.network_kwargs["vocab_size"] += 1
+        self.never = [*self.never, self.delete_id]
+        if self.stop == "length":
+            raise UserError("token_noise: needs stop=stop, not a readout of the number of tokens")
+
+    def corrupt(self, batch: Batch, rng: torch.Generator) -> Rows:
+        rows, targets = super().corrupt(batch, rng), batch.ids[self.target_mask(batch)]
+        targets = targets[~torch.isin(targets, torch.tensor(self.never))]
+        if not len(targets):
+            return rows
+        into = rows.gaps & (torch.rand(rows.gaps.shape, generator=rng) < self.token_noise)
+        token = targets[torch.randint(len(targets), into.shape, generator=rng)]
+        longest = batch.ids.shape[1] + 1
+        return add_wrong(rows, into, token, self.delete_id, longest, self.pad_id)
+
+    def sampler(self, options: SampleOptions) -> type[Sampler]:
+        return DeletingSampler
+
+
+class DeletingSampler(InsertionSampler):
+    """In every step an insertion or, as long as a text has had fewer than `delete` of them, the
+    deletion of a token that the sampler or the draft has written: drawn from one softmax over all
+    of these. top_k and top_p act on the token, once its gap is drawn. A draft is the text to begin
+    with."""
+
+    reads_of: ClassVar = {
+        "threshold": ("delete", "draft", "stop_threshold", "stop_temperature"),
+        "ancestral": ("delete", "draft", "stop_temperature"),
+    }
+
+    def __init__(
+        self, objective: Any, net: Any, ids: Tensor, prompt_mask: Tensor, rng: Any, o: Any
+    ):
+        super().__init__(objective, net, ids, prompt_mask, rng, o)
+        self.deleted = torch.zeros_like(self.length)
+        if o.draft:
+            text, first = ~prompt_mask, ~prompt_mask & ~F.pad(~prompt_mask[:, :-1], (1, 0))
+            number = (first.long().cumsum(1) - 1).clamp(min=0)  # of the hole that a place is in
+            size = torch.zeros_like(self.room).scatter_add_(1, number, text.long())
+            more = torch.where(self.hole >= 0, size.gather(1, self.hole.clamp(min=0)), 0)
+            self.insert(torch.arange(len(ids), device=ids.device), more, ids[text])
+            self.fresh.zero_()
+
+    def threshold(self) -> Iterator[None]:
+        for rows, h, gaps in self.running():
+            score = self.gap_logits(h, gaps, self.o.temperature)
+            may = self.written[rows, : h.shape[1]] & (self.deleted[rows] < self.o.delete)[:, None]
+            both = torch.cat([score, self.delete_logits(h, may)], 1)  # (r, 2 W)
+            plain = SampleOptions(temperature=float(self.o.temperature > 0))
+            at, W = sample_categorical(both, plain, self.rng), h.shape[1]
+            here, there = at < W, at >= W
+            token = self.sample_categorical(self.logits(h[here, at[here]]))
+            self.insert_one(rows[here], at[here], token)
+            self.delete(rows[there], at[there] - W)
+            yield
+
+    ancestral = threshold
+
+    def delete(self, rows: Tensor, col: Tensor) -> None:
+        """Delete the token in column col (r,) of each of the rows (r,)."""
+        if not len(rows):
+            return
+        W, hole = self.x.shape[1], self.hole[rows, col]
+        keep = torch.arange(W, device=rows.device) != col[:, None]
+        for name, blank in self.blank().items():
+            state = getattr(self, name)
+            state[rows] = F.pad(state[rows][keep].view(-1, W - 1), (0, 1), value=blank)
+        self.length[rows] -= 1
+        self.left[rows] += 1
+        self.room[rows, hole] += 1
+        self.deleted[rows] += 1
+
+    def delete_logits(self, h: Tensor, may: Tensor) -> Tensor:
+        """The logit of DELETE, divided by the temperature, at the places `may` (r, W) of features
+        (r, W, C) -> (r, W) float64, -inf elsewhere."""
+        out = torch.full(may.shape, -torch.inf, dtype=torch.float64, device=h.device)
+        parts = [h.new_empty(0).double()]
+        for part in self.chunks(len(h_may := h[may])):
+            parts.append(self.net.logits(h_may[part])[:, self.objective.delete_id].double())
+        out[may] = torch.cat(parts) / (self.o.temperature or 1.0)
+        return out
 
 
 # ==================================================================================================

@@ -271,6 +271,7 @@ class SampleOptions:
     exact: bool = False  # insertion: every hole gets as many tokens as it has places
     stop_threshold: float | None = None  # insertion: stop when so sure; None: 0.9, or 0.5 by length
     stop_temperature: float = 1.0  # insertion: of the readout that stops
+    delete: int = 0  # insertion: at most so many tokens are deleted again from a text
     length_temperature: float = 1.0  # idlm: of the readout of how many tokens are missing
     first_step_factor: bool = True  # idlm: the exact rate of the first token of a text
     # (net, rows (r,) of the canvas) -> the network that is called for them: tasks/mirror.py
@@ -284,6 +285,7 @@ class SampleOptions:
         for key in ("top_p", "threshold"):
             require(self, key, 0 <= getattr(self, key) <= 1, "between 0 and 1")
         require(self, "draft_time", 0 < self.draft_time <= 1, "above 0 and at most 1")
+        require(self, "delete", self.delete >= 0, "at least 0")
         require(self, "corrector_steps", self.corrector_steps >= 0, "at least 0")
         require(self, "corrector_places", self.corrector_places >= 1, "at least 1")
         for key, choices in CHOICES.items():
@@ -302,7 +304,7 @@ CHOICES: dict[str, Collection[str]] = {
 CHANGES = (  # options of which each has an effect with some samplers only
     *("steps", "unmask_schedule", "threshold", "factor", "block_length", "cfg", "remask", "eta"),
     *("cache", "delay", "gap", "stop_threshold", "stop_temperature", "length_temperature"),
-    *("first_step_factor", "draft", "draft_time", "renoise"),
+    *("first_step_factor", "delete", "draft", "draft_time", "renoise"),
     *("corrector_steps", "corrector_places", "corrector_order"),
 )
 
@@ -327,7 +329,7 @@ def refuse_unread(objective: Objective, options: SampleOptions) -> None:
     pass over."""
     read, plain = objective.sampler(options).options_read(objective, options), SampleOptions()
     law = ("unmask_schedule", "block_length", "cfg", "remask", "cache", "delay", "stop")
-    for key in (*law, "draft", "corrector_steps"):
+    for key in (*law, "draft", "corrector_steps", "delete"):
         if key not in read and getattr(options, key) != getattr(plain, key):
             name = "delay_eos" if key == "delay" else key
             raise UserError(f"sampler={options.sampler} has no use for {name}; leave it out")

@@ -166,7 +166,8 @@ def canvas(
 
 
 def draft_canvas(model: Model, text: str) -> Prompt:
-    """The canvas of a text that may change in all its places, but not in their number."""
+    """The canvas of a text that may change in all its places; in their number as well, with an
+    insertion model."""
     n, frame = len(model.tokenizer.encode(text)), has_bos_eos(model)
     _require(
         model.meta.get("task") not in (*PUZZLES, "chat"), "draft: this model answers questions"
@@ -466,6 +467,7 @@ class SamplerConfig:
     corrector_steps: int = 0  # udlm: calls after each step that draw some tokens anew
     corrector_places: int = 1  # udlm: how many tokens of each text
     corrector_order: CorrectorOrder = "margin"  # udlm: which: those that fall behind most, or any
+    delete: int = 0  # insertion, trained with token_noise: delete at most so many tokens of a text
     sampling_method: Methods = ""  # insertion: of tokens, in ILM's words; empty: as all others
     top: int = 1000  # sampling_method=sample_top_k: keep so many tokens
     p: float = 0.9  # sampling_method=sample_top_p: keep those that together stay below it
@@ -502,7 +504,7 @@ class SampleConfig(SamplerConfig):
     num_samples: int = 10  # how many
     batch_size: int = 64  # of them at a time
     infill: str = ""  # a whole text with holes: s[3]s has one of three tokens
-    draft: str = ""  # udlm: a whole text to correct, or FILE:path; its length stays
+    draft: str = ""  # a whole text to correct, or FILE:path: udlm, --remask=edit, --delete=N
     palindrome: bool = False  # mirror every sample
     file: str = ""  # diff models: print a patch of this file, and whether it applies
     message: str = ""  # what the patch is to do
@@ -566,7 +568,7 @@ FLAGS = {
 SETTINGS = {  # flags that shape samples, each read by some sampler
     *("steps", "temperature", "top_k", "top_p", "unmask_schedule", "threshold", "factor"),
     *("block_length", "cfg", "remask", "eta", "cache", "delay_eos", "draft", "draft_time"),
-    *("renoise", "corrector_steps", "corrector_places", "corrector_order"),
+    *("renoise", "delete", "corrector_steps", "corrector_places", "corrector_order"),
     *INSERTION,
 }
 NEEDS = {  # flag -> the other flag without which it changes nothing
@@ -662,12 +664,13 @@ def insertion_options(cfg: SamplerConfig, model: Model, options: SampleOptions) 
         return options.get(method, {"top_p": p, "strict_p": True})
 
     gap, infill = cfg.second_sampling_method, getattr(cfg, "infill", "")
+    free = any_length(infill) or options.draft  # texts may grow
     block, room = model.config.block_size, cfg.max_length + 2 * has_bos_eos(model)
     return dataclasses.replace(
         options,
         **rule(cfg.sampling_method, cfg.top, cfg.p),
         gap=SampleOptions(**rule(gap, cfg.second_top, cfg.second_p)) if gap else None,
-        capacity=(min(room, block) if cfg.max_length else block) if any_length(infill) else 0,
+        capacity=(min(room, block) if cfg.max_length else block) if free else 0,
         exact=bool(infill) and not any_length(infill),
         stop_threshold=cfg.stopping_threshold,
         stop_temperature=cfg.stopping_temperature,
