@@ -93,6 +93,7 @@ class Config:
     sigma_min: float = 1e-4  # geometric noise at t = 0
     sigma_max: float = 20.0  # geometric noise at t = 1
     graph: Literal["uniform", "absorb"] = "absorb"  # sedd: noise takes a token to any, or to MASK
+    predict: Literal["denoiser", "leave_one_out"] = "denoiser"  # udlm: given a token's own noise?
     scale_by_sigma: bool = True  # sedd, absorb: subtract log(e^sigma - 1) + log n
     normalize: bool = False  # sedd, absorb: scores from a softmax (RADD): a cross-entropy loss
     loss_per: Literal["token", "answer", "sequence"] = "token"  # masked: what it is a mean over

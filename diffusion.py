@@ -698,9 +698,11 @@ class ScoreEntropy(Objective):
 #
 # The minimum is at the leave-one-out posterior: mu_i is the distribution of the clean token i given
 # all noisy tokens but i. What is usually called the denoiser, given token i as well, is
-# d(y) ~ mu(y) q(x | y). It follows from mu, and must not be put in its place: below, mu goes into
-# the reverse step, temperature acts on mu, and alpha mu + (1 - alpha) / n is the conditional
-# q(x_i | all others) from which the corrector draws, a step of Gibbs sampling.
+# d(y) ~ mu(y) q(x | y). Each follows from the other, and d must not be put in the place of mu: mu
+# goes into the loss and the reverse step, temperature acts on mu, and alpha mu + (1 - alpha) / n is
+# the conditional q(x_i | all others) from which the corrector draws, a step of Gibbs sampling. A
+# network may give the logits of either (`predict`). Those of d are learnt sooner: it may repeat the
+# token that it sees, where mu has to do as if it had not seen it.
 #
 #     UDLM  Schiff et al. 2024, Simple Guidance Mechanisms for Discrete Diffusion Models,
 #           arXiv 2412.10193
@@ -711,22 +713,37 @@ class ScoreEntropy(Objective):
 
 class UDLM(ScoreEntropy):
     """Uniform-state diffusion: noise, corruption and levels of SEDD's uniform graph, and a network
-    whose logits are those of mu, the leave-one-out posterior of the clean token."""
+    that predicts the clean token: as `denoiser`, or as `leave_one_out` posterior (UDLM's)."""
 
     samplers = ("ancestral", "greedy_tail")
 
-    def __init__(self, graph: Uniform, noise: Noise):
+    def __init__(self, graph: Uniform, noise: Noise, predict: str = "denoiser"):
         super().__init__(graph, noise, scale_by_sigma=False)
-        self.samplers = UDLM.samplers
+        self.samplers, self.predict = UDLM.samplers, predict
+        self.sigma_min = float(noise.total(torch.tensor(noise.t_min)))  # the least in training
         self.estimator = "variational bound of uniform-state diffusion (UDLM), plus the prior KL"
 
-    config_fields = "noise sigma_min sigma_max".split()
+    config_fields = "noise sigma_min sigma_max predict".split()
 
     @classmethod
     def from_config(cls, cfg: Config, vocab_size: int, specials: dict[str, int]) -> Objective:
         noise = noise_schedule(cfg)
         require_finite_end(noise, cfg.noise, "objective=udlm")
-        return cls(Uniform(vocab_size), noise)
+        return cls(Uniform(vocab_size), noise, cfg.predict)
+
+    def condition(self, net: Any, sigma: Tensor, device: torch.device) -> Tensor | None:
+        """As SEDD's, but no level below those of training: what it says at the lowest of them is
+        right for all that are lower, as mu hardly changes there."""
+        return super().condition(net, sigma.clamp(min=self.sigma_min), device)
+
+    def log_mu(self, logits: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+        """Logits (R, n) of the network in the states x (R,) at sigma (R,) -> log of the
+        leave-one-out posterior: mu(y) ~ d(y) / q(x | y)."""
+        if self.predict == "denoiser":
+            sigma = sigma.double().clamp(min=self.sigma_min)
+            ratio = torch.log1p(self.graph.n / torch.expm1(sigma))  # of q(x | x) to the others
+            logits = logits.scatter_add(1, x[:, None], -ratio.to(logits.dtype)[:, None])
+        return logits.log_softmax(1)
 
     def score_entropy(self, net: Any, noisy: Noisy) -> tuple[Tensor, Tensor, Tensor, None]:
         """The bracket above times weight / (n p_x) at the target positions -> (sum (), per position
@@ -743,7 +760,8 @@ class UDLM(ScoreEntropy):
         alpha, floor, neg_entropy = alpha.float(), floor.float(), neg_entropy.float()
 
         def loss_fn(logits: Tensor, part: slice) -> Tensor:
-            log_q = (alpha[part, None] * logits.softmax(1) + floor[part, None]).log()
+            mu = self.log_mu(logits, x[part], sigma[part]).exp()
+            log_q = (alpha[part, None] * mu + floor[part, None]).log()
             at_x, at_x0 = (log_q.gather(1, ids[part, None])[:, 0] for ids in (x, x0))
             kl = neg_entropy[part] - floor[part] * log_q.sum(1) - alpha[part] * at_x0
             log_ratio = log_p_x[part] - at_x
@@ -754,7 +772,7 @@ class UDLM(ScoreEntropy):
 
     def log_score(self, net: Any, h: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
         """h (R, C), x (R,), sigma (R,) -> log q(y) / q(x) (R, V), 0 at the current token."""
-        log_q = self.log_marginal(net.logits(h).double().log_softmax(-1), sigma)
+        log_q = self.log_marginal(self.log_mu(net.logits(h).double(), x, sigma), sigma)
         return log_q - log_q.gather(1, x[:, None])
 
     def log_marginal(self, log_mu: Tensor, sigma: Tensor) -> Tensor:
@@ -2167,10 +2185,12 @@ class LeaveOneOutSampler(UniformSampler):
         self.step(row, col, sigma[-1], sigma[-1])
         yield
 
-    def log_mu(self, h: Tensor) -> Tensor:
-        """Features (r, C) -> (r, V) float64: the leave-one-out posterior, at temperature, top_k and
-        top_p of the options; banned ids at -inf."""
+    def log_mu(self, h: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+        """Features (r, C) of the states x (r,) at sigma () -> (r, V) float64: log of the
+        leave-one-out posterior, at temperature, top_k and top_p of the options; banned ids at
+        -inf."""
         z = self.network().logits(h).double()
+        z = self.objective.log_mu(z, x, sigma.expand(len(x)))
         z[:, list(self.o.banned)] = -torch.inf
         return process_logits(z, self.o).log_softmax(1)
 
@@ -2188,7 +2208,7 @@ class LeaveOneOutSampler(UniformSampler):
         h, x = self.forward(row, col, -torch.expm1(-sigma).expand(len(self.x))), self.x[row, col]
         drawn = []
         for part in self.parts(len(row)):
-            log_mu = self.log_mu(h[part])
+            log_mu = self.log_mu(h[part], x[part], sigma)
             log_q = log_mu if last else self.log_q(log_mu, sigma - dsigma)
             to_x = self.objective.graph.transition(x[part], dsigma.expand(len(log_q)))
             drawn.append(self.draw_from(log_q + to_x.log(), greedy))
@@ -2200,15 +2220,15 @@ class LeaveOneOutSampler(UniformSampler):
         doubt = -self.uniforms(len(row)).log().neg().log()  # Gumbel noise: a draw by e^doubt
         if self.o.corrector_order == "margin":
             for part in self.parts(len(row)):
-                log_q = self.log_q(self.log_mu(h[part]), sigma)
-                x = self.x[row[part], col[part], None]
-                best_other = log_q.scatter(1, x, -torch.inf).amax(1)
-                doubt[part] += best_other - log_q.gather(1, x)[:, 0]
+                x = self.x[row[part], col[part]]
+                log_q = self.log_q(self.log_mu(h[part], x, sigma), sigma)
+                best_other = log_q.scatter(1, x[:, None], -torch.inf).amax(1)
+                doubt[part] += best_other - log_q.gather(1, x[:, None])[:, 0]
         chosen = ranks(row, doubt) < self.o.corrector_places
         row, col, h = row[chosen], col[chosen], h[chosen]
         for part in self.parts(len(row)):
-            token = self.draw_from(self.log_q(self.log_mu(h[part]), sigma))
-            self.write(row[part], col[part], token)
+            log_mu = self.log_mu(h[part], self.x[row[part], col[part]], sigma)
+            self.write(row[part], col[part], self.draw_from(self.log_q(log_mu, sigma)))
 
     def draw_from(self, log_weights: Tensor, greedy: bool = False) -> Tensor:
         """ids (r,) from log-weights (r, V), in which temperature, top_k and top_p have had their

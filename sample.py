@@ -21,6 +21,7 @@ a use for all options that are given, so --steps=64 asks for one with steps:
     masked, mlm, bd3  first_hitting, ancestral, random, left_to_right, confidence, margin, entropy
     ar, xlnet         left_to_right
     ilm               threshold, ancestral, parallel
+    ilm, delete       threshold, ancestral
     it                serial, parallel
     idlm              steps
     flex              ancestral, confidence, tau

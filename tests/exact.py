@@ -37,7 +37,8 @@ class ExactNetwork(nn.Module):
     Absorbing: log P(x_i = y | the unmasked tokens) + log n, which needs no time and suits both
     parametrisations. Uniform: log p_sigma(y at i, rest) - log p_sigma(x), from the transition of
     every token but the first `prompt` ones, which are given and clean; for UDLM, plus a constant,
-    log P(clean y at i | the noisy tokens but i). The head is the identity.
+    log P(clean y at i | the noisy tokens but i), or given all of them if it predicts the denoiser.
+    The head is the identity.
     In an order: log P(x_i = y | the tokens that the query sees), behind START or not.
     """
 
@@ -49,6 +50,7 @@ class ExactNetwork(nn.Module):
         self.data, self.prompt = data, prompt
         self.graph = getattr(process, "graph", process)
         self.leave_one_out = isinstance(process, UDLM)
+        self.predict = getattr(process, "predict", "")
         self.start, self.next = getattr(process, "start", None), 0
         self.mask_id = getattr(self.graph, "mask_id", None)
         if self.start is not None:  # START tells nothing, as MASK; a causal network is one ahead
@@ -137,8 +139,9 @@ class ExactNetwork(nn.Module):
                 freed = nn.functional.one_hot(data.texts[:, t], data.n).double().expand(B, -1, -1)
             out.append(torch.einsum("k,bk,bky->by", data.p, rest.prod(-1), freed))
         p = torch.stack(out, 1)  # (B, T, n): joint probability with y at place t
-        if self.leave_one_out:
-            return p.log()
+        if self.leave_one_out:  # or the denoiser: times the probability of the token that stands
+            to_own = kernel.transpose(1, 2)[torch.arange(B)[:, None], ids]  # (B, T, n from)
+            return (p if self.predict == "leave_one_out" else p * to_own).log()
         here = p.gather(2, ids[..., None])
         return (p / here).log()
 

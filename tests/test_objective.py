@@ -39,6 +39,7 @@ VARIANTS = {
         {"block_length": 2},
         {"block_length": 4, "zero_time": True, "padding": "ignore"},
     ],
+    "udlm": [{}, {"predict": "leave_one_out", "noise": "cosine"}],
     "mlm": [{}, {"noise": "cosine", "padding": "ignore"}],
 }
 # whose texts have no places of their own: test_insertion.py and test_flex.py enumerate theirs
@@ -253,7 +254,8 @@ def test_frames(case, steps):
         assert last.min() >= 0 and last.max() < 7, sampler
         again = run(objective, net, ids, given, sampler=sampler, steps=steps)[-1].ids
         other = run(objective, net, ids, given, seed=1, sampler=sampler, steps=steps)[-1].ids
-        assert torch.equal(last, again) and not torch.equal(last, other)
+        assert torch.equal(last, again)
+        assert sampler == "greedy_tail" or not torch.equal(last, other)  # which ends in argmax
 
 
 @pytest.mark.parametrize("case", CASES, ids=names)

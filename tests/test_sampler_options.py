@@ -21,10 +21,12 @@ from tokenizer import Symbols
 SMALL = {"n_layer": 1, "n_head": 2, "n_embd": 16, "cond_dim": 8, "block_size": 12}
 FORMS = {name: {"objective": name} for name in OBJECTIVES}
 FORMS |= {"sedd, uniform": {"objective": "sedd", "graph": "uniform"}}
+FORMS |= {"masked, edit": {"objective": "masked", "token_noise": 0.1}}
+FORMS |= {"ilm, delete": {"objective": "ilm", "token_noise": 0.1}}
 FORMS["idlm"]["noise"] = "exponential"
 REFUSED = {  # if not read
     *("unmask_schedule", "block_length", "cfg", "remask", "cache", "delay", "draft"),
-    "corrector_steps",
+    *("corrector_steps", "delete"),
 }
 PROGRAM = {"sampler", "wrap", "length", "candidates"}  # no choice of a user
 OTHER = {  # another value than the default
@@ -40,6 +42,7 @@ OTHER = {  # another value than the default
     "remask": "cap",
     "eta": 0.9,
     "cache": "dual",
+    "delete": 2,
     "draft": True,
     "draft_time": 0.9,
     "renoise": False,
@@ -67,6 +70,9 @@ BESIDE = [  # options that decide whether others have an effect
     {"unmask_schedule": "factor"},
     {"exact": True},
     {"exact": True, "top_p": 0.5},
+    {"remask": "edit"},
+    {"remask": "edit", "draft": True},
+    {"delete": 3},
     {"draft": True},
     {"corrector_steps": 1},
 ]
@@ -303,7 +309,8 @@ def test_help_tells_the_samplers_of_every_objective(run_cli: Any):
     shown = run_cli("sample.py", "-h").stdout
     table = dict(re.findall(r"^    (\w.*?)  +((?:\w+, )*\w+)$", shown, re.M))
     rows = {name: row for names, row in table.items() for name in names.split(", ")}
-    rows |= {"sedd, uniform": table["sedd, uniform"]}
+    rows |= {name: table[name] for name in ("sedd, uniform", "ilm, delete", "ilm")}
+    rows["masked, edit"] = rows["masked"]
     for form in set(FORMS) - {"xlnet", "sedd"}:
         assert rows[form].split(", ") == [*model_of(form).objective.samplers], form
     assert (
