@@ -1388,6 +1388,7 @@ class BlockDiffusion(Masked):
 #     MaskGIT    Chang et al. 2022, arXiv 2202.04200     LLaDA  Nie et al. 2025, arXiv 2502.09992
 #     Fast-dLLM  Wu et al. 2025, arXiv 2505.22618        Dream  Ye et al. 2025, arXiv 2508.15487
 #     ReMDM      Wang et al. 2025, arXiv 2503.00307
+#     EB-Sampler Ben-Hamu et al. 2025, arXiv 2505.24857
 # ==================================================================================================
 
 
@@ -1446,12 +1447,17 @@ def ranks(row: Tensor, value: Tensor, tie: float = 0.0) -> Tensor:
     return torch.empty_like(row).index_put((order,), rank)
 
 
-def above_threshold(row: Tensor, score: Tensor, threshold: float) -> Tensor:
+# An adaptive schedule says which of the masked places (R,) are written: as many as score well. It
+# sees their rows, ascending, their scores, the option of its own name, and the entropies of their
+# tokens in nats.
+
+
+def above_threshold(row: Tensor, score: Tensor, threshold: float, nats: Any = None) -> Tensor:
     """(R,) bool: places that score at least `threshold`, and the best of each row (Fast-dLLM)."""
     return (score >= threshold) | (ranks(row, score, TIE) == 0)
 
 
-def within_factor(row: Tensor, score: Tensor, factor: float) -> Tensor:
+def within_factor(row: Tensor, score: Tensor, factor: float, nats: Any = None) -> Tensor:
     """(R,) bool: the r best of each row, as long as the r-th scores at least 1 - factor / (r + 1);
     always the best (Fast-dLLM)."""
     rank = ranks(row, score, TIE)
@@ -1461,10 +1467,24 @@ def within_factor(row: Tensor, score: Tensor, factor: float) -> Tensor:
     return rank < first[row]
 
 
-ADAPTIVE: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+def within_entropy_bound(row: Tensor, score: Tensor, bound: float, nats: Tensor) -> Tensor:
+    """(R,) bool: the r best of each row, as long as their entropies but for the largest sum to at
+    most `bound` nats; always the best (EB-Sampler). Tokens that are drawn in one step are drawn as
+    if they were independent. What that costs is the KL divergence of their joint law from the
+    product of their own laws, sum H - H(joint), and H(joint) is at least the largest H. A bound of
+    0 writes one place per step, and what is certain beside it."""
+    rank = ranks(row, score, TIE)
+    by_rank = nats.new_zeros(int(row.max()) + 1, int(rank.max()) + 1, dtype=torch.float64)
+    by_rank[row, rank] = nats.double()
+    cost = by_rank.cumsum(1) - by_rank.cummax(1).values  # of the r best; grows with r
+    return (cost <= bound)[row, rank] | (rank == 0)
+
+
+ADAPTIVE: dict[str, Callable[[Tensor, Tensor, float, Tensor], Tensor]] = {
     "threshold": above_threshold,
     "factor": within_factor,
-}  # as many as score well, with the option of the same name
+    "entropy_bound": within_entropy_bound,
+}
 
 
 # ---- which -------------------------------------------------------------------------------------
@@ -1486,8 +1506,13 @@ def margin(logp: Tensor, row: Tensor, col: Tensor, masked: Tensor) -> Tensor:
 
 
 def entropy(logp: Tensor, row: Tensor, col: Tensor, masked: Tensor) -> Tensor:
-    """e^-H, H the entropy in nats."""
-    return torch.special.entr(logp.exp()).sum(1).neg().exp()
+    """e^-H, H the entropy."""
+    return entropy_nats(logp).neg().exp()
+
+
+def entropy_nats(logp: Tensor) -> Tensor:
+    """Entropy in nats (R,) of the distributions logp (R, V), normalised."""
+    return torch.special.entr(logp.exp()).sum(1)
 
 
 ORDERS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None] = {
@@ -1656,6 +1681,7 @@ class MaskedSampler(Sampler):
         self.remasked = torch.zeros_like(prompt_mask)  # (B, T): are masked again in it
         # (B, T): probability that each token had when it was written
         self.confidence = torch.full(ids.shape, torch.inf, device=ids.device, dtype=torch.float64)
+        self.entropies: Tensor | None = None  # (R,) nats: of the places of the last `scores`
         self._check()
 
     def _check(self) -> None:
@@ -1840,18 +1866,23 @@ class MaskedSampler(Sampler):
 
     def scores(self, row: Tensor, col: Tensor, h: Tensor) -> Tensor:
         """How sure the network is of each place, (R,) in [0, 1]. A place whose best token is to be
-        delayed is below 0, the leftmost lowest, and no other counts that token's probability."""
+        delayed is below 0, the leftmost lowest, and no other counts that token's probability.
+        Leaves in `entropies` (R,), in nats, those of the tokens that it would draw there at
+        temperature 1, delayed ones among them."""
         order, late = ORDERS[self.o.sampler], torch.tensor(self.o.delay, device=col.device)
-        scores, masked = [h.new_empty(0)], self.x == self.mask_id
+        masked = self.x == self.mask_id
+        scores, nats = [h.new_empty(0)], [h.new_empty(0)]
         for part in self.parts(len(row)):
-            z = self.logits(h[part])
-            delayed = torch.isin(z.argmax(1), late) if len(late) else None
+            logp = self.logits(h[part]).log_softmax(-1)
+            nats.append(entropy_nats(logp))
+            delayed = torch.isin(logp.argmax(1), late) if len(late) else None
             if delayed is not None:
-                z = z.index_fill(1, late, -torch.inf)
-            score = order(z.log_softmax(-1), row[part], col[part], masked)
+                logp = logp.index_fill(1, late, -torch.inf).log_softmax(-1)
+            score = order(logp, row[part], col[part], masked)
             if delayed is not None:
                 score = torch.where(delayed, col[part] / self.x.shape[1] - 1, score)
             scores.append(score)
+        self.entropies = torch.cat(nats)
         return torch.cat(scores)
 
 
@@ -1999,7 +2030,7 @@ class Ordered(Unmasking):
         if self.plan is not None:
             return ranks(row, score, tie) < self.number[row]
         name = self.o.unmask_schedule
-        return ADAPTIVE[name](row, score, getattr(self.o, name))
+        return ADAPTIVE[name](row, score, getattr(self.o, name), self.canvas.entropies)
 
 
 # (canvas, steps (B,) int64 of each row in the present block) -> rule; the default first

@@ -250,6 +250,7 @@ class SampleOptions:
     unmask_schedule: str = "uniform"  # how many places per step, in the ordered samplers
     threshold: float = 0.9  # unmask_schedule=threshold: places that score so much
     factor: float = 1.0  # unmask_schedule=factor: the r best while they score 1 - factor / (r + 1)
+    entropy_bound: float = 0.1  # unmask_schedule=entropy_bound: of the best but one, summed, nats
     block_length: int = 0  # tokens that are written before those to their right; 0: all at once
     cfg: float = 0.0  # guidance towards the prompt; 0 is none
     remask: str = "none"  # mask written tokens again: cap, rescale, conf, loop (ReMDM)
@@ -280,7 +281,7 @@ class SampleOptions:
 
     def __post_init__(self):
         require(self, "steps", self.steps >= 1, "at least 1")
-        for key in ("temperature", "top_k", "block_length", "cfg", "factor"):
+        for key in ("temperature", "top_k", "block_length", "cfg", "factor", "entropy_bound"):
             require(self, key, getattr(self, key) >= 0, "at least 0")
         for key in ("top_p", "threshold"):
             require(self, key, 0 <= getattr(self, key) <= 1, "between 0 and 1")
@@ -302,9 +303,9 @@ CHOICES: dict[str, Collection[str]] = {
 
 
 CHANGES = (  # options of which each has an effect with some samplers only
-    *("steps", "unmask_schedule", "threshold", "factor", "block_length", "cfg", "remask", "eta"),
-    *("cache", "delay", "gap", "stop_threshold", "stop_temperature", "length_temperature"),
-    *("first_step_factor", "delete", "draft", "draft_time", "renoise"),
+    *("steps", "unmask_schedule", "threshold", "factor", "entropy_bound", "block_length", "cfg"),
+    *("remask", "eta", "cache", "delay", "gap", "stop_threshold", "stop_temperature"),
+    *("length_temperature", "first_step_factor", "delete", "draft", "draft_time", "renoise"),
     *("corrector_steps", "corrector_places", "corrector_order"),
 )
 

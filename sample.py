@@ -458,6 +458,7 @@ class SamplerConfig:
     unmask_schedule: UnmaskSchedule = "uniform"  # how many places are written in a step
     threshold: float = 0.9  # unmask_schedule=threshold: write every place that is at least so sure
     factor: float = 1.0  # unmask_schedule=factor: the r surest while sure of 1 - factor / (r + 1)
+    entropy_bound: float = 0.1  # unmask_schedule=entropy_bound: the surest, up to so many nats
     block_length: int = 0  # write so many tokens before those to their right; 0: all at once
     cfg: float = 0.0  # guidance: how far to go beyond what the prompt alone says
     remask: Remask = "none"  # write again what was written, by a rule of ReMDM
@@ -568,13 +569,15 @@ FLAGS = {
 }
 SETTINGS = {  # flags that shape samples, each read by some sampler
     *("steps", "temperature", "top_k", "top_p", "unmask_schedule", "threshold", "factor"),
-    *("block_length", "cfg", "remask", "eta", "cache", "delay_eos", "draft", "draft_time"),
-    *("renoise", "delete", "corrector_steps", "corrector_places", "corrector_order"),
+    *("entropy_bound", "block_length", "cfg", "remask", "eta", "cache", "delay_eos"),
+    *("draft", "draft_time", "renoise", "delete"),
+    *("corrector_steps", "corrector_places", "corrector_order"),
     *INSERTION,
 }
 NEEDS = {  # flag -> the other flag without which it changes nothing
     "threshold": "unmask_schedule=threshold",
     "factor": "unmask_schedule=factor",
+    "entropy_bound": "unmask_schedule=entropy_bound",
     "eta": "remask=cap",
     "draft_time": "draft=TEXT",
     "renoise": "draft=TEXT",

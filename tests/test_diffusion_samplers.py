@@ -1,28 +1,34 @@
 """The one masked sampler: what holds for every choice of order, schedule, blocks and doubt."""
 
+import itertools
 import math
 
 import pytest
 import torch
-from exact import Given
+from exact import Distribution, ExactNetwork, Given, total_variation
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import diffusion
 from configurator import UserError
 from diffusion import (
+    ADAPTIVE,
     BLIND,
     REMASKING,
     SAMPLERS,
+    SCHEDULES,
     Absorbing,
     AbsorbingSampler,
     Affine,
     LogLinear,
     Masked,
+    MaskedSampler,
     ScoreEntropy,
     grid,
     ranks,
+    rule_of,
     unmask_step,
+    within_entropy_bound,
 )
 from model import Transformer
 from objective import SampleOptions, generator
@@ -69,10 +75,10 @@ def sample(net, ids, given, seed=0, **options):
 NETS = {0: network(1), 8: network(2, cond_dim=8)}
 OWN = ("ancestral", "first_hitting")  # samplers with a schedule of their own
 REFUSED = (  # what the options contradict, and the words that say so
-    (lambda o: o["remask"] != "none" and o["unmask_schedule"] in ("threshold", "factor"), "remask"),
+    (lambda o: o["remask"] != "none" and o["unmask_schedule"] in ADAPTIVE, "remask"),
     (lambda o: o["remask"] != "none" and o["sampler"] == "first_hitting", "remask"),
     (
-        lambda o: o["sampler"] in BLIND and o["unmask_schedule"] in ("threshold", "factor"),
+        lambda o: o["sampler"] in BLIND and o["unmask_schedule"] in ADAPTIVE,
         "unmask_schedule",
     ),
     (lambda o: o["sampler"] in OWN and (o["unmask_schedule"] != "uniform" or o["delay"]), "no use"),
@@ -81,7 +87,7 @@ REFUSED = (  # what the options contradict, and the words that say so
 )
 CHOICES = {
     "sampler": st.sampled_from(list(SAMPLERS)),
-    "unmask_schedule": st.sampled_from(["uniform", "linear", "cosine", "threshold", "factor"]),
+    "unmask_schedule": st.sampled_from([*SCHEDULES, *ADAPTIVE]),
     "remask": st.sampled_from(["none", "none", "cap", "rescale", "conf", "loop"]),
     "cache": st.sampled_from(["none", "none", "prefix", "dual"]),
     "steps": st.integers(1, 25),
@@ -92,6 +98,7 @@ CHOICES = {
     "eta": st.sampled_from([None, 0.0, 0.1, 1.0]),
     "threshold": st.sampled_from([0.0, 0.4, 1.0]),
     "factor": st.sampled_from([0.0, 1.0]),
+    "entropy_bound": st.sampled_from([0.0, 0.5, 9.0]),
     "delay": st.sampled_from([(), (2, 3)]),
     "banned": st.sampled_from([(), (1,)]),
 }
@@ -183,7 +190,7 @@ LATE = {"delay": (2, 3), "stop": 2}
 
 
 @pytest.mark.parametrize("cond_dim", NETS)
-@pytest.mark.parametrize("schedule", ["uniform", "cosine", "threshold", "factor"])
+@pytest.mark.parametrize("schedule", ["uniform", "cosine", *ADAPTIVE])
 @pytest.mark.parametrize("sampler", ORDERED)
 def test_a_row_does_not_depend_on_its_neighbours(sampler, schedule, cond_dim):
     """Unequal prompts and lengths in one batch are what they are alone, at temperature 0. (Without
@@ -198,6 +205,7 @@ def test_a_row_does_not_depend_on_its_neighbours(sampler, schedule, cond_dim):
             "unmask_schedule": schedule,
             "temperature": 0.0,
             "threshold": 0.4,
+            "entropy_bound": 1.0,
         }
         options |= {"steps": 7, **more}
         *_, together = sample(NETS[cond_dim], ids, known, length=size, **options)
@@ -278,7 +286,8 @@ def test_orders_differ():
 
 @pytest.mark.parametrize("sampler", ORDERED)
 def test_thresholds(sampler):
-    """1 admits nobody but the best of each step, 0 all; so do factors 0 and a large one."""
+    """1 admits nobody but the best of each step, 0 all; so do factors, and bounds, 0 and a large
+    one."""
     options = {"sampler": sampler, "temperature": 0.0}
     ids, known = canvas([2, 2], 9)
     for sizes, calls in (
@@ -286,8 +295,104 @@ def test_thresholds(sampler):
         ({"unmask_schedule": "threshold", "threshold": 0.0}, 1),
         ({"unmask_schedule": "factor", "factor": 0.0}, 7),
         ({"unmask_schedule": "factor", "factor": 99.0}, 1),
+        ({"unmask_schedule": "entropy_bound", "entropy_bound": 0.0}, 7),
+        ({"unmask_schedule": "entropy_bound", "entropy_bound": 99.0}, 1),
     ):
         assert len(sample(NETS[0], ids, known, **options, **sizes)) == 1 + calls
+
+
+# ---- the entropy bound ---------------------------------------------------------------------------
+
+
+SIXTEENTHS = st.integers(0, 40).map(lambda k: k / 16)  # of nats: their sums are exact
+
+
+@given(
+    st.lists(st.lists(SIXTEENTHS, min_size=1, max_size=6), min_size=1, max_size=4),
+    SIXTEENTHS,
+    st.randoms(),
+)
+def test_the_entropy_bound_is_the_longest_prefix(entropies, bound, random):
+    """By the order's score, whatever the entropies are; each row for itself, always one place."""
+    row = torch.tensor([i for i, some in enumerate(entropies) for _ in some])
+    scores = [random.sample([k / 10 for k in range(len(some))], len(some)) for some in entropies]
+    nats = torch.tensor([*itertools.chain(*entropies)], dtype=torch.float64)
+    chosen = within_entropy_bound(row, torch.tensor([*itertools.chain(*scores)]), bound, nats)
+    for i, (some, score) in enumerate(zip(entropies, scores, strict=True)):
+        order = sorted(range(len(some)), key=lambda k: -score[k])
+        prefixes = [[some[k] for k in order[:r]] for r in range(1, len(some) + 1)]
+        fits = [sum(each) - max(each) <= bound for each in prefixes]
+        assert fits == sorted(fits, reverse=True)  # longer ones cost more
+        assert set(chosen[row == i].nonzero().flatten().tolist()) == set(order[: sum(fits)])
+
+
+def steps_on_every_canvas(data, order, bound, **more):
+    """Which places the sampler writes next (4^3, 3), on every canvas of three places (4^3, 3)."""
+    process = Masked(3, None, LogLinear())
+    x = torch.cartesian_prod(*[torch.arange(4)] * 3)
+    options = {"sampler": order, "unmask_schedule": "entropy_bound", "entropy_bound": bound, **more}
+    known, o = x != process.mask_id, SampleOptions(**options)
+    walk = MaskedSampler(process, ExactNetwork(data, process), x, known, generator(0), o)
+    rule, (row, col) = rule_of(o)(walk, torch.full((len(x),), 3)), walk.masked_positions()
+    h = walk.forward(row, col, rule.mask_prob(0, row, col))
+    chosen = torch.zeros_like(known)
+    chosen[row, col] = rule.choose(0, row, col, h)
+    return x, chosen
+
+
+@pytest.mark.parametrize("order", ORDERED)
+@pytest.mark.parametrize("seed", range(3))
+def test_the_bound_holds(order, seed):
+    """With exact conditionals: the joint law of the tokens of a step, given the canvas, is at most
+    so many nats from the product of their own laws, on every canvas of three tokens; and there are
+    steps of several tokens that are nearly as far."""
+    data, costs = Distribution(3, 3, seed), []
+    for bound in (0.0, 0.5, 0.9, 1.2):
+        x, chosen = steps_on_every_canvas(data, order, bound)
+        assert torch.equal(chosen.any(1), (x == 3).any(1)) and not chosen[x != 3].any()
+        assert torch.equal(chosen, steps_on_every_canvas(data, order, bound, temperature=0.0)[1])
+        for canvas_, some in zip(x, chosen, strict=True):
+            if some.sum() < 2:
+                continue
+            p = data.p * ((data.texts == canvas_) | (canvas_ == 3)).all(1)
+            joint = torch.zeros([3] * 3, dtype=torch.float64).index_put_(
+                tuple(data.texts.T), p / p.sum()
+            )
+            joint = joint.sum([k for k in range(3) if not some[k]])
+            own = [joint.sum([j for j in range(joint.dim()) if j != k]) for k in range(joint.dim())]
+            product = math.prod(torch.meshgrid(*own, indexing="ij"))
+            costs.append((float(torch.xlogy(joint, joint / product).sum()), bound))
+            assert costs[-1][0] <= bound + 1e-9
+    assert sum(cost > 0.01 for cost, _ in costs) > 3
+
+
+def test_a_bound_of_zero_is_one_at_a_time():
+    """Draw by draw, so in law, which is that of the data where conditionals are exact; a bound that
+    admits all is the product of the places' own laws."""
+    data, process = Distribution(3, 3, 1), Masked(3, None, LogLinear())
+    net, ids = ExactNetwork(data, process), torch.zeros(20_000, 3, dtype=torch.int64)
+
+    def last(**options):
+        o = SampleOptions(sampler="entropy", **options)
+        return [*process.sample(net, ids, ids > 0, generator(4), o)][-1].ids
+
+    found = last(unmask_schedule="entropy_bound", entropy_bound=0.0)
+    assert torch.equal(found, last(steps=3))
+    assert total_variation(found, data) < 0.02
+    own = [torch.bincount(data.texts[:, k], data.p) for k in range(3)]
+    data.p = math.prod(own[k][data.texts[:, k]] for k in range(3))
+    found = last(unmask_schedule="entropy_bound", entropy_bound=99.0)
+    assert total_variation(found, data) < 0.02
+
+
+def test_entropies_are_of_what_is_drawn():
+    """A banned id is no choice, so that nothing is left to be unsure of; a delayed one is."""
+    z = torch.full((1, 4, V), -99.0, dtype=torch.float64)
+    z[:, :, 0], z[:, :, 1] = 0.5, 0.0
+    bound = {"unmask_schedule": "entropy_bound", "entropy_bound": 1e-9}
+    ids, known = canvas([0], 4)
+    for more, calls in (({}, 4), ({"banned": (1,)}, 1), ({"delay": (1,)}, 4)):
+        assert len(sample(Given(z), ids, known, sampler="confidence", **bound, **more)) == 1 + calls
 
 
 # ---- guidance and caches -------------------------------------------------------------------------
