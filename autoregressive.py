@@ -200,7 +200,7 @@ class TokenByToken(Sampler):
         """Write the places (R,) from logits (R, V); a row that ends is closed behind its end."""
         z = z[:, : self.objective.tokens]
         z = z.clone() if z.dtype == torch.float64 else z.float()
-        z[:, list(self.o.banned)] = -torch.inf
+        z = self.forbid(z, row, col - self.shift[row])
         z[:, self.ends] = z[:, self.ends].masked_fill(self.awaited[row, col, None], -torch.inf)
         token = self.sample_categorical(z)
         self.x[row, col], self.editable[row, col] = token, False

@@ -49,6 +49,7 @@ from model import (
 )
 from objective import (
     CHOICES,
+    Allowed,
     Loss,
     Objective,
     SampleOptions,
@@ -1830,16 +1831,18 @@ class MaskedSampler(Sampler):
 
     # -- tokens --
 
-    def logits(self, h: Tensor) -> Tensor:
-        """Features (r, C) -> (r, V), at least float32; MASK and banned ids at -inf."""
+    def logits(self, h: Tensor, *place: Tensor) -> Tensor:
+        """Features (r, C) of places, at these rows and columns (r,) -> (r, V), at least float32;
+        MASK and what may not be written there at -inf."""
         z = self.network().logits(h)
         z = z if z.dtype == torch.float64 else z.float()
         z[:, self.never()] = -torch.inf
+        z = self.forbid(z, *place)
         return z.log_softmax(-1) if self.objective.normalize else z
 
     def never(self) -> list[int]:
-        """Ids that are not written."""
-        return [self.mask_id, *self.o.banned]
+        """Ids that are not written anywhere, whatever the options."""
+        return [self.mask_id]
 
     def parts(self, rows: int) -> Iterator[slice]:
         """Slices of so many features whose logits fit the memory at once."""
@@ -1849,7 +1852,7 @@ class MaskedSampler(Sampler):
     def unmask(self, row: Tensor, col: Tensor, h: Tensor) -> None:
         """Draw and write the tokens of these places (R,) from features (R, C)."""
         for part in self.parts(len(row)):
-            z = self.logits(h[part])
+            z = self.logits(h[part], row[part], col[part])
             token = self.token(row[part], col[part], z)
             self.write(row[part], col[part], token)
             if self.o.remask == "conf":
@@ -1873,7 +1876,7 @@ class MaskedSampler(Sampler):
         masked = self.x == self.mask_id
         scores, nats = [h.new_empty(0)], [h.new_empty(0)]
         for part in self.parts(len(row)):
-            logp = self.logits(h[part]).log_softmax(-1)
+            logp = self.logits(h[part], row[part], col[part]).log_softmax(-1)
             nats.append(entropy_nats(logp))
             delayed = torch.isin(logp.argmax(1), late) if len(late) else None
             if delayed is not None:
@@ -2124,10 +2127,17 @@ class UniformSampler(MaskedSampler):
         return {*cls.reads}
 
     def start(self, ids: Tensor) -> Tensor:
-        """Random text without banned ids."""
-        allowed = [i for i in range(self.objective.graph.n) if i not in self.o.banned]
-        noise = torch.randint(len(allowed), ids.shape, generator=self.rng, device=ids.device)
-        return torch.tensor(allowed, device=ids.device)[noise]
+        """Random text of ids that may be written there."""
+        n, x = self.objective.graph.n, torch.empty_like(ids)
+        every = Allowed(torch.ones(1, n, dtype=torch.bool, device=ids.device))
+        lists, at = self.o.allowed or every
+        at = torch.zeros_like(ids) if at is None else at
+        for k in range(len(lists)):
+            may = [i for i in lists[k, :n].nonzero()[:, 0].tolist() if i not in self.o.banned]
+            size = (int((at == k).sum()),)
+            noise = torch.randint(len(may), size, generator=self.rng, device=ids.device)
+            x[at == k] = torch.tensor(may, device=ids.device)[noise]
+        return x
 
     def run(self) -> Iterator[None]:
         times, (row, col) = grid(self.o.steps), self.editable.nonzero(as_tuple=True)
@@ -2146,7 +2156,7 @@ class UniformSampler(MaskedSampler):
             x, drawn = self.x[row, col], []
             for part in self.parts(len(row)):
                 weights = self.step_weights(h[part], x[part], sigma[i], step, dsigma)
-                drawn.append(self.draw(weights, x[part]))
+                drawn.append(self.draw(weights, x[part], row[part], col[part]))
             self.write(row, col, torch.cat(drawn))
             yield
 
@@ -2158,13 +2168,13 @@ class UniformSampler(MaskedSampler):
         score = self.objective.log_score(self.network(), h, x, each).double().exp()
         return step(self.objective.graph, x, score, dsigma.to(x.device).expand(len(x)))
 
-    def draw(self, weights: Tensor, x: Tensor) -> Tensor:
+    def draw(self, weights: Tensor, x: Tensor, row: Tensor, col: Tensor) -> Tensor:
         """Step weights (r, V) -> ids (r,); temperature, top-k and top-p act on the whole row. Where
-        nothing but banned ids has weight, a place stays what it is, x (r,)."""
-        weights[:, list(self.o.banned)] = 0
-        weights = weights.clamp(min=0)
-        weights.scatter_add_(1, x[:, None], (weights.sum(1, keepdim=True) == 0).double())
-        return self.sample_categorical(weights.log())
+        nothing that may be written has weight, a place stays what it is, x (r,)."""
+        z = self.forbid(weights.clamp(min=0).log(), row, col)
+        stuck = (z == -torch.inf).all(1)
+        z[stuck, x[stuck]] = 0.0
+        return self.sample_categorical(z)
 
 
 class LeaveOneOutSampler(UniformSampler):
@@ -2306,7 +2316,8 @@ class AbsorbingSampler(MaskedSampler):
 
     def step(self, row: Tensor, col: Tensor, h: Tensor, sigma: Tensor, gain: float) -> None:
         for part in self.parts(len(row)):
-            z, shift = self.logits(h[part]), self.objective.shift(sigma)
+            z = self.logits(h[part], row[part], col[part])
+            shift = self.objective.shift(sigma)
             total = z.logsumexp(1).double() - (0 if shift is None else shift.item())
             moves = self.uniforms(len(z)) < gain * total.exp()
             token = self.sample_categorical(z[moves])

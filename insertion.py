@@ -200,8 +200,8 @@ class InsertionSampler(Sampler):
         """Features (R, C) -> (R, V), ids that are never sampled at -inf."""
         z = self.net.logits(h)
         z = z if z.dtype == torch.float64 else z.float()
-        z[:, [*self.objective.never, *self.o.banned]] = -torch.inf
-        return z
+        z[:, self.objective.never] = -torch.inf
+        return self.forbid(z)
 
     def incomplete(self, cls: Tensor) -> Tensor:
         """Features at CLS (r, C) -> (r,) bool: does the sampler insert another token?"""
@@ -334,7 +334,8 @@ class InsertionSampler(Sampler):
         never = [i for i in self.objective.never if i != self.objective.eos_id]
         for part in self.chunks(len(h_gaps := h[gaps])):
             z = self.net.logits(h_gaps[part]).float()
-            z[:, [*never, *self.o.banned]] = -torch.inf
+            z[:, never] = -torch.inf
+            z = self.forbid(z)
             if self.o.stop_threshold is None:
                 parts.append(z.argmax(1) == self.objective.eos_id)
             else:

@@ -238,6 +238,13 @@ def gumbel_argmax(weights: Tensor, u: Tensor) -> Tensor:
     return (weights.double() / (1e-10 - (u.double() + 1e-10).log())).argmax(-1)
 
 
+class Allowed(NamedTuple):
+    """Which ids may be written, and where."""
+
+    ids: Tensor  # (K, V) bool: K lists of ids
+    at: Tensor | None = None  # (B, T) int64: the list of each place; None: the first, everywhere
+
+
 @dataclass(frozen=True)
 class SampleOptions:
     """How to sample. Each sampler names those that it reads (`Sampler.reads`)."""
@@ -265,6 +272,7 @@ class SampleOptions:
     stop: int | None = None  # id that ends a text; what comes after it is not sampled
     delay: tuple[int, ...] = ()  # ids that are written after all others, in confidence order
     banned: tuple[int, ...] = ()  # ids that are never written
+    allowed: Allowed | None = None  # ids that may be written, by place; None: all but banned ones
     strict_p: bool = False  # top_p leaves out the token that crosses it (ILM's code)
     candidates: int = 0  # frames tell what tokens were drawn from: so many of the most probable
     gap: "SampleOptions | None" = None  # insertion: how a gap is chosen; None: with its token
@@ -341,7 +349,9 @@ class Sampler:
     what from, for the next frame."""
 
     # options that have an effect, for some values of the others
-    reads: tuple[str, ...] = ("temperature", "top_k", "top_p", "strict_p", "banned", "candidates")
+    reads: tuple[str, ...] = (
+        *("temperature", "top_k", "top_p", "strict_p", "banned", "allowed", "candidates"),
+    )
 
     x: Tensor  # (B, T) int64: the canvas
 
@@ -359,6 +369,16 @@ class Sampler:
         self.o, self.rng = o, rng
         self.unplaced: list[tuple[Tensor, ...]] = []  # drawn, but not yet written
         self.draws: list[Draws] = []
+
+    def forbid(self, z: Tensor, *place: Tensor) -> Tensor:
+        """Logits z (R, V), in place: -inf at ids that may not be written. place: rows and columns
+        (R,) of the canvas; samplers whose places move have none."""
+        z[:, list(self.o.banned)] = -torch.inf
+        if self.o.allowed is not None:
+            ids, at = self.o.allowed
+            ids = ids[:1] if at is None else ids[at[place]]
+            z.masked_fill_(~ids[:, : z.shape[1]], -torch.inf)
+        return z
 
     def sample_categorical(self, logits: Tensor) -> Tensor:
         """logits (R, V) -> ids (R,) of tokens that are written next."""

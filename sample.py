@@ -3,6 +3,7 @@
 --prompt="abc" or --prompt=FILE:start.txt     text that every sample begins with
 --infill="s[3]s"                              the whole text, with a hole of three tokens
 --infill="a[*]b[*]"                           holes of unknown length: insertion models
+--allowed="[a-z]"                             write letters only; FILE:places.txt: a line per place
 --palindrome                                  mirrored in every sample by construction
 --chat --prompt="What does len do?"           an answer; without a prompt, a conversation
 --file=f.py --message="rename x to y"         a patch of the file; --write applies it
@@ -36,7 +37,7 @@ import time
 from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator, Literal, NamedTuple, NoReturn, TypeVar
 
@@ -53,9 +54,9 @@ from corpus import Corpus
 from diffusion import GRIDS, SAMPLERS, UDLM
 from insertion import IDLM, FlexMDM, Insertion, InsertionTransformer
 from model import autocast, compile_network, pick_device, pick_dtype, wants_compile
-from objective import CHOICES, Frame, SampleOptions, choose_sampler, generator, seed_of
+from objective import CHOICES, Allowed, Frame, SampleOptions, choose_sampler, generator, seed_of
 from prepare.files import read_text
-from tokenizer import ASSISTANT, USER, Message, decode_answer, encode_chat
+from tokenizer import ASSISTANT, USER, Message, Tokenizer, decode_answer, encode_chat
 from viz import page, view
 from viz.story import Trace
 
@@ -247,13 +248,13 @@ def _mirror(begun: Prompt, model: Model) -> Prompt:
     return Prompt(torch.where(given, ids, ids[mirror]), given | given[mirror], mirror)
 
 
-def read_prompt(text: str) -> str:
+def read_prompt(text: str, key: str = "prompt") -> str:
     """The text, or the contents of the file of `FILE:path`."""
     if not text.startswith("FILE:"):
         return text
     content = read_text(Path(text[5:]))
     if not content:
-        raise UserError(f"prompt file {text[5:]} is empty")
+        raise UserError(f"{key} file {text[5:]} is empty")
     return content.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -300,12 +301,27 @@ def _frames(
     ids, given, mirror = (torch.stack(p).to(rng.device) for p in even)
     if (sizes != ids.shape[1]).any():
         options = replace(options, length=sizes.to(rng.device))
+    if options.allowed is not None and len(options.allowed.ids) > 1:
+        options = replace(options, allowed=by_place(options.allowed.ids.to(rng.device), given))
     if all(c.mirror is None for c in part):
         return model.objective.sample(model.net, ids, given, rng, options), given
     # inside a text whose length is fixed, no special token may be written
     options = replace(options, banned=tuple(model.meta["specials"].values()))
     sample = room("mirror").sample
     return sample(model.objective, model.net, ids, given, mirror, rng, options), given
+
+
+def by_place(ids: Tensor, given: Tensor) -> Allowed:
+    """Lists of ids (K + 1, V) for canvases with these given places (B, T): the first K for as many
+    places that are written, the last for those behind them. Raises UserError for fewer places, and
+    for more of them where no end of a text may stand."""
+    K, places = len(ids) - 1, (~given).sum(1)
+    if places.min() < K or (places.max() > K and not ids[K].any()):
+        raise UserError(
+            f"allowed: {K} lines, but {int(places.min())} places are written; write a line for "
+            "each, or set their number by --max_length"
+        )
+    return Allowed(ids, ((~given).cumsum(1) - 1).clamp(0, K))
 
 
 def joined(batches: list[Samples], pad: int) -> Samples:
@@ -481,6 +497,7 @@ class SamplerConfig:
     length_temperature: float = 1.0  # idlm: of the number of missing tokens
     use_first_step_factor: bool = True  # idlm: the exact rate of the first token; False: longer
     delay_eos: bool = False  # sampler=confidence, margin, entropy: end a text as late as possible
+    allowed: str = ""  # write no token but those that match this regex; FILE:path: one per place
     chat: bool = False  # the prompt is a question to answer; sample.py without one: converse
     prompt: str = ""  # text that comes first, or FILE:path
     max_length: int = 0  # of the text or answer, in tokens; 0: what the block holds
@@ -569,7 +586,7 @@ FLAGS = {
 }
 SETTINGS = {  # flags that shape samples, each read by some sampler
     *("steps", "temperature", "top_k", "top_p", "unmask_schedule", "threshold", "factor"),
-    *("entropy_bound", "block_length", "cfg", "remask", "eta", "cache", "delay_eos"),
+    *("entropy_bound", "block_length", "cfg", "remask", "eta", "cache", "delay_eos", "allowed"),
     *("draft", "draft_time", "renoise", "delete"),
     *("corrector_steps", "corrector_places", "corrector_order"),
     *INSERTION,
@@ -655,8 +672,51 @@ def sample_options(cfg: SamplerConfig, model: Model) -> SampleOptions:
         options,
         stop=special.get("eos") if cfg.chat and not model.objective.inserts else None,
         delay=ends if cfg.delay_eos else (),
+        allowed=allowed_ids(cfg, model) if cfg.allowed else None,
         candidates=Trace.best if getattr(cfg, "html", "") else 0,
     )
+
+
+@lru_cache(maxsize=1)
+def texts_of_ids(tokenizer: Tokenizer) -> list[str]:
+    """The text of each id alone; empty for special ids, and for parts of characters."""
+    texts = (tokenizer.decode([i]) for i in range(tokenizer.vocab_size))
+    return ["" if "\ufffd" in text else text for text in texts]
+
+
+def allowed_ids(cfg: SamplerConfig, model: Model) -> Allowed:
+    """The ids whose text matches --allowed as a whole: one list of them for every place, in which
+    the end of a text may stand as well; or with FILE:path, of several lines, a list for each line,
+    in which it may if the line matches the empty text, and one for what is behind the last line:
+    the end. In a hole of --infill no text ends. Raises UserError for a regex that is none, and for
+    one that no id matches."""
+    lines = [cfg.allowed]
+    if cfg.allowed.startswith("FILE:"):
+        lines = read_prompt(cfg.allowed, "allowed").removesuffix("\n").split("\n")
+    inserts, several, special = model.objective.inserts, len(lines) > 1, model.meta["specials"]
+    moved = inserts or getattr(cfg, "palindrome", False)
+    if several and moved:
+        what = "an insertion model, whose places move" if inserts else "a mirrored text"
+        raise UserError(f"allowed={cfg.allowed}: {what} takes one line for all places")
+    ends = [special[name] for name in ("eos", "eot", "pad") if name in special]
+    ends = [] if getattr(cfg, "infill", "") and not inserts else ends
+    texts, V = texts_of_ids(model.tokenizer), len(model.net.head.weight)
+    ids = torch.zeros(len(lines) + several, V, dtype=torch.bool)
+    for k, line in enumerate(lines):
+        name = f"allowed={line!r}" + (f", line {k + 1} of {cfg.allowed[5:]}" if several else "")
+        try:
+            regex = re.compile(line)
+        except re.error as e:
+            raise UserError(f"{name}: {e}; write a regular expression, as [a-z]") from None
+        found = [i for i, text in enumerate(texts) if text and regex.fullmatch(text)]
+        may_end = bool(ends) and (not several or regex.fullmatch("") is not None)
+        if not found and not (several and may_end):
+            raise UserError(f"{name}: no token of this model matches it as a whole")
+        ids[k, found] = True
+        ids[k, ends] = may_end
+    if several:
+        ids[-1, ends] = True
+    return Allowed(ids.to(model.net.head.weight.device))
 
 
 def insertion_options(cfg: SamplerConfig, model: Model, options: SampleOptions) -> SampleOptions:
@@ -690,6 +750,7 @@ def settings(cfg: SamplerConfig, model: Model) -> dict[str, Any]:
         shown = {"sampler": options["sampler"], **{name: getattr(cfg, name) for name in names}}
     else:
         shown = {k: v for k, v in options.items() if k in vars(cfg) and k not in INSERTION}
+    shown["allowed"] = cfg.allowed or None  # as it was asked for, not its ids
     dtype = pick_dtype(cfg.dtype, pick_device(cfg.device))
     return {**shown, "network": str(dtype).removeprefix("torch."), "draws": "float64"}
 

@@ -14,7 +14,7 @@ import sample
 from checkpoint import OBJECTIVES, Model, build_network, build_objective
 from configurator import Config, UserError, one_of
 from diffusion import Masked
-from objective import CHOICES, Objective, SampleOptions, generator
+from objective import CHOICES, Allowed, Objective, SampleOptions, generator
 from sample import SampleConfig, with_sampler
 from tokenizer import Symbols
 
@@ -53,6 +53,7 @@ OTHER = {  # another value than the default
     "stop": 2,
     "delay": (2, 3),
     "banned": (1,),
+    "allowed": Allowed(torch.arange(8)[None] == 2),
     "strict_p": True,
     "gap": SampleOptions(top_k=1),
     "capacity": 15,
