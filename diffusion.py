@@ -1871,13 +1871,14 @@ class MaskedSampler(Sampler):
         """How sure the network is of each place, (R,) in [0, 1]. A place whose best token is to be
         delayed is below 0, the leftmost lowest, and no other counts that token's probability.
         Leaves in `entropies` (R,), in nats, those of the tokens that it would draw there at
-        temperature 1, delayed ones among them."""
+        temperature 1, delayed ones among them, for adaptive schedules."""
         order, late = ORDERS[self.o.sampler], torch.tensor(self.o.delay, device=col.device)
         masked = self.x == self.mask_id
         scores, nats = [h.new_empty(0)], [h.new_empty(0)]
         for part in self.parts(len(row)):
             logp = self.logits(h[part], row[part], col[part]).log_softmax(-1)
-            nats.append(entropy_nats(logp))
+            if self.o.unmask_schedule in ADAPTIVE:
+                nats.append(entropy_nats(logp))
             delayed = torch.isin(logp.argmax(1), late) if len(late) else None
             if delayed is not None:
                 logp = logp.index_fill(1, late, -torch.inf).log_softmax(-1)

@@ -22,6 +22,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 import checkpoint
 from analysis.curves import require_format
@@ -41,14 +42,15 @@ from evaluate import (
 )
 from model import pick_device
 from objective import generator
-from sample import require_writable
+from sample import has_bos_eos, require_writable
 
 STEPS = (1, 2, 4, 8, 16, 32)
 VALUES = {  # settings of adaptive schedules, from all places at once to few at a time
-    "threshold": (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.99),
-    "factor": (99.0, 3.0, 2.0, 1.5, 1.0, 0.5, 0.2, 0.05),
-    "entropy_bound": (1e4, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.01),
+    "threshold": (0.0, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.99),
+    "factor": (1e4, 30.0, 10.0, 5.0, 3.0, 2.0, 1.5, 1.0, 0.5, 0.2, 0.05),
+    "entropy_bound": (1e4, 100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.01, 1e-3, 1e-4),
 }
+ONE_BY_ONE = 0.9  # calls per place: settings beyond one with so many would change nothing
 RESAMPLES = 200  # of the texts, for the standard error of an area
 AR = "left to right"
 
@@ -111,19 +113,37 @@ def nats(judge: Model, batch: Batch) -> Tensor:
     return judge.objective.bound(judge.net, batch, generator(0))
 
 
+def unpadded(model: Model, ids: list[int]) -> list[int]:
+    """Without the padding that a model from left to right puts behind EOS, which may be its id."""
+    pad, size = model.meta["specials"].get("pad", -1), len(ids)
+    while size and ids[size - 1] == pad:
+        size -= 1
+    return ids[: size + (pad == model.meta["specials"].get("eos"))]
+
+
+def as_rows(model: Model, texts: list[list[int]]) -> Batch:
+    """Written ids as rows of the corpus."""
+    special = model.meta["specials"]
+    begin = [special["bos"]] if has_bos_eos(model) else []
+    rows = [torch.tensor([*begin, *ids]) for ids in texts]
+    ids = pad_sequence(rows, batch_first=True, padding_value=special.get("pad", 0))
+    given = (torch.arange(ids.shape[1]) < len(begin)).expand_as(ids)
+    return Batch(ids, given, torch.tensor([len(row) for row in rows]))
+
+
 def point(
     cfg: EvaluateConfig, model: Model, corpus: Corpus, judge: Model | None, setting: float
 ) -> Point:
     split = "train" if cfg.chat else "val"  # a chat knows the answers that it was trained on
     texts = sampled(cfg, model, corpus, split, 0)
-    written = torch.tensor([len(ids) for ids in texts.found], dtype=torch.float64)
+    found = texts.found if judge is None else [unpadded(model, ids) for ids in texts.found]
+    written = torch.tensor([len(ids) for ids in found], dtype=torch.float64)
     if judge is None:
-        pairs = zip(texts.found, texts.wanted, strict=True)
+        pairs = zip(found, texts.wanted, strict=True)
         good, size = torch.tensor([a == b for a, b in pairs]).double(), torch.ones_like(written)
     else:
-        ids = torch.tensor(texts.found)
-        good, size = nats(judge, Batch(ids, torch.zeros_like(ids).bool(), written.long())), written
-    entropy = sum(map(unigram_entropy, texts.found)) / len(texts.found)
+        good, size = nats(judge, as_rows(model, found)), written
+    entropy = sum(map(unigram_entropy, found)) / len(found)
     calls = texts.speed["nfe"]
     return Point(setting, calls, float(written.mean()) / calls, good, size, entropy)
 
@@ -150,14 +170,21 @@ def panel(cfg: ScheduleConfig, models: list[Model]) -> Panel:
     target = masked[0].objective.target_mask(first) if answers else ~first.prompt_mask
     places, curves = int(target.sum()), {}
     for name, points in settings(places).items():
-        ways = [(v, replace(base, sampler=cfg.order, **how)) for v, how in points]
-        curves[name] = [point(way, masked[0], corpus, judge, v) for v, way in ways]
+        curves[name] = []
+        for setting, how in points:
+            way = replace(base, sampler=cfg.order, **how)
+            curves[name].append(point(way, masked[0], corpus, judge, setting))
+            if name in ADAPTIVE and curves[name][-1].calls >= ONE_BY_ONE * places:
+                break
     for model in serial:
         curves[AR] = [point(base, model, corpus, judge, 0)]
     if answers:
         return Panel(f"{config.dataset}: exact answers, %", True, places, curves, None)
-    real = [(nats(judge, b), b.length) for b in batches(base, judge, corpus)]
-    held_out = sum(float(n.sum()) for n, _ in real) / sum(int(k.sum()) for _, k in real)
+    real = [
+        (nats(judge, b), int(judge.objective.target_mask(b).sum()))
+        for b in batches(base, judge, corpus)
+    ]
+    held_out = sum(float(n.sum()) for n, _ in real) / sum(k for _, k in real)
     return Panel(f"{config.dataset}: nats per token", False, places, curves, held_out)
 
 
@@ -222,7 +249,7 @@ def draw(panels: list[Panel], path: str) -> None:
     plot = optional("matplotlib.pyplot", "matplotlib")
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
-    size = (4.25 * columns, 2.9 * rows + 0.5)
+    size = (4.25 * columns, 2.8 * rows + 0.6)
     figure, axes = plot.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
     for axis, panel in zip(axes.flat, panels, strict=False):
         scale = 100 if panel.higher else 1
@@ -245,7 +272,8 @@ def draw(panels: list[Panel], path: str) -> None:
         axis.grid(alpha=0.3)
     for axis in list(axes.flat)[len(panels) :]:
         axis.axis("off")
-    figure.supxlabel("network calls per text", fontsize=10)
+    for axis in axes[-1]:
+        axis.set_xlabel("network calls per text", fontsize=9)
     handles = {
         label: h for a in axes.flat for h, label in zip(*a.get_legend_handles_labels(), strict=True)
     }

@@ -21,6 +21,7 @@ TOY = {  # appended to a command, so that it takes seconds
     "evaluate.py": "--rows=8 --samples=4",
     "-m bench": "--quick --rows=equality",
     "-m analysis.coverage": "--objectives=masked --repeats=2 --steps=2",
+    "-m analysis.schedules": "--samples=2",
     "-m analysis.results": "--iters=2 --samples=4 --val_rows=8 --rows=MDLM;left-to-right",
     "lessons/whole_idea.py": "20",
     "lessons/orders.py": "--steps=2 --samples=4",
