@@ -27,7 +27,7 @@ from torch.nn.utils.rnn import pad_sequence
 import checkpoint
 from analysis.curves import require_format
 from checkpoint import Model
-from configurator import PUZZLES, UserError, load, one_of, optional, require, run
+from configurator import PUZZLES, UserError, load, optional, require, run
 from corpus import Batch, Corpus
 from diffusion import ADAPTIVE, BLIND, ORDERS, SCHEDULES
 from evaluate import (
@@ -156,10 +156,8 @@ def panel(cfg: ScheduleConfig, models: list[Model]) -> Panel:
     serial = [m for m in models if m.objective.samplers == ("left_to_right",)]
     for kind, some, needed in (("of masked text", masked, 1), (AR, serial, 1 - answers)):
         if not needed <= len(some) <= 1:
-            found = [m.config.objective for m in models]
-            raise UserError(
-                f"ckpt: {config.dataset} needs one checkpoint {kind}, got {one_of(found)}"
-            )
+            got = ", ".join(m.config.objective for m in models)
+            raise UserError(f"ckpt: {config.dataset} needs one checkpoint {kind}, got {got}")
     judge = None if answers else serial[0]
     base = EvaluateConfig(
         samples=cfg.samples, rows=cfg.samples, chat=task == "chat", temperature=1.0 - answers
