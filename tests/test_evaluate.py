@@ -642,6 +642,8 @@ def test_every_setting_of_a_sampler_can_be_told_and_is_reported():
         "unmask_schedule",
         "threshold",
         "factor",
+        "entropy_bound",
+        "allowed",
     }
     own |= {"block_length", "cfg", "remask", "eta", "cache"}
     assert own <= shared
