@@ -2099,7 +2099,7 @@ class EditSampler(MaskedSampler):
         """(W,) bool: is the probability of the token at each of the written places below eta?"""
         row, col, h, low = row[written], col[written], h[written], []
         for part in self.parts(len(row)):
-            p = self.logits(h[part]).double().softmax(1)
+            p = self.logits(h[part], row[part], col[part]).double().softmax(1)
             low.append(p.gather(1, self.x[row[part], col[part], None])[:, 0] < eta)
         return torch.cat(low) if low else row.bool()
 
@@ -2227,32 +2227,30 @@ class LeaveOneOutSampler(UniformSampler):
         self.step(row, col, sigma[-1], sigma[-1])
         yield
 
-    def log_mu(self, h: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
-        """Features (r, C) of the states x (r,) at sigma () -> (r, V) float64: log of the
-        leave-one-out posterior, at temperature, top_k and top_p of the options; banned ids at
-        -inf."""
-        z = self.network().logits(h).double()
-        z = self.objective.log_mu(z, x, sigma.expand(len(x)))
-        z[:, list(self.o.banned)] = -torch.inf
+    def log_mu(self, h: Tensor, row: Tensor, col: Tensor, sigma: Tensor) -> Tensor:
+        """Features (r, C) of places, at these rows and columns (r,), and sigma () -> (r, V)
+        float64: log of the leave-one-out posterior, at temperature, top_k and top_p of the options;
+        what may not be written there at -inf."""
+        x, z = self.x[row, col], self.network().logits(h).double()
+        z = self.forbid(self.objective.log_mu(z, x, sigma.expand(len(x))), row, col)
         return process_logits(z, self.o).log_softmax(1)
 
-    def log_q(self, log_mu: Tensor, sigma: Tensor) -> Tensor:
-        """(r, V): q(x_i | all others) at sigma (). Banned ids are no noise either."""
+    def log_q(self, log_mu: Tensor, row: Tensor, col: Tensor, sigma: Tensor) -> Tensor:
+        """(r, V): q(x_i | all others) at sigma (). What may not be written is no noise either."""
         log_q = self.objective.log_marginal(log_mu, sigma.expand(len(log_mu)))
-        log_q[:, list(self.o.banned)] = -torch.inf
-        return log_q
+        return self.forbid(log_q, row, col)
 
     def step(self, row: Tensor, col: Tensor, sigma: Tensor, dsigma: Tensor) -> None:
         """Draw all places (R,) at sigma - dsigma, by Bayes' rule; dsigma = sigma in the last
         step."""
-        last = bool(dsigma == sigma)
-        greedy = last and self.o.sampler == "greedy_tail"
-        h, x = self.forward(row, col, -torch.expm1(-sigma).expand(len(self.x))), self.x[row, col]
-        drawn = []
+        last, drawn = bool(dsigma == sigma), []
+        h = self.forward(row, col, -torch.expm1(-sigma).expand(len(self.x)))
         for part in self.parts(len(row)):
-            log_mu = self.log_mu(h[part], x[part], sigma)
-            log_q = log_mu if last else self.log_q(log_mu, sigma - dsigma)
-            to_x = self.objective.graph.transition(x[part], dsigma.expand(len(log_q)))
+            at = row[part], col[part]
+            log_mu = self.log_mu(h[part], *at, sigma)
+            log_q = log_mu if last else self.log_q(log_mu, *at, sigma - dsigma)
+            to_x = self.objective.graph.transition(self.x[at], dsigma.expand(len(log_q)))
+            greedy = last and self.o.sampler == "greedy_tail"
             drawn.append(self.draw_from(log_q + to_x.log(), greedy))
         self.write(row, col, torch.cat(drawn))
 
@@ -2262,15 +2260,17 @@ class LeaveOneOutSampler(UniformSampler):
         doubt = -self.uniforms(len(row)).log().neg().log()  # Gumbel noise: a draw by e^doubt
         if self.o.corrector_order == "margin":
             for part in self.parts(len(row)):
-                x = self.x[row[part], col[part]]
-                log_q = self.log_q(self.log_mu(h[part], x, sigma), sigma)
-                best_other = log_q.scatter(1, x[:, None], -torch.inf).amax(1)
-                doubt[part] += best_other - log_q.gather(1, x[:, None])[:, 0]
+                at = row[part], col[part]
+                log_q = self.log_q(self.log_mu(h[part], *at, sigma), *at, sigma)
+                x = self.x[at][:, None]
+                best_other = log_q.scatter(1, x, -torch.inf).amax(1)
+                doubt[part] += best_other - log_q.gather(1, x)[:, 0]
         chosen = ranks(row, doubt) < self.o.corrector_places
         row, col, h = row[chosen], col[chosen], h[chosen]
         for part in self.parts(len(row)):
-            log_mu = self.log_mu(h[part], self.x[row[part], col[part]], sigma)
-            self.write(row[part], col[part], self.draw_from(self.log_q(log_mu, sigma)))
+            at = row[part], col[part]
+            log_mu = self.log_mu(h[part], *at, sigma)
+            self.write(*at, self.draw_from(self.log_q(log_mu, *at, sigma)))
 
     def draw_from(self, log_weights: Tensor, greedy: bool = False) -> Tensor:
         """ids (r,) from log-weights (r, V), in which temperature, top_k and top_p have had their
