@@ -652,6 +652,8 @@ TASKS = {
     "star": "tasks.puzzles",
     "zebra": "tasks.puzzles",
     "countdown": "tasks.puzzles",
+    "sudoku": "tasks.puzzles",
+    "addition": "tasks.puzzles",
 }
 PUZZLES = tuple(name for name, module in TASKS.items() if module == "tasks.puzzles")
 

@@ -5,7 +5,9 @@ A module here makes the corpus of its task, or scores samples of it (`scores` or
 
     palindromes.py   what a palindrome is, and the rows of the demo (prepare_bytes.py writes them)
     mirror.py        samples that mirror themselves by construction
-    stars.py         star graphs; `python -m tasks.stars` makes all corpora but palindromes
-    puzzles.py       answers to star graphs, zebra puzzles, countdown: formats and scores
+    stars.py         star graphs; `python -m tasks.stars` makes the corpora of most tasks
+    puzzles.py       answers to star graphs, zebra puzzles, countdown, sudoku, addition: formats and
+                     scores; `python -m tasks.puzzles` makes the corpora of the last two
+    sudoku.py        boards with one solution: a solver, and how boards are drawn
     grammar.py       a small grammar of English with all of its sentences
 """

@@ -1,22 +1,44 @@
-"""Questions that answers can be checked against: star graphs, zebra puzzles, countdown.
+"""Questions that answers can be checked against: star graphs, zebra puzzles, countdown, sudoku and
+addition. The corpora of the last two are made here:
+
+    python -m tasks.puzzles --task=sudoku --size=4 --givens=4        # data/sudoku4
+    python -m tasks.puzzles --task=sudoku --size=9 --givens=40-50    # data/sudoku9
+    python -m tasks.puzzles --task=addition --digits=8               # data/addition
 
 A row is prompt, BOS | answer, EOS: all up to BOS is given. The words of zebra puzzles and the nodes
-of graphs are symbols with spaces between them, countdown is written in characters:
+of graphs are symbols with spaces between them, the others are written in characters:
 
     zebra      clues -> triples (entity, attribute, value) in any order:  "0 1 2 0 2 3 ..."
     countdown  numbers and the target, "39,66,33,138" -> one equation after another that takes two
                numbers and puts their result in their place: "39+66=105,105+33=138"
+    sudoku     the cells row by row, 0 for a blank -> all cells of the one solution
+    addition   two numbers of N digits, "0123+9877=" -> their sum in N + 1 digits, "10000": zeros in
+               front, the highest digit first
 
 The scores are those of the ILM paper (arXiv 2505.05755): exact match, the share of tokens that are
-right in their places, for zebra puzzles the triples as a set; and whether equations are a solution.
+right in their places, for zebra puzzles the triples as a set; and whether equations or a board are
+a solution.
+
+No validation question is a training question. For sudoku no solution is in both splits either. A
+third split of addition, `evaluate.py --split=carry`, has the hard sums: every two digits but the
+last ones add up to 9, so that the last digits decide about all others.
 """
 
+import random
 import re
+import sys
 from collections import Counter
+from dataclasses import dataclass
 from operator import add, mul, sub
-from typing import Any, Iterable, Iterator, NamedTuple
+from pathlib import Path
+from typing import Any, Callable, Iterable, Iterator, Literal, NamedTuple
 
-from configurator import UserError
+import numpy as np
+from tqdm import tqdm
+
+from configurator import UserError, load, require, run
+from corpus import CorpusWriter
+from tasks import sudoku
 from tokenizer import Symbols
 
 SAMPLES = 500  # default number of samples of evaluate.py
@@ -95,6 +117,9 @@ def _more(task: str, tokenizer: Symbols, pair: Pair) -> dict[str, float]:
     if task == "countdown":
         prompt, answer = (tokenizer.decode(ids) for ids in pair[:2])
         return {"solved": clean and solves(prompt, answer)}
+    if task == "sudoku":
+        prompt, answer = (tokenizer.decode(ids) for ids in pair[:2])
+        return {"solved": clean and sudoku.is_solution(board_of(answer), board_of(prompt))}
     return {}
 
 
@@ -120,6 +145,11 @@ def solves(prompt: str, answer: str) -> bool:
             return False
         have[result] += 1
     return +have == Counter([target])
+
+
+def board_of(text: str) -> sudoku.Board:
+    """The cells of a board that is written in digits."""
+    return tuple(map(int, text))
 
 
 def describe(scores: dict[str, float], split: str, rows: int) -> str:
@@ -155,3 +185,164 @@ def evaluate(cfg: Any, model: Any, corpus: Any) -> dict[str, Any]:
     describe_cost(texts.speed, how)
     scores = {"rows": len(texts.found), **scores, "speed": texts.speed, "settings": how}
     return {"answers": scores}
+
+
+# ---- the corpus of a task ------------------------------------------------------------------------
+
+
+Rows = Iterable[tuple[list[int], int]]  # ids, and how many of them are given
+
+
+def write(out: CorpusWriter, rows: dict[str, Rows]) -> dict[str, int]:
+    """All rows -> facts for meta.json: the longest answer, EOS with it, and how many rows of
+    validation are among those of training, prompt and answer."""
+    seen: set[bytes] = set()
+    counts = {"longest_answer": 0, "val_rows_in_train": 0}
+    for split, split_rows in rows.items():
+        for ids, given in split_rows:
+            out.row(split, ids, given)
+            counts["longest_answer"] = max(counts["longest_answer"], len(ids) - given)
+            key = np.array(ids, np.uint16).tobytes()
+            if split == "train":
+                seen.add(key)
+            elif split == "val":
+                counts["val_rows_in_train"] += key in seen
+    return counts
+
+
+def print_splits(out: CorpusWriter) -> None:
+    """The size of each split that was written, and how much validation has of training."""
+    for split, count in out.counts.items():
+        print(f"  {split}: {count['rows']:,} rows of up to {count['longest']} ids")
+    same = out.info["val_rows_in_train"]
+    print(f"  rows of validation that are among those of training: {same}")
+
+
+# ---- sudoku and addition -------------------------------------------------------------------------
+
+
+MISSES = 1000  # draws in a row without a new question, after which there counts as none
+
+
+@dataclass(frozen=True)
+class PuzzlesConfig:
+    """The options of `tasks/puzzles.py`."""
+
+    task: Literal["sudoku", "addition"] = "sudoku"  # what the rows are
+    size: int = 4  # of sudoku: 4 or 9 rows and columns
+    givens: str = ""  # of sudoku: how many digits a board shows, N or N-M; empty: 4, or 45 of 9x9
+    digits: int = 8  # of addition: of each number
+    train: int = 50_000  # rows; some may be alike where few are possible
+    val: int = 1000  # rows, all different, of each split that is held out
+    seed: int = 42  # of all draws
+    dataset: str = ""  # folder of the corpus, below data_dir; empty: sudoku4, sudoku9, addition
+    data_dir: str = "data"  # where prepared corpora live
+
+    def __post_init__(self):
+        require(self, "size", self.size in sudoku.FEWEST, "4 or 9")
+        require(self, "digits", 1 <= self.digits <= 100, "between 1 and 100")
+        for key in ("train", "val"):
+            require(self, key, getattr(self, key) >= 1, "at least 1")
+        require(self, "seed", self.seed >= 0, "at least 0")
+        few, most = sudoku.FEWEST[self.size], self.size**2 - 1
+        rule = f"N or N-M, between {few} and {most} for boards of {self.size}x{self.size}"
+        span = re.fullmatch(r"(\d{1,3})(?:-(\d{1,3}))?", self.givens or "4", re.ASCII)
+        require(self, "givens", span is not None, rule)
+        span = self.span()
+        require(self, "givens", few <= span.start < span.stop <= most + 1, rule)
+
+    def span(self) -> range:
+        """The numbers of givens that a board may have."""
+        first, _, last = (self.givens or {4: "4", 9: "45"}[self.size]).partition("-")
+        return range(int(first), int(last or first) + 1)
+
+    def folder(self) -> Path:
+        """Where the corpus goes."""
+        name = f"sudoku{self.size}" if self.task == "sudoku" else self.task
+        return Path(self.data_dir) / (self.dataset or name)
+
+
+Draw = Callable[[str], tuple[str, str]]  # split -> a question of it and its answer
+
+
+def sudoku_draw(cfg: PuzzlesConfig, rng: random.Random) -> Draw:
+    """Boards, and their only solutions."""
+    puzzles = sudoku.Puzzles(cfg.size, cfg.span(), rng)
+
+    def draw(split: str) -> tuple[str, str]:
+        givens, solution = puzzles.draw(split)
+        return "".join(map(str, givens)), "".join(map(str, solution))
+
+    return draw
+
+
+def addition_draw(cfg: PuzzlesConfig, rng: random.Random) -> Draw:
+    """Sums of two numbers. Each is drawn evenly; in the split carry the second has, but for its
+    last digit, the digits of the first one's difference from 99...9."""
+    n = cfg.digits
+
+    def draw(split: str) -> tuple[str, str]:
+        a, b = rng.randrange(10**n), rng.randrange(10**n)
+        if split == "carry":
+            b = 10**n - 1 - a - (10**n - 1 - a) % 10 + b % 10
+        return f"{a:0{n}}+{b:0{n}}=", f"{a + b:0{n + 1}}"
+
+    return draw
+
+
+def questions(cfg: PuzzlesConfig) -> tuple[Symbols, dict[str, list[tuple[str, str]]]]:
+    """The tokenizer, and the questions and answers of each split. Questions that are held out are
+    all different, and none is in training. Raises UserError if there are not enough of them."""
+    rng = random.Random(cfg.seed)
+    if cfg.task == "sudoku":
+        tokenizer, draw = Symbols([str(d) for d in range(cfg.size + 1)]), sudoku_draw(cfg, rng)
+        sizes = {"train": cfg.train, "val": cfg.val}
+    else:
+        tokenizer, draw = Symbols(list("0123456789+=")), addition_draw(cfg, rng)
+        sizes = {"train": cfg.train, "val": cfg.val, "carry": cfg.val}
+    bar = tqdm(total=sum(sizes.values()), unit="row", disable=not sys.stdout.isatty(), leave=False)
+    splits: dict[str, list[tuple[str, str]]] = {}
+    seen: set[str] = set()
+    for split, count in sizes.items():
+        rows, misses = splits.setdefault(split, []), 0
+        while len(rows) < count:
+            question, answer = draw(split)
+            if split != "train" and question in seen:
+                misses += 1
+                if misses == MISSES:
+                    problem = f"val={cfg.val}: only {len(rows)} questions of {split} were found"
+                    raise UserError(f"{problem} that training does not have; ask for fewer of both")
+                continue
+            seen.add(question)
+            misses = 0
+            rows.append((question, answer))
+            bar.update()
+    bar.close()
+    return tokenizer, splits
+
+
+def main(argv: list[str]) -> None:
+    cfg, origins = load(PuzzlesConfig, argv)
+    for key in ("digits",) if cfg.task == "sudoku" else ("size", "givens"):
+        if key in origins:
+            raise UserError(f"{key} ({origins[key]}): not an option of task={cfg.task}")
+    folder = cfg.folder()
+    if folder.exists():
+        raise UserError(f"{folder} exists already; remove it to prepare the corpus anew")
+    tokenizer, splits = questions(cfg)
+    info: dict[str, Any] = {"task": cfg.task, "source": "tasks.puzzles", "seed": cfg.seed}
+    if cfg.task == "sudoku":
+        info |= {"size": cfg.size, "givens": [cfg.span()[0], cfg.span()[-1]]}
+    else:
+        info |= {"digits": cfg.digits}
+    rows = {split: (row_of(tokenizer, *map(tokenizer.encode, pair)) for pair in some)
+            for split, some in splits.items()}  # fmt: skip
+    with CorpusWriter(folder, tokenizer, **info) as out:
+        out.info |= write(out, rows)
+    longest = out.info["longest_answer"]
+    print(f"{folder}: {tokenizer.vocab_size} ids, answers of up to {longest}")
+    print_splits(out)
+
+
+if __name__ == "__main__":
+    run(main)

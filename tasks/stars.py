@@ -21,7 +21,7 @@ import random
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Iterable, Iterator, Literal, NamedTuple
+from typing import Iterator, Literal, NamedTuple
 
 import numpy as np
 
@@ -32,7 +32,7 @@ from prepare.texts import Hub, dataset_rows, split_of
 from prepare_sft import records
 from tasks.grammar import WORDS
 from tasks.grammar import splits as sentences
-from tasks.puzzles import HUB, alphabet, pairs, row_of
+from tasks.puzzles import HUB, Rows, alphabet, pairs, print_splits, row_of, write
 from tokenizer import Symbols
 
 # ==================================================================================================
@@ -180,7 +180,6 @@ def ours(arguments: dict[str, int], sizes: tuple[int, int]) -> dict[str, list[Gr
 # ==================================================================================================
 
 
-Rows = Iterable[tuple[list[int], int]]  # ids, and how many of them are given
 SHARE, SEED = 0.05, 42  # of validation, where all rows are in one file
 
 
@@ -336,23 +335,6 @@ def task_rows(cfg: StarsConfig) -> tuple[Symbols, dict[str, Rows]]:
 # ---- the command ---------------------------------------------------------------------------------
 
 
-def write(out: CorpusWriter, rows: dict[str, Rows]) -> dict[str, int]:
-    """All rows -> facts for meta.json: the longest answer, EOS with it, and how many rows of
-    validation are among those of training, prompt and answer."""
-    seen: set[bytes] = set()
-    counts = {"longest_answer": 0, "val_rows_in_train": 0}
-    for split, split_rows in rows.items():
-        for ids, given in split_rows:
-            out.row(split, ids, given)
-            counts["longest_answer"] = max(counts["longest_answer"], len(ids) - given)
-            key = np.array(ids, np.uint16).tobytes()
-            if split == "train":
-                seen.add(key)
-            elif split == "val":
-                counts["val_rows_in_train"] += key in seen
-    return counts
-
-
 def main(argv: list[str]) -> None:
     cfg, _ = load(StarsConfig, argv)
     folder = cfg.folder()
@@ -368,9 +350,7 @@ def main(argv: list[str]) -> None:
         counts = write(out, rows)
         out.info |= counts
     print(f"{folder}: {tokenizer.vocab_size} ids, answers of up to {counts['longest_answer']}")
-    for split, count in out.counts.items():
-        print(f"  {split}: {count['rows']:,} rows of up to {count['longest']} ids")
-    print(f"  rows of validation that are among those of training: {counts['val_rows_in_train']}")
+    print_splits(out)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,11 @@
+# Sums of two numbers of eight digits, the highest digit first. Data and size only.
+#
+#   python train.py config/addition.py config/objective/mdlm.py
+from config.star_tiny import *  # noqa: F403
+
+dataset = "addition"
+prepare = "-m tasks.puzzles --task=addition --digits=8"
+block_size = 29
+
+max_iters = 2400
+eval_interval = 1200

@@ -1,0 +1,12 @@
+# Sudoku of 9x9 cells with 45 givens. Data and size only.
+#
+#   python train.py config/sudoku9.py config/objective/mdlm.py
+from config.star_tiny import *  # noqa: F403
+
+dataset = "sudoku9"
+prepare = "-m tasks.puzzles --task=sudoku --size=9 --givens=45 --train=20000"
+block_size = 164
+
+batch_size = 32
+max_iters = 3000
+eval_interval = 1000
