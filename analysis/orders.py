@@ -2,13 +2,15 @@
 
     python -m analysis.orders --ckpt=out/mdlm_sudoku4/ckpt.pt,out/ar_sudoku4/ckpt.pt
 
-Answers held-out questions at temperature 0 in every order that each model has (ORDERS of
-diffusion.py; others write in their one way), a token per network call, and prints the share of
-exact answers with its standard error. All answer the same questions: how many of them only this
-order has right, and how many only the first one, tells more about a difference than the two errors.
+Answers held-out questions at temperature 0, a token per network call, in every order that a model
+has (ORDERS of diffusion.py; others write in their one way), and prints the share of exact answers
+with its standard error. All orders answer the same questions. So the last columns tell more about
+a difference than two errors do: how many answers this order alone has right, compared to the first
+order, and how many that one alone.
 
---figure=orders.png draws the shares with 95 % intervals. For sudoku it also draws one board: how
-the last order but one that is no order of its own ...
+--figure=orders.png draws the shares, with 95 % intervals: blue where the model chooses the order by
+what it knows, grey where nobody looks. For sudoku it also draws the first board that the best order
+solved and the worst one did not, with the step in which each cell was filled.
 """
 
 import math
@@ -56,7 +58,9 @@ class Answers(NamedTuple):
         return [a == b for a, b in zip(self.texts.found, self.texts.wanted, strict=True)]
 
     def name(self) -> str:
-        return f"{self.model.config.objective}: {self.order.replace('_', ' ')}"
+        layers = self.model.config.n_layer
+        of = "1 layer" if layers == 1 else f"{layers} layers"
+        return f"{self.model.config.objective}, {of}: {self.order.replace('_', ' ')}"
 
 
 def orders_of(model: Model) -> list[str]:
@@ -80,7 +84,7 @@ def describe(answers: Answers, first: list[bool]) -> str:
     only = sum(a and not b for a, b in zip(right, first, strict=True))
     other = sum(b and not a for a, b in zip(right, first, strict=True))
     numbers = f"{share:7.1%} +- {error:.1%}{only:8,}{other:8,}{answers.texts.speed['nfe']:8.1f}"
-    return f"{answers.name():<28}{numbers}"
+    return f"{answers.name():<32}{numbers}"
 
 
 def standard_error(right: list[bool]) -> float:
@@ -95,7 +99,7 @@ def standard_error(right: list[bool]) -> float:
 class Board(NamedTuple):
     """A sudoku as a model filled it."""
 
-    title: str
+    order: str
     givens: list[int]  # size * size cells, row by row, 0 for a blank
     found: list[int]
     wanted: list[int]
@@ -112,82 +116,77 @@ def filled(answers: Answers, question: int) -> Board:
     frames = model.objective.sample(
         model.net, begun.ids[None], begun.prompt_mask[None], generator(0), options
     )
-    blanks = 0
     for frame in frames:
         for cell in frame.changed[0, n + 1 : 2 * n + 1].nonzero()[:, 0].tolist():
-            if not prompt[cell]:  # that a given is copied is no step of the solution
-                blanks += 1
-                when[cell] = blanks
+            if not prompt[cell]:  # to copy a given is no step towards the solution
+                when[cell] = max(when) + 1
     found, wanted = (ids[question][:n] for ids in (texts.found, texts.wanted))
-    return Board(answers.name(), prompt[:n], found, wanted, when)
+    return Board(answers.order.replace("_", " "), prompt[:n], found, wanted, when)
 
 
 def boards(every: list[Answers]) -> list[Board]:
-    """One question in the order that has most right and, if that has one right that it has not, as
-    the last answers have it; none for other tasks and for models that insert."""
-    ordered = [a for a in every if not a.model.objective.inserts]
-    if not ordered or ordered[0].model.meta["task"] != "sudoku":
+    """The first board that the order with most answers right solved, while the one with fewest
+    copied the givens and filled a blank wrong, from both; none if there is no such board, and for
+    other tasks. Models that insert do not know where a digit will stand, so they show none."""
+    placed = [a for a in every if not a.model.objective.inserts]
+    if not placed or placed[0].model.meta["task"] != "sudoku":
         return []
-    best = max(ordered, key=lambda a: sum(a.right()))
-    last = min(ordered, key=lambda a: sum(a.right()))
-    pairs = zip(best.right(), last.right(), strict=True)
-    question = next((k for k, (a, b) in enumerate(pairs) if a and not b), None)
-    return [] if question is None else [filled(best, question), filled(last, question)]
+    best, worst = (choose(placed, key=lambda a: sum(a.right())) for choose in (max, min))
+    for question, (solved, too) in enumerate(zip(best.right(), worst.right(), strict=True)):
+        if solved and not too:
+            board = filled(worst, question)
+            whole = len(board.found) == len(board.givens)
+            if whole and all(g in (0, d) for g, d in zip(board.givens, board.found, strict=True)):
+                return [filled(best, question), board]
+    return []
 
 
 def draw_board(axes: Any, board: Board) -> None:
-    """Givens in black, the others in the shade of their step, which stands in the corner; wrong
-    digits red."""
+    """Givens in bold on grey; the others with their step in the corner, and the darker the earlier
+    they were filled; wrong digits in red."""
+    rectangle = optional("matplotlib.patches", "matplotlib").Rectangle
     size = math.isqrt(len(board.givens))
-    box, last = math.isqrt(size), max(board.step)
+    last = max(board.step)
     for cell, digit in enumerate(board.found):
-        row, column = divmod(cell, size)
-        step, wrong = board.step[cell], digit != board.wanted[cell]
-        shade = 0.15 + 0.75 * (1 - step / last)
-        face = (1 - shade * 0.55, 1 - shade * 0.3, 1.0) if step else "0.88"
-        axes.add_patch(plot_rectangle((column, row), face))
-        colour = "crimson" if wrong else "black"
-        weight = "normal" if step else "bold"
-        centre = (column + 0.5, row + 0.55)
-        font = {"ha": "center", "va": "center", "color": colour, "weight": weight}
-        axes.text(*centre, str(digit), size=60 / size, **font)
-        if step:
-            axes.text(column + 0.07, row + 0.09, str(step), size=26 / size, va="top", color="0.35")
-    for k in range(0, size + 1, box):
+        (row, column), step = divmod(cell, size), board.step[cell]
+        early = 1 - step / last
+        face = (0.9 - 0.4 * early, 0.95 - 0.22 * early, 1.0) if step else "0.85"
+        axes.add_patch(rectangle((column, row), 1, 1, facecolor=face, edgecolor="0.5", lw=0.5))
+        font = {"color": "black" if digit == board.wanted[cell] else "crimson"}
+        font |= {"weight": "normal" if step else "bold", "size": 64 / size}
+        axes.text(column + 0.53, row + 0.55, digit, ha="center", va="center", **font)
+        if step and size == 4:
+            axes.text(column + 0.06, row + 0.06, step, size=7.5, va="top", color="0.25")
+    for k in range(0, size + 1, math.isqrt(size)):
         axes.plot([k, k], [0, size], color="black", lw=1.5)
         axes.plot([0, size], [k, k], color="black", lw=1.5)
+    wrong = sum(a != b for a, b in zip(board.found, board.wanted, strict=True))
     axes.set(xlim=(-0.05, size + 0.05), ylim=(size + 0.05, -0.05), aspect="equal")
-    axes.set_title(board.title, size=10)
+    axes.set_title(f"{board.order}: {f'{wrong} wrong' if wrong else 'solved'}", size=10)
     axes.axis("off")
-
-
-def plot_rectangle(corner: tuple[int, int], face: Any) -> Any:
-    patches = optional("matplotlib.patches", "matplotlib")
-    return patches.Rectangle(corner, 1, 1, facecolor=face, edgecolor="0.5", lw=0.5)
 
 
 def draw(every: list[Answers], path: str) -> None:
     plot = optional("matplotlib.pyplot", "matplotlib")
     shown = boards(every)
-    widths = [2.4] * len(shown) + [3.6]
+    widths = [2.2] * len(shown) + [3.4]
     figure, axes = plot.subplots(
-        1, len(widths), figsize=(8.4, 3.0), layout="constrained", width_ratios=widths
+        1, len(widths), figsize=(8.4, 3.0), layout="constrained", width_ratios=widths, squeeze=False
     )
-    axes = list(axes) if shown else [axes]
-    for axis, board in zip(axes, shown, strict=False):
+    figure.get_layout_engine().set(h_pad=0.08)
+    *before, bars = axes[0]
+    for axis, board in zip(before, shown, strict=True):
         draw_board(axis, board)
-    bars = axes[-1]
     for place, answers in enumerate(every):
-        right = answers.right()
-        share = sum(right) / len(right)
-        low, high = wilson(share, len(right))
-        blind = answers.order in BLIND
-        error = [[100 * (share - low)], [100 * (high - share)]]
-        bars.barh(place, 100 * share, xerr=error, color="0.7" if blind else "tab:blue", capsize=2)
+        share = sum(answers.right()) / len(answers.right())
+        low, high = wilson(share, len(answers.right()))
+        error = [[100 * max(0, share - low)], [100 * max(0, high - share)]]  # of rounding
+        colour = "0.7" if answers.order in BLIND else "tab:blue"
+        bars.barh(place, 100 * share, xerr=error, color=colour, capsize=2)
         bars.text(100 * high + 2, place, f"{share:.0%}", va="center", size=9)
     bars.set_yticks(range(len(every)), [answers.name() for answers in every], size=9)
     bars.invert_yaxis()
-    bars.set(xlim=(0, 115), xlabel="solved, %", xticks=range(0, 101, 25))
+    bars.set(xlim=(0, 117), xlabel="answers that are right, %", xticks=range(0, 101, 25))
     bars.spines[["top", "right"]].set_visible(False)
     try:
         figure.savefig(path, dpi=150)
@@ -207,7 +206,7 @@ def main(argv: list[str]) -> None:
         if models[-1].meta.get("task") not in PUZZLES:
             raise UserError(f"{path} was not trained on questions with one answer")
     print(f"{cfg.samples:,} answers of {cfg.split} each, temperature 0, +- one standard error")
-    print(f"{'':<28}{'exact':>7}{'only it':>17}{'only 1st':>9}{'calls':>7}")
+    print(f"{'':<32}{'exact':>7}{'only it':>17}{'only 1st':>9}{'calls':>7}")
     every: list[Answers] = []
     for model in models:
         for order in orders_of(model):

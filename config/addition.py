@@ -7,5 +7,6 @@ dataset = "addition"
 prepare = "-m tasks.puzzles --task=addition --digits=8"
 block_size = 29
 
-max_iters = 2400
-eval_interval = 1200
+n_layer = 2
+max_iters = 2000
+eval_interval = 1000

@@ -7,6 +7,7 @@ dataset = "sudoku9"
 prepare = "-m tasks.puzzles --task=sudoku --size=9 --givens=45 --train=20000"
 block_size = 164
 
+n_layer = 2
 batch_size = 32
-max_iters = 3000
+max_iters = 2000
 eval_interval = 1000
