@@ -107,21 +107,23 @@ class Board(NamedTuple):
 
 
 def filled(answers: Answers, question: int) -> Board:
-    """The board of this question, written again and watched."""
+    """The board of this question, written once more and watched. In random order that is another
+    one than among the answers."""
     model, texts = answers.model, answers.texts
     prompt, n = texts.prompts[question], len(texts.prompts[question]) - 1
     begun = answer_canvas(model, prompt, n + 1)
     options = SampleOptions(sampler=answers.order, steps=model.config.block_size, temperature=0.0)
-    when = [0] * n
     frames = model.objective.sample(
         model.net, begun.ids[None], begun.prompt_mask[None], generator(0), options
     )
+    cells, step = slice(n + 1, 2 * n + 1), [0] * n
     for frame in frames:
-        for cell in frame.changed[0, n + 1 : 2 * n + 1].nonzero()[:, 0].tolist():
+        found = frame.ids[0, cells].tolist()
+        for cell in frame.changed[0, cells].nonzero()[:, 0].tolist():
             if not prompt[cell]:  # to copy a given is no step towards the solution
-                when[cell] = max(when) + 1
-    found, wanted = (ids[question][:n] for ids in (texts.found, texts.wanted))
-    return Board(answers.order.replace("_", " "), prompt[:n], found, wanted, when)
+                step[cell] = max(step) + 1
+    order = answers.order.replace("_", " ")
+    return Board(order, prompt[:n], found, texts.wanted[question][:n], step)
 
 
 def boards(every: list[Answers]) -> list[Board]:
@@ -135,8 +137,8 @@ def boards(every: list[Answers]) -> list[Board]:
     for question, (solved, too) in enumerate(zip(best.right(), worst.right(), strict=True)):
         if solved and not too:
             board = filled(worst, question)
-            whole = len(board.found) == len(board.givens)
-            if whole and all(g in (0, d) for g, d in zip(board.givens, board.found, strict=True)):
+            kept = all(g in (0, d) for g, d in zip(board.givens, board.found, strict=True))
+            if kept and board.found != board.wanted:
                 return [filled(best, question), board]
     return []
 

@@ -22,6 +22,8 @@ TOY = {  # appended to a command, so that it takes seconds
     "-m bench": "--quick --rows=equality",
     "-m analysis.coverage": "--objectives=masked --repeats=2 --steps=2",
     "-m analysis.schedules": "--samples=2",
+    "train.py config/sudoku4": "--prepare='-m tasks.puzzles --givens=8 --train=99 --val=9'",
+    "-m analysis.orders": "--samples=4",
     "-m analysis.results": "--iters=2 --samples=4 --val_rows=8 --rows=MDLM;left-to-right",
     "lessons/whole_idea.py": "20",
     "lessons/orders.py": "--steps=2 --samples=4",
