@@ -188,7 +188,7 @@ def draw(every: list[Answers], path: str) -> None:
         bars.text(100 * high + 2, place, f"{share:.0%}", va="center", size=9)
     bars.set_yticks(range(len(every)), [answers.name() for answers in every], size=9)
     bars.invert_yaxis()
-    bars.set(xlim=(0, 117), xlabel="answers that are right, %", xticks=range(0, 101, 25))
+    bars.set(xlim=(0, 120), xlabel="answers that are right, %", xticks=range(0, 101, 25))
     bars.spines[["top", "right"]].set_visible(False)
     try:
         figure.savefig(path, dpi=150)
