@@ -5,7 +5,8 @@ standard error, of what the model writes: in a corpus of questions, the answers.
 
     palindromes   how many samples are exact ones
     questions     how many sampled answers are the wanted ones, in both splits
-    star graphs   exact match and token accuracy of sampled answers; zebra puzzles, countdown
+    star graphs   exact match and token accuracy of sampled answers; zebra puzzles, countdown,
+                  sudoku, addition
     grammar       how many samples are sentences of it
     patches       how many parse, apply and are right, in both splits, beside what needs no model
     --judge=gpt2  any corpus: generative perplexity of samples, with entropy, settings and reference

@@ -87,8 +87,8 @@ def is_solution(board: Board, givens: Board) -> bool:
 
 def dig(solution: Board, givens: int, rng: random.Random) -> Board | None:
     """A board with this number of givens, whose one solution this is. Digits are taken away one by
-    one in a random order, but for those whose loss would leave more than one solution. None if
-    fewer cannot be reached in this order.
+    one in a random order, but for those whose loss would leave more than one solution. None if so
+    few cannot be reached in this order.
 
     Many are taken at once where all of them can go, else the half of them that comes first. As
     boards with more givens have no more solutions, the same cells remain as one by one."""
