@@ -33,7 +33,10 @@ TOY = {  # appended to a command, so that it takes seconds
 
 
 # README first, then the pages of docs/, each behind those whose checkpoints it uses
-PAGES = "objectives data finetune a2d chat patches cascades insertion sampling correcting evaluation running speed"
+PAGES = (
+    "objectives data finetune a2d chat patches cascades insertion sampling correcting evaluation "
+    "running speed"
+)
 PAGES = ["README.md", *(f"docs/{name}.md" for name in PAGES.split()), "docs/recipes.md"]
 PAGES += [
     f"docs/{name}.md"
