@@ -783,7 +783,7 @@ def add_wrong(rows: Rows, into: Tensor, token: Tensor, delete_id: int, T: int, p
     row."""
     more = into.long()
     length = rows.length + more.sum(1)
-    W = pad_to_multiple(int(length.max()), max(T, int(length.max())))
+    W = pad_to_multiple(int(length.max()), T)
     place = torch.arange(into.shape[1]) + more.cumsum(1) - more  # new column of each old token
     owner, gap = into.nonzero(as_tuple=True)
     wrong = place[owner, gap] + 1
@@ -830,7 +830,8 @@ class InsertionAndDeletion(Insertion):
             return rows
         into = rows.gaps & (torch.rand(rows.gaps.shape, generator=rng) < self.token_noise)
         token = targets[torch.randint(len(targets), into.shape, generator=rng)]
-        longest = batch.ids.shape[1] + 1
+        longest = batch.ids.shape[1] + 1  # what the network has positions for
+        into &= into.cumsum(1) <= (longest - rows.length)[:, None]
         return add_wrong(rows, into, token, self.delete_id, longest, self.pad_id)
 
     def sampler(self, options: SampleOptions) -> type[Sampler]:

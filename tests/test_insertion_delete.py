@@ -140,7 +140,8 @@ def test_wrong_tokens_are_inserted_behind_what_is_missing():
 def test_shares_and_what_is_left_alone():
     made, rows = objective(), 3000
     ids = torch.cat([torch.full((rows, 1), BOS), torch.randint(N, (rows, 6))], 1)
-    given = torch.arange(7).expand(rows, 7) < 3
+    ids = torch.nn.functional.pad(ids, (0, 13), value=PAD)  # room for all wrong tokens
+    given = torch.arange(20).expand(rows, 20) < 3
     batch = Batch(ids, given, torch.full((rows,), 7))
     got, plain = made.corrupt(batch, generator(4)), Insertion.corrupt(made, batch, generator(4))
     wrong = got.token == DELETE
@@ -151,6 +152,13 @@ def test_shares_and_what_is_left_alone():
     back[got.row[wrong], got.col[wrong]] = PAD  # without them, the rows are those of ILM
     for a, b in zip(back.tolist(), plain.ids.tolist(), strict=True):
         assert [i for i in a if i != PAD] == [i for i in b if i != PAD]
+
+
+def test_rows_never_outgrow_the_network():
+    made, rows = objective(), 500
+    ids = torch.cat([torch.full((rows, 1), BOS), torch.randint(N, (rows, 6))], 1)
+    got = made.corrupt(Batch(ids, ids == BOS, torch.full((rows,), 7)), generator(4))
+    assert got.ids.shape[1] <= 8 and int(got.length.max()) == 8
 
 
 def test_loss_by_hand():

@@ -104,10 +104,12 @@ def start(model: Model) -> tuple[torch.Tensor, torch.Tensor]:
 
 def cases(model: Model) -> list[SampleOptions]:
     """Every sampler beside BESIDE, as far as it takes that."""
+    edits = hasattr(model.objective, "token_noise")  # others refuse remask=edit
     return [
         SampleOptions(sampler=name, **beside)
         for name in model.objective.samplers
         for beside in BESIDE
+        if edits or beside.get("remask") != "edit"
         if {*beside} <= model.objective.options_used(SampleOptions(sampler=name, **beside))
     ]
 
