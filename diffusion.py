@@ -2185,9 +2185,9 @@ class LeaveOneOutSampler(UniformSampler):
                  leave-one-out posterior: Bayes' rule, one token at a time
     greedy_tail  the same, and the denoiser takes the best token (Duo)
 
-    temperature, top_k and top_p act on mu. After each step, `corrector_steps` calls draw some
-    tokens anew, `corrector_places` of each row, from q(x_i | all others) at the same noise level:
-    Gibbs sampling, which leaves the law of the noisy text as it is if one place is drawn at a time
+    temperature, top_k and top_p act on mu. After each step, `corrector_steps` times some tokens
+    are drawn anew, `corrector_places` of each row, from q(x_i | all others) at the same noise
+    level: Gibbs sampling, which leaves the law of the noisy text as it is if one place is drawn at a time
     and `corrector_order` is random; margin prefers those whose token falls furthest behind the best
     other one (LOO). With a draft, the process begins at time `draft_time`, from the text, noised to
     that time if `renoise`.
@@ -2255,22 +2255,30 @@ class LeaveOneOutSampler(UniformSampler):
         self.write(row, col, torch.cat(drawn))
 
     def correct(self, row: Tensor, col: Tensor, sigma: Tensor) -> None:
-        """Draw `corrector_places` tokens of each row anew, at sigma ()."""
-        h = self.forward(row, col, -torch.expm1(-sigma).expand(len(self.x)))
+        """Draw `corrector_places` tokens of each row anew, at sigma (). Noise takes their places
+        first: what is drawn does not depend on the tokens that stood there, but a network that
+        sees them is not so exact as to leave them out."""
         doubt = -self.uniforms(len(row)).log().neg().log()  # Gumbel noise: a draw by e^doubt
         if self.o.corrector_order == "margin":
-            for part in self.parts(len(row)):
-                at = row[part], col[part]
-                log_q = self.log_q(self.log_mu(h[part], *at, sigma), *at, sigma)
-                x = self.x[at][:, None]
-                best_other = log_q.scatter(1, x, -torch.inf).amax(1)
-                doubt[part] += best_other - log_q.gather(1, x)[:, 0]
+            doubt = doubt + self.behind(row, col, sigma)
         chosen = ranks(row, doubt) < self.o.corrector_places
-        row, col, h = row[chosen], col[chosen], h[chosen]
+        row, col = row[chosen], col[chosen]
+        self.x[row, col] = super().start(self.x)[row, col]
+        h = self.forward(row, col, -torch.expm1(-sigma).expand(len(self.x)))
         for part in self.parts(len(row)):
             at = row[part], col[part]
             log_mu = self.log_mu(h[part], *at, sigma)
             self.write(*at, self.draw_from(self.log_q(log_mu, *at, sigma)))
+
+    def behind(self, row: Tensor, col: Tensor, sigma: Tensor) -> Tensor:
+        """(R,) how far the token at each place falls behind the best other one, in nats."""
+        h, parts = self.forward(row, col, -torch.expm1(-sigma).expand(len(self.x))), []
+        for part in self.parts(len(row)):
+            at = row[part], col[part]
+            log_q = self.log_q(self.log_mu(h[part], *at, sigma), *at, sigma)
+            x = self.x[at][:, None]
+            parts.append(log_q.scatter(1, x, -torch.inf).amax(1) - log_q.gather(1, x)[:, 0])
+        return torch.cat(parts)
 
     def draw_from(self, log_weights: Tensor, greedy: bool = False) -> Tensor:
         """ids (r,) from log-weights (r, V), in which temperature, top_k and top_p have had their
