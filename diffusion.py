@@ -2187,10 +2187,10 @@ class LeaveOneOutSampler(UniformSampler):
 
     temperature, top_k and top_p act on mu. After each step, `corrector_steps` times some tokens
     are drawn anew, `corrector_places` of each row, from q(x_i | all others) at the same noise
-    level: Gibbs sampling, which leaves the law of the noisy text as it is if one place is drawn at a time
-    and `corrector_order` is random; margin prefers those whose token falls furthest behind the best
-    other one (LOO). With a draft, the process begins at time `draft_time`, from the text, noised to
-    that time if `renoise`.
+    level: Gibbs sampling, which leaves the law of the noisy text as it is if one place is drawn at
+    a time and `corrector_order` is random; margin prefers those whose token falls furthest behind
+    the best other one (LOO). With a draft, the process begins at time `draft_time`, from the text,
+    noised to that time if `renoise`.
     """
 
     reads = (
