@@ -448,6 +448,7 @@ for objective in (UDLM, Insertion, InsertionTransformer, IDLM, FlexMDM):
 INSERTION = (  # settings that only samplers of insertion models read
     *("sampling_method", "top", "p", "second_sampling_method", "second_top", "second_p"),
     *("stopping_threshold", "stopping_temperature", "length_temperature", "use_first_step_factor"),
+    "delete",
 )
 
 
@@ -587,7 +588,7 @@ FLAGS = {
 SETTINGS = {  # flags that shape samples, each read by some sampler
     *("steps", "temperature", "top_k", "top_p", "unmask_schedule", "threshold", "factor"),
     *("entropy_bound", "block_length", "cfg", "remask", "eta", "cache", "delay_eos", "allowed"),
-    *("draft", "draft_time", "renoise", "delete"),
+    *("draft", "draft_time", "renoise"),
     *("corrector_steps", "corrector_places", "corrector_order"),
     *INSERTION,
 }

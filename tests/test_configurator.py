@@ -110,7 +110,7 @@ def test_accepted(argument: str, key: str, value: object):
         ("config/palindrome", ["write config/palindrome.py instead of config/palindrome"]),
         ("palindrome", ["write config/palindrome.py instead of palindrome"]),
         ("--bogus", ["unknown key bogus"]),
-        ("--objective=magic", ["objective must be one of sedd, masked,", "mdlm", "'magic'"]),
+        ("--objective=magic", ["objective must be one of sedd, udlm, masked,", "mdlm", "'magic'"]),
         ("--noise=pink", ["noise must be one of loglinear,", "'pink'"]),
         ("--=1", ["command line"]),
         ("", ["command line"]),

@@ -645,7 +645,8 @@ def test_every_setting_of_a_sampler_can_be_told_and_is_reported():
         "entropy_bound",
         "allowed",
     }
-    own |= {"block_length", "cfg", "remask", "eta", "cache"}
+    own |= {"block_length", "cfg", "remask", "eta", "cache", "draft_time", "renoise"}
+    own |= {"corrector_steps", "corrector_places", "corrector_order"}
     assert own <= shared
     for kind in (EvaluateConfig, SampleConfig):
         names = {f.name for f in dataclasses.fields(kind)}
