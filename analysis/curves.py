@@ -41,8 +41,6 @@ class CurveConfig:
 
     def __post_init__(self):
         require(self, "samples", self.samples >= 1, "at least 1")
-        there = not self.figure or Path(self.figure).parent.is_dir()
-        require(self, "figure", there, "a file in a folder that exists")
 
 
 def grid(sampler: str, **more: Any) -> list[tuple[float, dict[str, Any]]]:
@@ -104,13 +102,29 @@ def curves(cfg: CurveConfig, model: Model, corpus: Corpus) -> dict[str, Points]:
     return {name: [(number, *point(how)) for number, how in points] for name, points in every}
 
 
-def require_format(path: str) -> None:
-    """Raise UserError without matplotlib, or for a name whose ending it does not know."""
+def require_figure(cfg: Any) -> None:
+    """Raise UserError if cfg.figure, where it is not empty, cannot be drawn: without matplotlib,
+    for a name whose ending it does not know, for a file that cannot be written."""
+    if not cfg.figure:
+        return
+    there = Path(cfg.figure).parent.is_dir()
+    require(cfg, "figure", there, "a file in a folder that exists")
+    require_writable(cfg, "figure")
     plot = optional("matplotlib.pyplot", "matplotlib")
     known = sorted(plot.figure().canvas.get_supported_filetypes())
     plot.close()
-    if Path(path).suffix[1:] not in known:
-        raise UserError(f"figure={path}: end the name in one of {', '.join(known)}")
+    if Path(cfg.figure).suffix[1:] not in known:
+        raise UserError(f"figure={cfg.figure}: end the name in one of {', '.join(known)}")
+
+
+def save_figure(figure: Any, path: str, dpi: int = 150) -> None:
+    """Write a figure of matplotlib to a file, and close it."""
+    try:
+        figure.savefig(path, dpi=dpi)
+    except (OSError, ValueError) as e:
+        raise UserError(f"figure={path}: {e}") from e
+    optional("matplotlib.pyplot", "matplotlib").close(figure)
+    print(f"wrote {path}")
 
 
 def draw(results: dict[str, Points], path: str) -> None:
@@ -125,18 +139,12 @@ def draw(results: dict[str, Points], path: str) -> None:
     axes.set(xlabel="network calls per answer", ylabel="exact answers, %")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right center", frameon=False) if many else axes.legend(frameon=False)
-    try:
-        figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as e:
-        raise UserError(f"figure={path}: {e}") from e
-    plot.close(figure)
+    save_figure(figure, path)
 
 
 def main(argv: list[str]) -> None:
     cfg, _ = load(CurveConfig, argv)
-    require_writable(cfg, "figure")
-    if cfg.figure:
-        require_format(cfg.figure)
+    require_figure(cfg)
     every: dict[str, Points] = {}
     for path in cfg.ckpt.split(","):
         model = uncropped(checkpoint.load(path, pick_device(cfg.device)))
@@ -151,7 +159,6 @@ def main(argv: list[str]) -> None:
         every |= {several + name: points for name, points in results.items()}
     if cfg.figure:
         draw(every, cfg.figure)
-        print(f"wrote {cfg.figure}")
 
 
 if __name__ == "__main__":

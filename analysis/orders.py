@@ -15,11 +15,10 @@ solved and the worst one did not, with the step in which each cell was filled.
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import checkpoint
-from analysis.curves import require_format
+from analysis.curves import require_figure, save_figure
 from checkpoint import Model
 from configurator import PUZZLES, UserError, load, optional, require, run
 from corpus import Corpus
@@ -27,7 +26,7 @@ from diffusion import BLIND, ORDERS
 from evaluate import EvaluateConfig, Texts, sampled, uncropped, wilson
 from model import pick_device
 from objective import SampleOptions, generator
-from sample import answer_canvas, require_writable
+from sample import answer_canvas
 
 
 @dataclass(frozen=True)
@@ -42,8 +41,6 @@ class OrdersConfig:
 
     def __post_init__(self):
         require(self, "samples", self.samples >= 1, "at least 1")
-        there = not self.figure or Path(self.figure).parent.is_dir()
-        require(self, "figure", there, "a file in a folder that exists")
 
 
 class Answers(NamedTuple):
@@ -190,18 +187,12 @@ def draw(every: list[Answers], path: str) -> None:
     bars.invert_yaxis()
     bars.set(xlim=(0, 120), xlabel="answers that are right, %", xticks=range(0, 101, 25))
     bars.spines[["top", "right"]].set_visible(False)
-    try:
-        figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as e:
-        raise UserError(f"figure={path}: {e}") from e
-    plot.close(figure)
+    save_figure(figure, path)
 
 
 def main(argv: list[str]) -> None:
     cfg, _ = load(OrdersConfig, argv)
-    require_writable(cfg, "figure")
-    if cfg.figure:
-        require_format(cfg.figure)
+    require_figure(cfg)
     models = []
     for path in cfg.ckpt.split(","):
         models.append(uncropped(checkpoint.load(path, pick_device(cfg.device))))
@@ -216,7 +207,6 @@ def main(argv: list[str]) -> None:
             print(describe(every[-1], every[0].right()), flush=True)
     if cfg.figure:
         draw(every, cfg.figure)
-        print(f"wrote {cfg.figure}")
 
 
 if __name__ == "__main__":

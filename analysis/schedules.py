@@ -17,7 +17,6 @@ places, at most 32, of the best that it reaches within that budget.
 
 import math
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -25,7 +24,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 import checkpoint
-from analysis.curves import require_format
+from analysis.curves import require_figure, save_figure
 from checkpoint import Model
 from configurator import PUZZLES, UserError, load, optional, require, run
 from corpus import Batch, Corpus
@@ -42,7 +41,7 @@ from evaluate import (
 )
 from model import pick_device
 from objective import generator
-from sample import has_bos_eos, require_writable
+from sample import has_bos_eos
 
 STEPS = (1, 2, 4, 8, 16, 32)
 VALUES = {  # settings of adaptive schedules, from all places at once to few at a time
@@ -83,15 +82,15 @@ class ScheduleConfig:
     """The options of `analysis/schedules.py`."""
 
     ckpt: str = "out/chat_pydoc/ckpt.pt"  # one, or several with commas between them
-    samples: int = 100  # texts per point
+    samples: int = 100  # answers per point
+    judged: int = 16  # texts per point where they are judged, each as long as the block
     order: Literal[tuple(name for name in ORDERS if name not in BLIND)] = "confidence"
     figure: str = ""  # write a figure to this file
     device: str = "auto"  # auto | cpu | cuda | cuda:N
 
     def __post_init__(self):
-        require(self, "samples", self.samples >= 2, "at least 2")
-        there = not self.figure or Path(self.figure).parent.is_dir()
-        require(self, "figure", there, "a file in a folder that exists")
+        for key in ("samples", "judged"):
+            require(self, key, getattr(self, key) >= 2, "at least 2")
 
 
 def settings(places: int) -> dict[str, list[tuple[float, dict[str, Any]]]]:
@@ -159,9 +158,8 @@ def panel(cfg: ScheduleConfig, models: list[Model]) -> Panel:
             got = ", ".join(m.config.objective for m in models)
             raise UserError(f"ckpt: {config.dataset} needs one checkpoint {kind}, got {got}")
     judge = None if answers else serial[0]
-    base = EvaluateConfig(
-        samples=cfg.samples, rows=cfg.samples, chat=task == "chat", temperature=1.0 - answers
-    )
+    texts = cfg.samples if answers else cfg.judged
+    base = EvaluateConfig(samples=texts, rows=texts, chat=task == "chat", temperature=1.0 - answers)
     first = corpus.batch(
         "val", rows_of(corpus, "val", 1, masked[0].config.block_size), masked[0].config.block_size
     )
@@ -276,18 +274,12 @@ def draw(panels: list[Panel], path: str) -> None:
         label: h for a in axes.flat for h, label in zip(*a.get_legend_handles_labels(), strict=True)
     }
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, frameon=False)
-    try:
-        figure.savefig(path, dpi=100)
-    except (OSError, ValueError) as e:
-        raise UserError(f"figure={path}: {e}") from e
-    plot.close(figure)
+    save_figure(figure, path, dpi=100)
 
 
 def main(argv: list[str]) -> None:
     cfg, _ = load(ScheduleConfig, argv)
-    require_writable(cfg, "figure")
-    if cfg.figure:
-        require_format(cfg.figure)
+    require_figure(cfg)
     device, groups = pick_device(cfg.device), {}
     for path in cfg.ckpt.split(","):
         model = uncropped(checkpoint.load(path, device))
@@ -302,7 +294,6 @@ def main(argv: list[str]) -> None:
                 print(f"  {name} {p.setting:<7g}{p.calls:7.2f} calls  {quality}", flush=True)
     if cfg.figure:
         draw(panels, cfg.figure)
-        print(f"wrote {cfg.figure}")
 
 
 if __name__ == "__main__":
