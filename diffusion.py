@@ -689,8 +689,8 @@ class ScoreEntropy(Objective):
 #
 #     q(y) = alpha mu(y) + (1 - alpha) / n,      q(y | x0) = alpha [y = x0] + (1 - alpha) / n,
 #
-# and q(y) / q(x) is the score. Put into SEDD's theorem 3.6, this gives the bound of UDLM (eq. 17
-# there, of which this is the same with both terms positive), per token and unit of sigma:
+# and q(y) / q(x) is the score. Put into SEDD's theorem 3.6, this gives the continuous-time bound of
+# UDLM, here as a sum of two terms that are not negative, per token and unit of sigma:
 #
 #     1 / (n p_x) [ p_x / q_x - 1 - log(p_x / q_x) + KL(q(. | x0) || q) ],      p_x = q(x | x0)
 #
@@ -702,8 +702,9 @@ class ScoreEntropy(Objective):
 # d(y) ~ mu(y) q(x | y). Each follows from the other, and d must not be put in the place of mu: mu
 # goes into the loss and the reverse step, temperature acts on mu, and alpha mu + (1 - alpha) / n is
 # the conditional q(x_i | all others) from which the corrector draws, a step of Gibbs sampling. A
-# network may give the logits of either (`predict`). Those of d are learnt sooner: it may repeat the
-# token that it sees, where mu has to do as if it had not seen it.
+# network may give the logits of either (`predict`): d may repeat the token that it sees, as surely as
+# the noise level allows; mu has to do as if it had not seen it. Which is learnt sooner depends on the
+# task (docs/results.md).
 #
 #     UDLM  Schiff et al. 2024, Simple Guidance Mechanisms for Discrete Diffusion Models,
 #           arXiv 2412.10193
@@ -897,22 +898,18 @@ class Masked(Objective):
                 "importance=True needs a noise schedule with time_of_mask_prob; "
                 f"noise={cfg.noise} has none"
             )
-        if cfg.token_noise and cfg.loss_per != "token":
+        options = {
+            "zero_time": cfg.zero_time,
+            "loss_per": cfg.loss_per,
+            "padding": cfg.padding,
+            "random_length": cfg.random_length,
+            "by_importance": cfg.importance,
+        }
+        if not cfg.token_noise:
+            return cls(vocab_size, specials.get("mask"), noise, **options)
+        if cfg.loss_per != "token":
             raise UserError("token_noise: a loss per token; leave loss_per out")
-        kind = TokenNoise if cfg.token_noise else cls
-        objective = kind(
-            vocab_size,
-            specials.get("mask"),
-            noise,
-            zero_time=cfg.zero_time,
-            loss_per=cfg.loss_per,
-            padding=cfg.padding,
-            random_length=cfg.random_length,
-            by_importance=cfg.importance,
-        )
-        if cfg.token_noise:
-            objective.token_noise = cfg.token_noise
-        return objective
+        return TokenNoise(cfg.token_noise, vocab_size, specials.get("mask"), noise, **options)
 
     @property
     def samplers(self) -> tuple[str, ...]:
@@ -1109,7 +1106,9 @@ class TokenNoise(Masked):
     which are the mistakes that a sampler makes. The loss is not GIDD's bound: visible tokens weigh
     1 each. `bound` is that of masked diffusion, on texts without wrong tokens."""
 
-    token_noise = 0.0
+    def __init__(self, token_noise: float, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        self.token_noise = token_noise
 
     def corrupt(self, batch: Batch, rng: torch.Generator) -> Noisy:
         noisy = super().corrupt(batch, rng)
@@ -1586,8 +1585,8 @@ def loop(t: float, s: float, eta: float, confidence: Tensor) -> RemaskStep:
 
 
 def edit(t: float, s: float, eta: float, confidence: Tensor) -> RemaskStep:
-    """Every token whose probability under the present text is below eta (`EditSampler`, whose
-    `confidence` is that)."""
+    """Every token whose probability under the present text is below eta. EditSampler keeps that in
+    `confidence`."""
     return RemaskStep(1 - t, 1 - s, (confidence < eta).double())
 
 
@@ -2063,8 +2062,10 @@ class EditSampler(MaskedSampler):
     is masked and no token is below eta: they would change nothing. A draft is a canvas where all is
     written."""
 
-    reads = (*Sampler.reads, *("steps", "unmask_schedule", "remask", "eta", "delay"))
-    reads = (*reads, *("draft", "cfg", "wrap", "length"))
+    reads = (
+        *(*Sampler.reads, "steps", "unmask_schedule", "remask", "eta", "delay"),
+        *("draft", "cfg", "wrap", "length"),
+    )
 
     @classmethod
     def options_read(cls, objective: Any, o: SampleOptions) -> set[str]:
@@ -2074,34 +2075,31 @@ class EditSampler(MaskedSampler):
         return ids if self.o.draft else super().start(ids)
 
     def run(self) -> Iterator[None]:
-        rule, eta = Ordered(self, torch.full_like(self.x[:, 0], self.o.steps)), self.o.eta
-        eta = REMASKING["edit"].eta if eta is None else eta
-        places, (row, col) = self.editable.sum(1).clamp(min=1), self.editable.nonzero(as_tuple=True)
-        for step in range(self.o.steps if len(row) else 0):
+        row, col = self.editable.nonzero(as_tuple=True)
+        places, steps = self.editable.sum(1).clamp(min=1), self.o.steps
+        rule = Ordered(self, torch.full_like(places, steps))
+        for step in range(steps if len(row) else 0):
             masked = self.x[row, col] == self.mask_id
             left = self.count(row[masked])
             share = (left / places).double().clamp(rule.lowest, rule.highest)
             h = self.forward(row, col, share)
-            rule.number = SCHEDULES[self.o.unmask_schedule](left, step, self.o.steps).clamp(
-                max=left
-            )
+            self.reread(row[~masked], col[~masked], h[~masked])
+            self.draw_remasked(step, steps)
+            rule.number = SCHEDULES[self.o.unmask_schedule](left, step, steps).clamp(max=left)
             chosen = rule.choose(step, row[masked], col[masked], h[masked])
-            again = torch.zeros_like(self.editable)
-            if step < self.o.steps - 1:
-                again[row[~masked], col[~masked]] = self.below(eta, row, col, h, ~masked)
             self.unmask(*(v[masked][chosen] for v in (row, col, h)))
-            self.x[again] = self.mask_id
+            self.mask_again()
             yield
-            if not (left.any() or again.any()):
+            if not (left.any() or self.remasked.any()):
                 return
 
-    def below(self, eta: float, row: Tensor, col: Tensor, h: Tensor, written: Tensor) -> Tensor:
-        """(W,) bool: is the probability of the token at each of the written places below eta?"""
-        row, col, h, low = row[written], col[written], h[written], []
+    def reread(self, row: Tensor, col: Tensor, h: Tensor) -> None:
+        """Keep the probability of the tokens at these written places (W,) under the present
+        text."""
         for part in self.parts(len(row)):
-            p = self.logits(h[part], row[part], col[part]).double().softmax(1)
-            low.append(p.gather(1, self.x[row[part], col[part], None])[:, 0] < eta)
-        return torch.cat(low) if low else row.bool()
+            at = row[part], col[part]
+            p = self.logits(h[part], *at).double().softmax(1)
+            self.confidence[at] = p.gather(1, self.x[at][:, None])[:, 0]
 
 
 # ==================================================================================================

@@ -547,19 +547,16 @@ class Insertion(Objective):
 
     @classmethod
     def from_config(cls, cfg: Config, vocab_size: int, specials: dict[str, int]) -> Objective:
-        kind = InsertionAndDeletion if cfg.token_noise else cls
-        objective = kind(
-            vocab_size,
-            specials,
-            stop=cfg.stop,
-            stop_weight=cfg.stop_weight,
-            class_weight=cfg.stop_class_weight,
-            close_prompt=cfg.close_prompt,
-            longest=cfg.block_size,
-        )
-        if cfg.token_noise:
-            objective.token_noise = cfg.token_noise
-        return objective
+        options = {
+            "stop": cfg.stop,
+            "stop_weight": cfg.stop_weight,
+            "class_weight": cfg.stop_class_weight,
+            "close_prompt": cfg.close_prompt,
+            "longest": cfg.block_size,
+        }
+        if not cfg.token_noise:
+            return cls(vocab_size, specials, **options)
+        return InsertionAndDeletion(cfg.token_noise, vocab_size, specials, **options)
 
     # -- rows --
 
@@ -813,10 +810,12 @@ class InsertionAndDeletion(Insertion):
     that of the sampler that deletes nothing, on rows without wrong tokens."""
 
     samplers = ("threshold", "ancestral")
-    token_noise = 0.0
 
-    def __init__(self, vocab_size: int, specials: dict[str, int], **options: Any):
+    def __init__(
+        self, token_noise: float, vocab_size: int, specials: dict[str, int], **options: Any
+    ):
         super().__init__(vocab_size, specials, **options)
+        self.token_noise = token_noise
         self.delete_id = self.network_kwargs["vocab_size"]
         self.network_kwargs["vocab_size"] += 1
         self.never = [*self.never, self.delete_id]

@@ -266,7 +266,7 @@ class SampleOptions:
     draft: bool = False  # what is not given is a text to be corrected, not ignored
     draft_time: float = 0.1  # udlm: the time t from which a draft is denoised
     renoise: bool = True  # udlm: noise the draft to that time first; False: it is as noisy as it is
-    corrector_steps: int = 0  # udlm: calls after each step that draw tokens anew
+    corrector_steps: int = 0  # udlm: how often some tokens are drawn anew after each step
     corrector_places: int = 1  # udlm: how many of each row
     corrector_order: str = "margin"  # udlm: which: margin, those furthest behind the best; random
     stop: int | None = None  # id that ends a text; what comes after it is not sampled

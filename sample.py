@@ -51,7 +51,7 @@ from autoregressive import Ordered
 from checkpoint import Model
 from configurator import PUZZLES, UserError, load, require, room, run
 from corpus import Corpus
-from diffusion import GRIDS, SAMPLERS, UDLM
+from diffusion import GRIDS, SAMPLERS, UDLM, Absorbing
 from insertion import IDLM, FlexMDM, Insertion, InsertionTransformer
 from model import autocast, compile_network, pick_device, pick_dtype, wants_compile
 from objective import CHOICES, Allowed, Frame, SampleOptions, choose_sampler, generator, seed_of
@@ -483,7 +483,7 @@ class SamplerConfig:
     cache: CacheKind = "none"  # keep keys and values for the time of a block
     draft_time: float = 0.1  # udlm: the time t from which a --draft is denoised
     renoise: bool = True  # udlm: noise the draft to that time first; False: it is as noisy as it is
-    corrector_steps: int = 0  # udlm: calls after each step that draw some tokens anew
+    corrector_steps: int = 0  # udlm: how often some tokens are drawn anew after each step
     corrector_places: int = 1  # udlm: how many tokens of each text
     corrector_order: CorrectorOrder = "margin"  # udlm: which: those that fall behind most, or any
     delete: int = 0  # insertion, trained with token_noise: delete at most so many tokens of a text
@@ -1017,7 +1017,7 @@ def trace_of(model: Model, name: str = "", skip: int = 0) -> Trace:
     """The Trace for a page, or for a stage on one, of samples without their first `skip`
     positions."""
     objective, note = model.objective, ""
-    if "euler" in objective.samplers and objective.mask_id is None:
+    if not getattr(objective, "graph", Absorbing).absorbing:
         note = (
             "Any token may change in any step; probabilities are those of one step, in which it "
             "most probably stays."

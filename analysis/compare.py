@@ -13,7 +13,6 @@ import checkpoint
 from checkpoint import Model
 from configurator import PUZZLES, TASKS, UserError, room
 from corpus import Corpus
-from diffusion import GRIDS
 from evaluate import (
     GIVEN_LENGTH,
     TEXTS,
@@ -72,12 +71,14 @@ def quality(cfg: EvaluateConfig, model: Model, corpus: Corpus) -> dict[str, Any]
 
 def greedy(cfg: EvaluateConfig, origins: dict[str, str], model: Model) -> EvaluateConfig:
     """`cfg` with the defaults for right answers: temperature 0, in confidence order where there is
-    one. Temperature 1 for SEDD's uniform graph, where the most probable step changes nothing."""
+    one. Temperature 1 on the uniform graph, where the most probable step changes nothing, and the
+    most probable token in noise is no text."""
     if model.meta.get("task") not in ("chat", *PUZZLES):
         return fitted(cfg, origins, model)
     usual = answer_defaults(cfg, origins, model.objective.samplers)
-    if "temperature" not in origins and model.objective.samplers[0] in GRIDS:
-        usual = dataclasses.replace(usual, temperature=1.0)
+    if "temperature" not in origins and getattr(model.objective, "graph", None) is not None:
+        if not model.objective.graph.absorbing:
+            usual = dataclasses.replace(usual, temperature=1.0)
     return fitted(usual, origins, model)
 
 

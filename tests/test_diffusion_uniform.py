@@ -34,7 +34,7 @@ def losses(objective, logits: Tensor, x0: Tensor, xt: Tensor, sigma: Tensor) -> 
 
 
 def paper(mu: Tensor, x0: int, z: int, alpha: float) -> float:
-    """The integrand of UDLM, eq. 17, for alpha' = -alpha: a rate of 1."""
+    """The integrand of UDLM's continuous-time bound, for alpha' = -alpha: a rate of 1."""
     N, one_hot = 3, np.eye(3)[x0]
     x = N * alpha * one_hot + 1 - alpha
     y = N * alpha * mu.numpy() + 1 - alpha
@@ -243,6 +243,23 @@ def test_the_corrector_prefers_places_that_fall_behind(order):
     want = chosen * (1 - own)
     error = (changed.double().mean(0) - want).abs()
     assert (error < 4.5 * (want * (1 - want) / N).sqrt()).all(), (error, want)
+
+
+def test_what_the_corrector_draws_does_not_depend_on_what_stood_there():
+    """Though the network repeats the token that it sees: noise stands there when it is called."""
+
+    class Repeats(Given):
+        def features(self, ids, *inputs, **options):
+            return 30.0 * torch.nn.functional.one_hot(ids, 3).float()
+
+    objective, ids = udlm(), torch.zeros(3000, 1, dtype=torch.long)
+    options = SampleOptions(sampler="ancestral", corrector_steps=1)
+    net = Repeats(torch.zeros(1, 1, 3))
+    sampler = objective.sampler(options)(objective, net, ids, ids > 0, generator(2), options)
+    sampler.x = ids.clone()
+    sampler.correct(*(ids == 0).nonzero(as_tuple=True), torch.tensor(1e-6).double())
+    share = torch.bincount(sampler.x[:, 0], minlength=3) / 3000
+    assert (share - 1 / 3).abs().max() < 0.05
 
 
 def test_the_corrector_draws_as_many_places_as_it_is_told():
