@@ -702,9 +702,9 @@ class ScoreEntropy(Objective):
 # d(y) ~ mu(y) q(x | y). Each follows from the other, and d must not be put in the place of mu: mu
 # goes into the loss and the reverse step, temperature acts on mu, and alpha mu + (1 - alpha) / n is
 # the conditional q(x_i | all others) from which the corrector draws, a step of Gibbs sampling. A
-# network may give the logits of either (`predict`): d may repeat the token that it sees, as surely as
-# the noise level allows; mu has to do as if it had not seen it. Which is learnt sooner depends on the
-# task (docs/results.md).
+# network may give the logits of either (`predict`): d may repeat the token that it sees, as surely
+# as the noise level allows; mu has to do as if it had not seen it. Which is learnt sooner depends
+# on the task (docs/results.md).
 #
 #     UDLM  Schiff et al. 2024, Simple Guidance Mechanisms for Discrete Diffusion Models,
 #           arXiv 2412.10193
